@@ -1,0 +1,146 @@
+"""Channel-wise self-attention in one form, whatever the network it comes from.
+
+Per head, from an input x of C channels and L pixels:
+
+    R, K, V = rows, columns, values: c x L each, a projection of x (pointwise, then maybe depthwise)
+    S = temperature * R^ K^T       R^, K^: every row divided by its L2 norm over the L pixels
+    Y = output * blockdiag_h(softmax(S_h)) * V
+
+An adapter reads a layer of a particular network into :class:`ChannelAttention`; everything else in
+the package works on that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Smallest mean square of a map in a norm. Maps this weak carry no signal; the floor keeps the
+#: division finite, also in half precision on images of many pixels.
+NORM_FLOOR = 1e-12
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A projection of (B, C, H, W) onto heads * c channels, split into its two linear parts.
+
+    Attributes:
+        pointwise: (heads * c, C).
+        pointwise_bias: (heads * c,) or None.
+        depthwise: (heads * c, k, k) applied to the result with zero padding, or None.
+        depthwise_bias: (heads * c,) or None.
+    """
+
+    pointwise: Tensor
+    pointwise_bias: Tensor | None = None
+    depthwise: Tensor | None = None
+    depthwise_bias: Tensor | None = None
+
+    @property
+    def kernel_size(self) -> int:
+        """k, 1 where there is no depthwise part."""
+        return 1 if self.depthwise is None else int(self.depthwise.shape[-1])
+
+    def mix(self, x: Tensor) -> Tensor:
+        """The pointwise part: (B, C, H, W) to (B, heads * c, H, W)."""
+        return F.conv2d(x, self.pointwise[:, :, None, None], self.pointwise_bias)
+
+    def spread(self, mixed: Tensor) -> Tensor:
+        """The depthwise part, on the result of :meth:`mix`."""
+        if self.depthwise is None:
+            return mixed
+        return F.conv2d(
+            mixed,
+            self.depthwise[:, None],
+            self.depthwise_bias,
+            padding=self.kernel_size // 2,
+            groups=mixed.shape[1],
+        )
+
+
+@dataclass(frozen=True)
+class ChannelAttention:
+    """One CSA layer.
+
+    Attributes:
+        heads: number of heads; every projection yields heads * c channels.
+        rows, columns, values: the projections to R, K and V.
+        temperature: (heads,), multiplies the logits.
+        output: (C, heads * c), the output projection.
+        output_bias: (C,) or None.
+    """
+
+    heads: int
+    rows: Projection
+    columns: Projection
+    values: Projection
+    temperature: Tensor
+    output: Tensor
+    output_bias: Tensor | None = None
+
+    @property
+    def channels(self) -> int:
+        """C, the width of the layer's input."""
+        return int(self.rows.pointwise.shape[1])
+
+    @property
+    def head_channels(self) -> int:
+        """c, the channels of one head."""
+        return int(self.rows.pointwise.shape[0]) // self.heads
+
+    def logits(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """S for maps (B, heads * c, H, W): (B, heads, c, c)."""
+        row_tokens, column_tokens = tokens(rows, self.heads), tokens(columns, self.heads)
+        cross = row_tokens @ column_tokens.transpose(-2, -1) / row_tokens.shape[-1]
+        return normalised_logits(
+            cross,
+            row_tokens.square().mean(-1),
+            column_tokens.square().mean(-1),
+            self.temperature.view(-1, 1, 1),
+        )
+
+
+def tokens(maps: Tensor, heads: int) -> Tensor:
+    """(B, heads * c, H, W) to (B, heads, c, H * W)."""
+    batch, channels, height, width = maps.shape
+    return maps.reshape(batch, heads, channels // heads, height * width)
+
+
+def normalised_logits(cross: Tensor, row_power: Tensor, column_power: Tensor, temperature: Tensor) -> Tensor:
+    """Attention logits from second moments.
+
+    Working on means instead of normalising the maps saves two passes over them, and means do not
+    overflow half precision however large the image.
+
+    Args:
+        cross: (B, heads, c, d), mean over pixels of the products of rows and columns.
+        row_power: (B, heads, c), mean square of each row.
+        column_power: (B, heads, d).
+        temperature: (heads, 1, 1).
+
+    Returns:
+        (B, heads, c, d).
+    """
+    row_scale = row_power.clamp_min(NORM_FLOOR).rsqrt().unsqueeze(-1)
+    column_scale = column_power.clamp_min(NORM_FLOOR).rsqrt().unsqueeze(-2)
+    return cross * row_scale * column_scale * temperature
+
+
+def stack_projections(parts: list[Projection]) -> Projection:
+    """One projection that computes several of the same kind at once, their channels concatenated."""
+
+    def cat(tensors: list[Tensor | None]) -> Tensor | None:
+        present = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(present) if present else None
+
+    pointwise = cat([part.pointwise for part in parts])
+    assert pointwise is not None
+    return Projection(
+        pointwise,
+        cat([part.pointwise_bias for part in parts]),
+        cat([part.depthwise for part in parts]),
+        cat([part.depthwise_bias for part in parts]),
+    )

@@ -1,0 +1,35 @@
+"""The exceptions a user can meet.
+
+Every message is one line that says what is wrong, where, and what to do about it. The command
+line prints that line, without a traceback, and exits with :attr:`Csa2GlmhaError.exit_code`.
+"""
+
+from __future__ import annotations
+
+
+class Csa2GlmhaError(Exception):
+    """Something the user can act on went wrong: a file, a model, a result out of tolerance."""
+
+    exit_code = 1
+
+
+class UsageError(Csa2GlmhaError):
+    """The request itself does not make sense: a bad option, rank or recipe."""
+
+    exit_code = 2
+
+
+class CheckpointError(Csa2GlmhaError):
+    """A checkpoint cannot be read, or is not of a supported architecture."""
+
+
+class DataError(Csa2GlmhaError):
+    """Images or other calibration and evaluation data cannot be used."""
+
+
+class ExportError(Csa2GlmhaError):
+    """The ONNX export failed, or its outputs disagree with PyTorch's."""
+
+
+class OutputError(Csa2GlmhaError):
+    """A result cannot be written without losing something."""

@@ -1,0 +1,140 @@
+"""Streamed attention statistics of a teacher's layers.
+
+One pass over the calibration images; per layer and head only sums of small matrices are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attention.canonical import ChannelAttention, Projection, tokens
+
+#: Patch columns are formed for this many numbers at a time, which bounds the memory of large images.
+CHUNK_NUMBERS = 64_000_000
+
+
+def patches(mixed: Tensor, heads: int, kernel_size: int, constant: bool) -> Tensor:
+    """The k x k neighbourhoods of one image's maps, per head: x* of shape (heads, D, L).
+
+    Args:
+        mixed: (1, heads * c, H, W).
+        constant: append a row of ones, for projections with biases.
+    """
+    columns = F.unfold(mixed, kernel_size, padding=kernel_size // 2) if kernel_size > 1 else mixed.flatten(2)
+    columns = columns.view(heads, -1, columns.shape[-1])
+    if constant:
+        columns = torch.cat((columns, columns.new_ones(heads, 1, columns.shape[-1])), 1)
+    return columns
+
+
+@dataclass
+class SideStatistics:
+    """Moments of how one side of the logits (keys, or rows) depends on its own filters.
+
+    With x* the side's patches and Z the other side's normalised maps, S = Z (x*)^T T^T; so
+    Z (x*)^T (c x D), its mean and second moment over the images are all there is to know.
+    """
+
+    mean: Tensor
+    second: Tensor
+    power: Tensor
+    images: int = 0
+
+    def add(self, other: Tensor, columns: Tensor, maps: Tensor) -> None:
+        """Add one image: other (heads, c, L) normalised, columns (heads, D, L), maps (heads, c, L)."""
+        dependence = (other @ columns.transpose(-2, -1)).double()
+        # Logits divide by the norm of the side's own maps: by then the image's gain is gone.
+        gain = maps.square().sum(-1).sqrt().mean(-1).clamp_min(1e-12).double()
+        dependence = dependence / gain[:, None, None]
+        self.mean += dependence
+        self.second += dependence.transpose(-2, -1) @ dependence
+        self.power += (maps.square().sum(-1).double() / gain[:, None].square())
+        self.images += 1
+
+    def metric(self, centred: float) -> Tensor:
+        """Omega, (heads, D, D); ``centred`` = 1 leaves out what is the same in every image."""
+        mean = self.mean / self.images
+        return self.second / self.images - centred * (mean.transpose(-2, -1) @ mean)
+
+    def norms(self) -> Tensor:
+        """Root mean square norm of every channel, (heads, c), in the same units as the metric."""
+        return (self.power / self.images).sqrt()
+
+
+@dataclass
+class LayerStatistics:
+    """What the initialisation of one layer needs, accumulated over images."""
+
+    form: ChannelAttention
+    rows: SideStatistics | None
+    columns: SideStatistics | None
+    attention: Tensor | None
+    values: Tensor | None
+    images: int = 0
+    
+    @classmethod
+    def empty(cls, form: ChannelAttention, rows: bool, columns: bool, values: bool) -> LayerStatistics:
+        """Choose which projections will be factorised; nothing is gathered for the others."""
+        heads, c = form.heads, form.head_channels
+
+        def side(projection: Projection) -> SideStatistics:
+            d = patch_size(projection, c)
+            zeros = torch.zeros
+            return SideStatistics(
+                zeros(heads, c, d, dtype=torch.float64),
+                zeros(heads, d, d, dtype=torch.float64),
+                zeros(heads, c, dtype=torch.float64),
+            )
+
+        d = patch_size(form.values, c)
+        return cls(
+            form,
+            side(form.rows) if rows else None,
+            side(form.columns) if columns else None,
+            torch.zeros(heads, c, c, dtype=torch.float64) if values else None,
+            torch.zeros(heads, d, d, dtype=torch.float64) if values else None,
+        )
+
+    @torch.no_grad()
+    def add(self, x: Tensor) -> None:
+        """Add a batch of inputs of the layer, (B, C, H, W)."""
+        for image in x.split(1):
+            self._add_image(image)
+
+    def _add_image(self, x: Tensor) -> None:
+        form, heads = self.form, self.form.heads
+        mixed = {name: getattr(form, name).mix(x) for name in ("rows", "columns", "values")}
+        maps = {name: tokens(getattr(form, name).spread(m), heads)[0] for name, m in mixed.items()}
+        unit = {name: F.normalize(maps[name], dim=-1) for name in ("rows", "columns")}
+
+        def columns_of(name: str) -> Tensor:
+            projection: Projection = getattr(form, name)
+            return patches(mixed[name], heads, projection.kernel_size, has_offset(projection))
+
+        if self.columns is not None:
+            self.columns.add(unit["rows"], columns_of("columns"), maps["columns"])
+        if self.rows is not None:
+            self.rows.add(unit["columns"], columns_of("rows"), maps["rows"])
+        if self.attention is not None and self.values is not None:
+            logits = (unit["rows"] @ unit["columns"].transpose(-2, -1)) * form.temperature.view(-1, 1, 1)
+            attention = logits.softmax(-1).double()
+            output = form.output.double().view(-1, heads, form.head_channels).permute(1, 0, 2)
+            mapped = output @ attention
+            self.attention += mapped.transpose(-2, -1) @ mapped
+            columns = columns_of("values")
+            self.values += (columns @ columns.transpose(-2, -1)).double() / columns.shape[-1]
+        self.images += 1
+
+
+def has_offset(projection: Projection) -> bool:
+    """Whether generated channels carry a constant."""
+    return projection.depthwise_bias is not None
+
+
+def patch_size(projection: Projection, c: int) -> int:
+    """D of a head of c channels."""
+    return c * projection.kernel_size**2 + has_offset(projection)

@@ -1,0 +1,58 @@
+"""What every supported network offers beyond being an ``nn.Module``."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class RestorationModel(nn.Module):
+    """A network whose channel attention can be converted.
+
+    Subclasses set :attr:`architecture` and fill :attr:`hyperparameters` with the JSON values that
+    rebuild them, so that a student file describes itself.
+    """
+
+    architecture: ClassVar[str]
+    #: Names of the inputs in call order; they become the names in the ONNX file.
+    input_names: ClassVar[tuple[str, ...]] = ("input",)
+    #: Feature maps are halved this often, so heights and widths are padded to this multiple inside.
+    size_multiple: ClassVar[int] = 8
+
+    hyperparameters: dict[str, Any]
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the (first) input."""
+        raise NotImplementedError
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        raise NotImplementedError
+
+    def input_shapes(self, height: int, width: int, batch: int = 1) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the inputs, in call order, for an image of ``height`` x ``width`` pixels."""
+        return ((batch, self.in_channels, height, width),)
+
+
+def reflect_pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pad (B, C, H, W) at the bottom and right by reflection to the next multiple.
+
+    Written as an index look-up rather than ``F.pad``: it holds for images smaller than the padding
+    (the reflection bounces), and it stays valid for any size in an exported graph.
+    """
+    for dim in (2, 3):
+        size = x.shape[dim]
+        padded = (size + multiple - 1) // multiple * multiple
+        if not torch.compiler.is_exporting() and padded == size:
+            continue
+        # A triangle wave of period 2 (size - 1): 0 1 2 ... size-1 size-2 ... 1 0 1 ...
+        last = size - 1
+        position = torch.arange(padded, device=x.device)
+        period = 2 * last + (1 if size == 1 else 0) if isinstance(last, int) else 2 * last
+        index = last - (position % period - last).abs()
+        x = x.index_select(dim, index)
+    return x

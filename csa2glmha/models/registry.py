@@ -1,0 +1,144 @@
+"""Which architectures are known, and how a state dict is recognised.
+
+To add one: write its module with a :class:`RestorationModel` and a function that reads the
+hyper-parameters from a state dict, and add one line to :data:`ARCHITECTURES`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from . import restormer
+from .base import RestorationModel
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One supported network.
+
+    Attributes:
+        model: its class; called with the hyper-parameters as keywords.
+        hyperparameters_from: reads them from a state dict that has every key of ``signature``.
+        signature: keys that together occur in this architecture alone.
+    """
+
+    model: Callable[..., RestorationModel]
+    hyperparameters_from: Callable[[Mapping[str, Tensor]], dict[str, Any]]
+    signature: tuple[str, ...]
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "restormer": Architecture(
+        restormer.Restormer,
+        restormer.hyperparameters_from,
+        (
+            "patch_embed.proj.weight",
+            "encoder_level1.0.attn.temperature",
+            "encoder_level1.0.attn.qkv_dwconv.weight",
+            "encoder_level2.0.ffn.project_out.weight",
+            "encoder_level3.0.ffn.project_out.weight",
+            "latent.0.attn.temperature",
+            "output.weight",
+        ),
+    ),
+}
+
+
+def recognise(state: Mapping[str, Tensor], source: str) -> str:
+    """Name the architecture a state dict belongs to.
+
+    Args:
+        state: parameter names and tensors, wrappers and prefixes removed.
+        source: what to call the file in an error.
+
+    Raises:
+        CheckpointError: it is none of the known ones; names the closest and the first keys that differ.
+    """
+    for name, architecture in ARCHITECTURES.items():
+        if all(key in state for key in architecture.signature):
+            return name
+    score = {
+        name: sum(key in state for key in architecture.signature) / len(architecture.signature)
+        for name, architecture in ARCHITECTURES.items()
+    }
+    closest = max(score, key=lambda name: score[name])
+    signature = ARCHITECTURES[closest].signature
+    missing = [key for key in signature if key not in state]
+    if score[closest] > 0:
+        hint = f"closest is {closest}, but it has no {_quote(missing)}"
+    else:
+        hint = f"none of the keys of {', '.join(ARCHITECTURES)} is there ({closest} would have {_quote(missing)})"
+    raise CheckpointError(
+        f"{source}: not a supported architecture: {hint}; "
+        f"its first keys are {_quote(list(state))}. Supported: {', '.join(ARCHITECTURES)}"
+    )
+
+
+def build(name: str, hyperparameters: Mapping[str, Any]) -> RestorationModel:
+    """Build an architecture with fresh weights, in eval mode."""
+    return ARCHITECTURES[name].model(**hyperparameters).eval()
+
+
+def build_from_state(state: Mapping[str, Tensor], source: str) -> RestorationModel:
+    """Recognise a state dict, build its network and load the weights.
+
+    Returns:
+        The network in eval mode, float32, on the CPU.
+
+    Raises:
+        CheckpointError: unknown architecture, or keys or shapes that do not fit.
+    """
+    name = recognise(state, source)
+    try:
+        hyperparameters = ARCHITECTURES[name].hyperparameters_from(state)
+        with torch.device("meta"):
+            model = build(name, hyperparameters)
+    except (KeyError, ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{source}: looks like {name}, but its hyper-parameters cannot be read from it ({error!r})"
+        ) from error
+    load_strictly(model, state, f"{source} ({name})")
+    return model
+
+
+def load_strictly(model: RestorationModel, state: Mapping[str, Tensor], source: str) -> None:
+    """Load ``state`` into ``model``, which may be on the meta device; every key and shape must fit.
+
+    Raises:
+        CheckpointError: names the first missing, unexpected or misshapen keys.
+    """
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in state]
+    extra = [key for key in state if key not in wanted]
+    if missing or extra:
+        parts = []
+        if missing:
+            parts.append(f"{len(missing)} missing: {_quote(missing)}")
+        if extra:
+            near = difflib.get_close_matches(extra[0], missing, n=1)
+            parts.append(
+                f"{len(extra)} unexpected: {_quote(extra)}" + (f" (meant {near[0]}?)" if near else "")
+            )
+        raise CheckpointError(f"{source}: keys do not fit: {'; '.join(parts)}")
+    wrong = [key for key in wanted if wanted[key].shape != state[key].shape]
+    if wrong:
+        key = wrong[0]
+        raise CheckpointError(
+            f"{source}: {len(wrong)} tensors have an unexpected shape, first {key}: "
+            f"{tuple(state[key].shape)} where {tuple(wanted[key].shape)} is expected"
+        )
+    model.load_state_dict(dict(state), assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+
+def _quote(keys: list[str], limit: int = 3) -> str:
+    shown = ", ".join(keys[:limit])
+    return shown + (f", ... ({len(keys)} in all)" if len(keys) > limit else "")

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from csa2glmha.errors import OutputError
+from csa2glmha.files import atomic_path, ensure_writable, prepare_output_dir, sha256_of
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def message_of(caught: pytest.ExceptionInfo[OutputError]) -> str:
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_atomic_path_writes_beside_and_replaces(tmp_path: Path) -> None:
+    final = tmp_path / "a result.json"
+    final.write_text("old")
+    with atomic_path(final) as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".json"
+        assert temporary.name.startswith(".")
+        temporary.write_text("new")
+        assert final.read_text() == "old"
+    assert final.read_text() == "new"
+    assert entries(tmp_path) == ["a result.json"]
+
+
+def test_atomic_path_names_are_unique(tmp_path: Path) -> None:
+    final = tmp_path / "x"
+    with atomic_path(final) as first, atomic_path(final) as second:
+        assert first != second
+        first.write_text("1")
+        second.write_text("2")
+
+
+def test_atomic_path_with_longest_legal_name(tmp_path: Path) -> None:
+    final = tmp_path / ("n" * 250 + ".json")
+    with atomic_path(final) as temporary:
+        temporary.write_text("x")
+    assert final.read_text() == "x"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), ValueError("bad")])
+def test_atomic_path_leaves_nothing_after_an_exception(tmp_path: Path, error: BaseException) -> None:
+    final = tmp_path / "out.bin"
+    final.write_bytes(b"old")
+    with pytest.raises(type(error)) as caught, atomic_path(final) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
+    assert caught.value is error
+    assert final.read_bytes() == b"old"
+    assert entries(tmp_path) == ["out.bin"]
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.ENOSPC, "free some space"), (errno.EACCES, "writable"), (errno.EIO, "choose another place")],
+)
+def test_atomic_path_turns_oserror_into_one_line(tmp_path: Path, number: int, advice: str) -> None:
+    final = tmp_path / "out.bin"
+    with pytest.raises(OutputError) as caught, atomic_path(final) as temporary:
+        temporary.write_bytes(b"half")
+        raise OSError(number, os.strerror(number))
+    message = message_of(caught)
+    assert str(final) in message
+    assert os.strerror(number) in message
+    assert advice in message
+    assert entries(tmp_path) == []
+
+
+def test_atomic_path_disk_full_found_at_the_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    final = tmp_path / "out.bin"
+    final.write_bytes(b"old")
+    with pytest.raises(OutputError, match="free some space"), atomic_path(final) as temporary:
+        temporary.write_bytes(b"new")
+    assert final.read_bytes() == b"old"
+    assert entries(tmp_path) == ["out.bin"]
+
+
+def test_atomic_path_onto_a_folder(tmp_path: Path) -> None:
+    final = tmp_path / "taken"
+    final.mkdir()
+    with pytest.raises(OutputError, match="taken"), atomic_path(final) as temporary:
+        temporary.write_bytes(b"new")
+    assert entries(tmp_path) == ["taken"]
+
+
+def test_prepare_output_dir_creates_parents_and_leaves_no_trace(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b c"
+    prepare_output_dir(folder, ["student.onnx"], overwrite=False)
+    prepare_output_dir(folder, ["student.onnx"], overwrite=False)
+    assert entries(folder) == []
+
+
+def test_prepare_output_dir_names_all_and_only_what_exists(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("mine")
+    (tmp_path / "report.md").symlink_to(tmp_path / "gone")
+    (tmp_path / "other.txt").write_text("x")
+    with pytest.raises(OutputError) as caught:
+        prepare_output_dir(tmp_path, ["student.onnx", "report.json", "report.md"], overwrite=False)
+    message = message_of(caught)
+    assert "'report.json', 'report.md'" in message
+    assert "student.onnx" not in message
+    assert "other.txt" not in message
+    assert "--overwrite" in message
+    assert "-o" in message
+    prepare_output_dir(tmp_path, ["student.onnx", "report.json", "report.md"], overwrite=True)
+    assert (tmp_path / "report.json").read_text() == "mine"
+
+
+def test_prepare_output_dir_overwrite_does_not_cover_folders(tmp_path: Path) -> None:
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(OutputError, match=r"folders .*'report\.json'"):
+        prepare_output_dir(tmp_path, ["report.json"], overwrite=True)
+
+
+@pytest.mark.parametrize("below", ["", "deeper", "deeper/still"])
+def test_prepare_output_dir_where_a_file_is(tmp_path: Path, below: str) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    with pytest.raises(OutputError, match="in the way") as caught:
+        prepare_output_dir(taken / below, [], overwrite=True)
+    message_of(caught)
+    assert taken.read_text() == "mine"
+
+
+def test_prepare_output_dir_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(**kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    # Permission bits do not stop the superuser, who may be running this test.
+    monkeypatch.setattr("tempfile.TemporaryFile", denied)
+    with pytest.raises(OutputError, match="make the folder writable") as caught:
+        prepare_output_dir(tmp_path, [], overwrite=False)
+    assert str(tmp_path) in message_of(caught)
+
+
+def test_ensure_writable(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "out.onnx"
+    ensure_writable(path, overwrite=False)
+    assert entries(tmp_path / "new") == []
+    path.write_text("mine")
+    with pytest.raises(OutputError, match=r"out\.onnx' already exists: pass --overwrite") as caught:
+        ensure_writable(path, overwrite=False)
+    message_of(caught)
+    ensure_writable(path, overwrite=True)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_ensure_writable_refuses_a_folder(tmp_path: Path, overwrite: bool) -> None:
+    with pytest.raises(OutputError, match="is a folder"):
+        ensure_writable(tmp_path, overwrite)
+
+
+def test_ensure_writable_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(OutputError, match="in the way"):
+        ensure_writable(tmp_path / "taken" / "out.onnx", overwrite=True)
+
+
+def test_sha256_of(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"abc")
+    # FIPS 180-2, appendix B.1
+    assert sha256_of(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    data = bytes(range(256)) * 10_000  # more than one chunk
+    path.write_bytes(data)
+    assert sha256_of(path) == hashlib.sha256(data).hexdigest()
