@@ -7,7 +7,7 @@ over the *expanded* c x c logits, so that full rank is CSA exactly,
 
     K ~ G_k K_r    V ~ H V_r    (optionally R ~ G_r R_r)
     S = temperature * normalised(R K^T) + B
-    Y = (output * softmax(S) * H) V_r        B, G, H: static and small, they touch no map.
+    Y = (output * softmax(S) * H) V_r        G, H, B: small, they touch no map.
 
 The ``compact`` form is the paper's: the softmax runs over the r generated keys themselves.
 """
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .canonical import normalised_logits, tokens
+from .canonical import NORM_FLOOR, normalised_logits, tokens
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class GLMHAConfig:
         kernel_size: of the depthwise part of the generators, 1 for none.
         bias: the generators carry biases.
         output_bias: the output projection carries a bias.
-        bias_rank: the static logit bias B is the sum of this many rank-one modes per head, whose
-            strengths the guide adapts to the image; 0 leaves B out.
-        guide_width: hidden units of the calibration network; 0 leaves it out.
+        bias_rank: rank per head of the static logit bias; 0 leaves it out.
+        guide_width: hidden units of the calibration network, and rank-one logit modes per head that it
+            steers; 0 leaves it out.
     """
 
     channels: int
@@ -63,51 +63,55 @@ class GLMHAConfig:
         return asdict(self)
 
     @property
+    def compact(self) -> bool:
+        """The softmax runs over the generated keys."""
+        return self.attention == "compact"
+
+    @property
+    def key_gates(self) -> int:
+        """Gates on keys; none where they would cancel in the normalisation of keys used as they are."""
+        return self.heads * self.rank_k if self.compact or self.rank_k < self.head_channels else 0
+
+    @property
     def full(self) -> bool:
         """Nothing is approximated: the layer computes what the CSA layer did."""
         return self.rank_q == self.rank_k == self.rank_v == self.head_channels
 
 
 class CalibrationNetwork(nn.Module):
-    """The guide: pooled statistics of the input to per-image gates and logit modes.
+    """The guide: pooled statistics of the input to per-image gates and logit-mode strengths.
 
-    The first layer's outputs z serve twice: the first of them, linearly, as the image's logit-mode
-    strengths (fitted in closed form at initialisation), and all of them, through a GELU and a second
-    layer that starts at zero, as corrections to gates and strengths. So it starts as the closed form.
+    The hidden units serve twice. As they are, they are the strengths of the logit modes, fitted in
+    closed form at initialisation; through a GELU and a second layer, which starts at zero, they correct
+    gates and strengths. So the network starts as the closed form, with every gate at one.
 
     Args:
         channels: C of the input.
-        width: hidden units.
-        modes: number of logit modes.
-        gates_k, gates_v: numbers of gates.
+        width: hidden units, and logit modes.
+        gates_k, gates_v: numbers of gates on keys and on values.
     """
 
-    def __init__(self, channels: int, width: int, modes: int, gates_k: int, gates_v: int) -> None:
+    def __init__(self, channels: int, width: int, gates_k: int, gates_v: int) -> None:
         super().__init__()
-        self.split = [modes, gates_k, gates_v]
-        self.linear_modes = min(width, modes)
+        self.split = [width, gates_k, gates_v]
         self.hidden = nn.Linear(2 * channels, width)
         self.out = nn.Linear(width, sum(self.split))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, C, H, W) to mode strengths (B, modes) and gates (B, gates_k), (B, gates_v)."""
-        z = self.hidden(pooled_statistics(x))
-        strengths, gates_k, gates_v = self.out(F.gelu(z)).split(self.split, dim=1)
-        strengths = strengths + F.pad(z[:, : self.linear_modes], (0, self.split[0] - self.linear_modes))
-        return strengths, 1 + gates_k, 1 + gates_v
+        """(B, C, H, W) to mode strengths (B, width) and gates (B, gates_k), (B, gates_v)."""
+        strengths = self.hidden(pooled_statistics(x))
+        correction, gates_k, gates_v = self.out(F.gelu(strengths)).split(self.split, dim=1)
+        return strengths + correction, 1 + gates_k, 1 + gates_v
 
 
 def pooled_statistics(x: Tensor) -> Tensor:
     """Mean and standard deviation of every channel: (B, C, H, W) to (B, 2C)."""
     mean = x.mean((2, 3))
-    power = x.square().mean((2, 3))
-    return torch.cat((mean, (power - mean.square()).clamp_min(NORM_FLOOR_STD).sqrt()), 1)
-
-
-#: Floor under the variance whose root is taken: the root's gradient is infinite at zero.
-NORM_FLOOR_STD = 1e-12
+    variance = x.square().mean((2, 3)) - mean.square()
+    # The floor is for the root's gradient, which is infinite at zero.
+    return torch.cat((mean, variance.clamp_min(NORM_FLOOR).sqrt()), 1)
 
 
 class GLMHA(nn.Module):
@@ -126,25 +130,26 @@ class GLMHA(nn.Module):
             if k > 1
             else None
         )
-        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        # Low-rank keys have norms of their own; a temperature per column makes up for the ratio.
+        keys = config.rank_k if config.compact else c
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1 if config.rank_k == c else keys))
+        self.row_scale = nn.Parameter(torch.ones(heads, c, 1)) if config.rank_q < c else None
         self.output = nn.Parameter(torch.zeros(config.out_channels, heads * c))
         self.output_bias = nn.Parameter(torch.zeros(config.out_channels)) if config.output_bias else None
 
         def expansion(rank: int) -> nn.Parameter | None:
             return None if rank == c else nn.Parameter(torch.zeros(heads, c, rank))
 
-        compact = config.attention == "compact"
         self.expand_rows = expansion(config.rank_q)
-        self.expand_columns = None if compact else expansion(config.rank_k)
-        self.expand_values = None if compact else expansion(config.rank_v)
-        # B = left * diag(strength + guide) * right^T, per head.
-        modes = config.bias_rank
-        if modes:
-            columns = config.rank_k if compact else c
-            self.mode_left = nn.Parameter(torch.zeros(heads, c, modes))
-            self.mode_right = nn.Parameter(torch.zeros(heads, columns, modes))
+        self.expand_columns = None if config.compact else expansion(config.rank_k)
+        self.expand_values = None if config.compact else expansion(config.rank_v)
+        # The logits' correction is left * diag(strengths) * right^T per head: first the static modes,
+        # of strength one, then the guided ones.
+        modes = config.bias_rank + config.guide_width
+        self.mode_left = nn.Parameter(torch.zeros(heads, c, modes)) if modes else None
+        self.mode_right = nn.Parameter(torch.zeros(heads, keys, modes)) if modes else None
         self.guide = (
-            CalibrationNetwork(config.channels, config.guide_width, modes, self.widths[1], self.widths[2])
+            CalibrationNetwork(config.channels, config.guide_width, config.key_gates, self.widths[2])
             if config.guide_width
             else None
         )
@@ -152,9 +157,9 @@ class GLMHA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape
         rows, columns, values = self.generate(x)
-        strengths, gates_k, gates_v = self.guidance(x)
-        attention = self.logits(rows, columns, strengths, gates_k).softmax(-1)
-        y = self.fold(attention, gates_v) @ values.flatten(2)
+        strengths, key_gates, value_gates = self.guidance(x)
+        attention = self.logits(rows, columns, strengths, key_gates).softmax(-1)
+        y = self.fold(attention, value_gates) @ values.flatten(2)
         if self.output_bias is not None:
             y = y + self.output_bias.view(-1, 1)
         return y.view(batch, self.config.out_channels, height, width)
@@ -168,7 +173,7 @@ class GLMHA(nn.Module):
         return rows, columns, values
 
     def guidance(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Mode strengths (B, modes) and gates (B, heads * rank) of keys and values; None: no guide."""
+        """Mode strengths (B, guide_width) and gates (B, heads * rank) on keys and values; None: no guide."""
         return (None, None, None) if self.guide is None else self.guide(x)
 
     def logits(
@@ -176,19 +181,23 @@ class GLMHA(nn.Module):
         rows: Tensor,
         columns: Tensor,
         strengths: Tensor | None = None,
-        gates: Tensor | None = None,
+        key_gates: Tensor | None = None,
     ) -> Tensor:
         """S for generated maps: (B, heads, c, c), or (B, heads, c, rank_k) in the compact form."""
-        heads = self.config.heads
+        logits = self.uncorrected_logits(rows, columns, key_gates)
+        correction = self.correction(strengths)
+        return logits if correction is None else logits + correction
+
+    def uncorrected_logits(self, rows: Tensor, columns: Tensor, key_gates: Tensor | None = None) -> Tensor:
+        """As :meth:`logits`, before static and guided modes are added."""
+        config, heads = self.config, self.config.heads
         rows, columns = tokens(rows, heads), tokens(columns, heads)
         pixels = rows.shape[-1]
-        gate = None if gates is None else gates.view(gates.shape[0], heads, 1, -1)
+        gate = key_gates.view(-1, heads, 1, config.rank_k) if key_gates is not None and config.key_gates else None
         cross = rows @ columns.transpose(-2, -1) / pixels
         expand = self.expand_columns
-        if self.config.attention == "compact" or expand is None:
+        if expand is None:
             column_power = columns.square().mean(-1)
-            if gate is not None and expand is None and self.config.attention == "expanded":
-                gate = None  # a factor on a whole key cancels in the normalisation
         else:
             expand = expand if gate is None else expand * gate
             column_power = _expanded_power(expand, columns @ columns.transpose(-2, -1) / pixels)
@@ -199,25 +208,27 @@ class GLMHA(nn.Module):
             row_power = _expanded_power(self.expand_rows, rows @ rows.transpose(-2, -1) / pixels)
             cross = self.expand_rows @ cross
         logits = normalised_logits(cross, row_power, column_power, self.temperature)
-        if self.config.attention == "compact" and gate is not None:
-            logits = logits * gate
-        if self.config.bias_rank:
-            logits = logits + self.static_logits(strengths)
-        return logits
+        if self.row_scale is not None:
+            logits = logits * self.row_scale
+        return logits * gate if config.compact and gate is not None else logits
 
-    def static_logits(self, strengths: Tensor | None = None) -> Tensor:
-        """B, (1 or B, heads, c, c), with the guide's strengths (B, modes) added to its own."""
-        scale = torch.ones(1) if strengths is None else 1 + strengths
-        left = self.mode_left * scale.to(self.mode_left).view(scale.shape[0], 1, 1, -1)
+    def correction(self, strengths: Tensor | None = None) -> Tensor | None:
+        """What is added to the logits, (1 or B, heads, c, keys), given the guide's strengths."""
+        if self.mode_left is None or self.mode_right is None:
+            return None
+        left = self.mode_left.unsqueeze(0)
+        if strengths is not None:
+            static = strengths.new_ones(strengths.shape[0], self.config.bias_rank)
+            left = left * torch.cat((static, strengths), 1)[:, None, None, :]
         return left @ self.mode_right.transpose(-2, -1)
 
-    def fold(self, attention: Tensor, gates: Tensor | None = None) -> Tensor:
+    def fold(self, attention: Tensor, value_gates: Tensor | None = None) -> Tensor:
         """Output projection, attention and value expansion in one matrix: (B, out, heads * rank_v)."""
         heads, c = self.config.heads, self.config.head_channels
         if self.expand_values is not None:
             attention = attention @ self.expand_values
-        if gates is not None:
-            attention = attention * gates.view(gates.shape[0], heads, 1, -1)
+        if value_gates is not None:
+            attention = attention * value_gates.view(-1, heads, 1, self.config.rank_v)
         output = self.output.view(-1, heads, c).transpose(0, 1)
         return (output @ attention).transpose(1, 2).flatten(2)
 
