@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .canonical import NORM_FLOOR, normalised_logits, tokens
+from csa2glmha.attention.canonical import NORM_FLOOR, normalised_logits, tokens
 
 
 @dataclass(frozen=True)
@@ -193,13 +193,16 @@ class GLMHA(nn.Module):
         config, heads = self.config, self.config.heads
         rows, columns = tokens(rows, heads), tokens(columns, heads)
         pixels = rows.shape[-1]
-        gate = key_gates.view(-1, heads, 1, config.rank_k) if key_gates is not None and config.key_gates else None
+        gate = (
+            key_gates.view(-1, heads, 1, config.rank_k)
+            if key_gates is not None and config.key_gates
+            else None
+        )
         cross = rows @ columns.transpose(-2, -1) / pixels
-        expand = self.expand_columns
-        if expand is None:
+        if self.expand_columns is None:
             column_power = columns.square().mean(-1)
         else:
-            expand = expand if gate is None else expand * gate
+            expand = self.expand_columns if gate is None else self.expand_columns * gate
             column_power = _expanded_power(expand, columns @ columns.transpose(-2, -1) / pixels)
             cross = cross @ expand.transpose(-2, -1)
         if self.expand_rows is None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..models.restormer import MDTA
-from .canonical import ChannelAttention, Projection
-from .glmha import GLMHA, GLMHAConfig
+from csa2glmha.attention.canonical import ChannelAttention, Projection
+from csa2glmha.attention.glmha import GLMHA, GLMHAConfig
+from csa2glmha.models.restormer import MDTA
 
 
 class MDTAAdapter:

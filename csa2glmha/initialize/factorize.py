@@ -62,7 +62,7 @@ def khatri_rao_rows(mix: Tensor, kernel: Tensor) -> Tensor:
 
 def teacher_bank(kernels: Tensor, offsets: Tensor | None) -> Tensor:
     """T of a teacher's projection: kernels (heads, c, k^2), offsets (heads, c) or None, to (heads, c, D)."""
-    heads, c, area = kernels.shape
+    heads, c, _ = kernels.shape
     eye = torch.eye(c, dtype=kernels.dtype).expand(heads, c, c)
     bank = khatri_rao_rows(eye, kernels)
     return bank if offsets is None else torch.cat((bank, offsets.unsqueeze(-1)), -1)
@@ -180,7 +180,7 @@ class _Problem:
         mix = self.bank.new_zeros(len(self.bank), rank, self.channels)
         residual = self.energy.clone()
         weighted = root @ residual
-        chosen = []
+        chosen: list[Tensor] = []
         for component in range(rank):
             power = residual.diagonal(dim1=-2, dim2=-1)
             gain = weighted.square().sum(-2) / power.clamp_min(1e-300)
@@ -219,7 +219,13 @@ class _Problem:
             for head in range(len(tensor)):
                 init = "svd" if rank <= min(tensor.shape[1:3]) and rank <= self.area else "random"
                 _, factors = parafac(
-                    tensor[head], rank, n_iter_max=60, init=init, tol=1e-6, random_state=0, normalize_factors=False
+                    tensor[head],
+                    rank,
+                    n_iter_max=60,
+                    init=init,
+                    tol=1e-6,
+                    random_state=0,
+                    normalize_factors=False,
                 )
                 mixes.append((channel_inverse[head] @ factors[1].double()).T)
                 kernels.append((pixel_inverse[head] @ factors[2].double()).T)
@@ -243,7 +249,11 @@ class _Problem:
         variables = [t.clone().requires_grad_(True) for t in start[: 3 if self.has_offset else 2]]
         fixed = [] if self.has_offset else [start[2]]
         optimizer = torch.optim.LBFGS(
-            variables, max_iter=iterations, history_size=20, tolerance_change=1e-10, line_search_fn="strong_wolfe"
+            variables,
+            max_iter=iterations,
+            history_size=20,
+            tolerance_change=1e-10,
+            line_search_fn="strong_wolfe",
         )
 
         def closure() -> Tensor:

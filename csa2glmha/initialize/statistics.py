@@ -5,13 +5,13 @@ One pass over the calibration images; per layer and head only sums of small matr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.canonical import ChannelAttention, Projection, tokens
+from csa2glmha.attention.canonical import ChannelAttention, Projection, tokens
 
 #: Patch columns are formed for this many numbers at a time, which bounds the memory of large images.
 CHUNK_NUMBERS = 64_000_000
@@ -52,7 +52,7 @@ class SideStatistics:
         dependence = dependence / gain[:, None, None]
         self.mean += dependence
         self.second += dependence.transpose(-2, -1) @ dependence
-        self.power += (maps.square().sum(-1).double() / gain[:, None].square())
+        self.power += maps.square().sum(-1).double() / gain[:, None].square()
         self.images += 1
 
     def metric(self, centred: float) -> Tensor:
@@ -75,7 +75,7 @@ class LayerStatistics:
     attention: Tensor | None
     values: Tensor | None
     images: int = 0
-    
+
     @classmethod
     def empty(cls, form: ChannelAttention, rows: bool, columns: bool, values: bool) -> LayerStatistics:
         """Choose which projections will be factorised; nothing is gathered for the others."""

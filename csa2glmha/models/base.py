@@ -52,7 +52,9 @@ def reflect_pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
         # A triangle wave of period 2 (size - 1): 0 1 2 ... size-1 size-2 ... 1 0 1 ...
         last = size - 1
         position = torch.arange(padded, device=x.device)
-        period = 2 * last + (1 if size == 1 else 0) if isinstance(last, int) else 2 * last
-        index = last - (position % period - last).abs()
+        # The period is a tensor because the ONNX exporter takes no symbolic number as a divisor, and at
+        # least 1 because a single row or column repeats: its index is 0 whatever the position.
+        period = torch.full_like(position, torch.sym_max(2 * last, 1))
+        index = last - (position.remainder(period) - last).abs()
         x = x.index_select(dim, index)
     return x

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
-from . import restormer
-from .base import RestorationModel
+from csa2glmha.errors import CheckpointError
+from csa2glmha.models import mst, mst_plus_plus, restormer
+from csa2glmha.models.base import RestorationModel
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,30 @@ ARCHITECTURES: dict[str, Architecture] = {
             "output.weight",
         ),
     ),
+    "mst": Architecture(
+        mst.MST,
+        mst.hyperparameters_from,
+        (
+            "embedding.weight",
+            "encoder_layers.0.0.blocks.0.0.to_q.weight",
+            "encoder_layers.0.0.blocks.0.0.mm.depth_conv.weight",
+            "encoder_layers.0.2.weight",
+            "bottleneck.blocks.0.0.rescale",
+            "mapping.weight",
+        ),
+    ),
+    "mst_plus_plus": Architecture(
+        mst_plus_plus.MSTPlusPlus,
+        mst_plus_plus.hyperparameters_from,
+        (
+            "conv_in.weight",
+            "body.0.embedding.weight",
+            "body.0.encoder_layers.0.0.blocks.0.0.to_q.weight",
+            "body.0.bottleneck.blocks.0.0.rescale",
+            "body.0.mapping.weight",
+            "conv_out.weight",
+        ),
+    ),
 }
 
 
@@ -74,7 +98,7 @@ def recognise(state: Mapping[str, Tensor], source: str) -> str:
     if score[closest] > 0:
         hint = f"closest is {closest}, but it has no {_quote(missing)}"
     else:
-        hint = f"none of the keys of {', '.join(ARCHITECTURES)} is there ({closest} would have {_quote(missing)})"
+        hint = f"it has no key of theirs ({closest}, for one, would have {_quote(missing)})"
     raise CheckpointError(
         f"{source}: not a supported architecture: {hint}; "
         f"its first keys are {_quote(list(state))}. Supported: {', '.join(ARCHITECTURES)}"

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import RestorationModel, reflect_pad_to_multiple
+from csa2glmha.models.base import RestorationModel, reflect_pad_to_multiple
 
 LAYER_NORM_EPS = 1e-5
 

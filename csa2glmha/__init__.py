@@ -1,0 +1,31 @@
+"""Compress trained channel-attention image models into guided low-rank attention.
+
+import csa2glmha
+
+result = csa2glmha.convert("restormer.pth", rank=8, data="photos", degrade="noise:25")
+model = csa2glmha.load("restormer-rank8/student.safetensors")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "convert", "load"]
+
+if TYPE_CHECKING:
+    from csa2glmha.convert import convert
+    from csa2glmha.storage import load
+
+
+def __getattr__(name: str) -> Any:
+    # Resolved on first use: `csa2glmha --help` and --version need not wait for PyTorch.
+    if name == "convert":
+        from csa2glmha.convert import convert
+
+        return convert
+    if name == "load":
+        from csa2glmha.storage import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,124 @@
+"""From the ranks a user asks for to the configuration of every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from csa2glmha.attention.canonical import ChannelAttention
+from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.attention.layers import AttentionLayer
+from csa2glmha.errors import UsageError
+
+#: Rank per head of the static logit bias. Measured on a denoising Restormer (c = 24 to 48): rank 8 is as
+#: good as the dense matrix, which in a full-size Restormer would cost as much as the keys it replaces.
+BIAS_RANK = 8
+#: Hidden units and logit modes of the calibration network.
+GUIDE_WIDTH = 4
+
+ATTENTION_FORMS = ("expanded", "compact")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks per head of rows, keys and values; None is full rank, with nothing approximated."""
+
+    q: int | None = None
+    k: int | None = None
+    v: int | None = None
+
+    @classmethod
+    def parse(
+        cls,
+        rank: int | str | None,
+        rank_q: int | str | None = None,
+        rank_k: int | str | None = None,
+        rank_v: int | str | None = None,
+    ) -> Ranks:
+        """Read ``--rank`` and its refinements; each a whole number above 0, "full" or None (not given).
+
+        ``rank`` sets keys and values; rows stay full unless ``rank_q`` says otherwise.
+
+        Raises:
+            UsageError: not a rank.
+        """
+        base = parse_rank(rank, "--rank")
+        return cls(
+            q=parse_rank(rank_q, "--rank-q"),
+            k=base if rank_k is None else parse_rank(rank_k, "--rank-k"),
+            v=base if rank_v is None else parse_rank(rank_v, "--rank-v"),
+        )
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{name} {'full' if rank is None else rank}"
+            for name, rank in (("q", self.q), ("k", self.k), ("v", self.v))
+        )
+
+
+def parse_rank(value: int | str | None, option: str) -> int | None:
+    """One rank; None for "full" or nothing given.
+
+    Raises:
+        UsageError: not a whole number above 0.
+    """
+    if value is None or (isinstance(value, str) and value.strip().lower() == "full"):
+        return None
+    try:
+        rank = None if isinstance(value, (bool, float)) else int(value)
+    except ValueError:
+        rank = None
+    if rank is None:
+        raise UsageError(f"{option} {value}: not a rank; give a whole number such as 8, or full")
+    if rank < 1:
+        raise UsageError(f"{option} {value}: a rank is at least 1; give a whole number such as 8, or full")
+    return rank
+
+
+def plan_layers(
+    layers: dict[str, AttentionLayer], ranks: Ranks, attention: str = "expanded"
+) -> dict[str, GLMHAConfig]:
+    """The configuration of every layer.
+
+    A layer whose heads have no more channels than a rank asks for keeps that part full.
+
+    Raises:
+        UsageError: a rank above the channels per head of every layer, or a compact form whose keys and
+            values differ in rank.
+    """
+    widest = max(layer.form.head_channels for layer in layers.values())
+    for name, rank in (("q", ranks.q), ("k", ranks.k), ("v", ranks.v)):
+        if rank is not None and rank > widest:
+            raise UsageError(
+                f"rank {rank} of {name} is above the {widest} channels per head that this model has; "
+                f"give 1 to {widest}, or full"
+            )
+    if attention not in ATTENTION_FORMS:
+        raise UsageError(f"--attention {attention}: unknown; give {' or '.join(ATTENTION_FORMS)}")
+    if attention == "compact" and ranks.k != ranks.v:
+        raise UsageError(
+            f"compact attention has one value per key: ranks of k and v must be equal, not {ranks}"
+        )
+    return {name: layer_config(layer.form, ranks, attention) for name, layer in layers.items()}
+
+
+def layer_config(form: ChannelAttention, ranks: Ranks, attention: str = "expanded") -> GLMHAConfig:
+    """The configuration of one layer at these ranks."""
+    c = form.head_channels
+    rank_q, rank_k, rank_v = (c if rank is None else min(rank, c) for rank in (ranks.q, ranks.k, ranks.v))
+    exact_logits = rank_q == c and rank_k == c
+    return GLMHAConfig(
+        channels=form.channels,
+        out_channels=form.output.shape[0],
+        heads=form.heads,
+        head_channels=c,
+        rank_q=rank_q,
+        rank_k=rank_k,
+        rank_v=rank_v,
+        # At c keys the compact form is the expanded one.
+        attention="expanded" if rank_k == c else attention,
+        kernel_size=form.values.kernel_size,
+        bias=form.values.pointwise_bias is not None or form.values.depthwise_bias is not None,
+        output_bias=form.output_bias is not None,
+        bias_rank=0 if exact_logits else min(BIAS_RANK, c if attention == "expanded" else rank_k),
+        guide_width=0 if exact_logits else GUIDE_WIDTH,
+    )

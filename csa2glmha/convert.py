@@ -1,0 +1,312 @@
+"""The pipeline: load, measure, initialise, distil, export, report."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from csa2glmha import __version__
+from csa2glmha.attention.layers import attention_layers
+from csa2glmha.attention.ranks import plan_layers
+from csa2glmha.data.crops import CropStream, calibration_crops
+from csa2glmha.data.images import bundled_images, write_image
+from csa2glmha.data.sources import Data, prepare_data
+from csa2glmha.device import resolve_device
+from csa2glmha.distill.loop import (
+    DistillResult,
+    DistillSettings,
+    HeldOut,
+    distill,
+    teacher_outputs,
+)
+from csa2glmha.errors import UsageError
+from csa2glmha.export.onnx import ExportReport, export_onnx
+from csa2glmha.export.runtime import Latency, compare_latency
+from csa2glmha.files import ensure_writable, prepare_output_dir
+from csa2glmha.initialize import initialise_student
+from csa2glmha.measurements import Measurements, build_report
+from csa2glmha.models import RestorationModel
+from csa2glmha.options import ConvertOptions, make_options
+from csa2glmha.progress import say
+from csa2glmha.report.complexity import count_complexity
+from csa2glmha.report.document import write_report
+from csa2glmha.report.evaluate import EvaluationImage, evaluation_images, judge, restore
+from csa2glmha.report.pictures import comparison
+from csa2glmha.storage import load_model, save_student, student_metadata
+
+STUDENT_FILE, ONNX_FILE, PICTURE_FILE = "student.safetensors", "model.onnx", "comparison.png"
+REPORT_FILES = ("report.json", "report.md")
+OUTPUT_FILES = (STUDENT_FILE, ONNX_FILE, *REPORT_FILES, PICTURE_FILE)
+
+#: Crops that decide which weights distillation keeps.
+HELD_OUT_CROPS = 8
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The result of :func:`convert`.
+
+    Attributes:
+        student: the compressed network, in eval mode on the CPU.
+        report: what report.json holds.
+        output: the folder with the files.
+    """
+
+    student: RestorationModel
+    report: dict[str, Any]
+    output: Path
+
+
+def convert(checkpoint: str | Path, **options: Any) -> Conversion:
+    """Compress a trained channel-attention model.
+
+    Args:
+        checkpoint: .pth, .pt, .ckpt or .safetensors of a supported network.
+        **options: fields of :class:`csa2glmha.options.ConvertOptions`, e.g. ``rank=8``, ``data="photos"``,
+            ``degrade="noise:25"``, ``output="folder"``.
+
+    Returns:
+        The student, the report and the folder they were written to.
+
+    Raises:
+        Csa2GlmhaError: one of its subclasses; the message says what to do.
+    """
+    return run_conversion(Path(checkpoint), make_options(**options))
+
+
+def run_conversion(checkpoint: Path, options: ConvertOptions) -> Conversion:
+    """As :func:`convert`, with validated options. All checks come before any work."""
+    device = resolve_device(options.device)
+    loaded = load_model(checkpoint)
+    teacher = loaded.model
+    layers = attention_layers(teacher)
+    if loaded.is_student:
+        raise UsageError(f"{checkpoint}: is a student already; convert the teacher's checkpoint instead")
+    configs = plan_layers(layers, options.ranks, options.attention)
+    exact = all(config.full for config in configs.values())
+    output = options.output or Path(default_output(checkpoint, options))
+    data = prepare_data(options.data, options.targets, options.degrade, teacher.in_channels, options.seed)
+    prepare_output_dir(output, OUTPUT_FILES, options.overwrite)
+    for note in (*loaded.checkpoint.notes, *data.notes):
+        say(note)
+
+    seconds: dict[str, float] = {}
+    torch.manual_seed(options.seed)
+    teacher.to(device)
+    for parameter in teacher.parameters():
+        parameter.requires_grad_(False)
+    with _timed(seconds, "initialise"):
+        inputs = None if exact else _calibration_inputs(data, options)
+        student, fits = initialise_student(teacher, configs, inputs)
+    size = options.input_size
+    measured = Measurements(
+        loaded,
+        options,
+        data,
+        configs,
+        fits,
+        count_complexity(teacher, *teacher.input_shapes(size, size)),
+        count_complexity(student, *student.input_shapes(size, size)),
+        seconds,
+        device=str(device),
+    )
+    images = evaluation_images(data.held_out, data.degradation, options.seed, size)
+    measured.judged_images = len(images)
+    judged = {"teacher": restore(teacher)}
+    with _timed(seconds, "judge"):
+        if not exact and options.distill and options.distill_steps != 0:
+            measured.quality = judge(judged | {"initialisation": restore(student)}, images, "teacher")
+    if measured.quality is not None:
+        with _timed(seconds, "distill"):
+            measured.distillation = _distill(student, teacher, data, options)
+    with _timed(seconds, "judge"):
+        final = judge(judged | {"student": restore(student)}, images, "teacher")
+        measured.quality = (measured.quality or {}) | final
+    student.cpu().eval()
+    teacher.cpu()
+    metadata = student_metadata(
+        student,
+        loaded.checkpoint.sha256,
+        options.seed,
+        {"ranks": str(options.ranks), "task": options.degrade or "", "attention": options.attention},
+    )
+    save_student(output / STUDENT_FILE, student, metadata)
+    example = images[0].input
+    with _timed(seconds, "export"):
+        say("exporting to ONNX and comparing with PyTorch")
+        measured.export = export_onnx(
+            student, output / ONNX_FILE, metadata=_onnx_metadata(metadata), example=example, overwrite=True
+        )
+    if options.latency:
+        with _timed(seconds, "latency"):
+            measured.latency = _latency(teacher, output / ONNX_FILE, example, size)
+    write_image(output / PICTURE_FILE, _picture(teacher, student, images[0]))
+    report = build_report(measured)
+    write_report(output, report, PICTURE_FILE)
+    return Conversion(student, report, output)
+
+
+def default_output(checkpoint: Path, options: ConvertOptions) -> str:
+    """The folder results go to when none is named: "<checkpoint>-rank8" beside nothing but the caller."""
+    rank = f"rank{options.rank}" if options.ranks.k is not None else "full"
+    extra = "".join(
+        f"-{letter}{value}"
+        for letter, value in (("q", options.rank_q), ("k", options.rank_k), ("v", options.rank_v))
+        if value is not None
+    )
+    compact = "-compact" if options.attention == "compact" else ""
+    return f"{checkpoint.stem}-{rank}{extra}{compact}"
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started
+
+
+def _calibration_inputs(data: Data, options: ConvertOptions) -> Tensor:
+    say(f"measuring attention statistics on {options.calibration_crops} crops")
+    inputs, _ = calibration_crops(
+        data.train, data.degradation, options.calibration_size, options.calibration_crops, options.seed
+    )
+    return inputs
+
+
+def distill_settings(options: ConvertOptions) -> DistillSettings:
+    """The part of the options that concerns distillation."""
+    return DistillSettings(
+        steps=options.distill_steps,
+        minutes=options.distill_minutes,
+        batch=options.batch,
+        crop=options.crop,
+        learning_rate=options.learning_rate,
+    )
+
+
+def _distill(
+    student: RestorationModel, teacher: RestorationModel, data: Data, options: ConvertOptions
+) -> DistillResult:
+    return distill_on(student, teacher, data, distill_settings(options), options.seed)
+
+
+def distill_on(
+    student: RestorationModel,
+    teacher: RestorationModel,
+    data: Data,
+    settings: DistillSettings,
+    seed: int,
+) -> DistillResult:
+    """Distil on the training images of ``data``, judged on crops of its held-out ones."""
+    size = max(settings.crop, 128) if settings.crop >= 64 else settings.crop
+    held, _ = calibration_crops(data.held_out, data.degradation, size, HELD_OUT_CROPS, seed + 1)
+    batches = CropStream(data.train, data.degradation, settings.crop, settings.batch, seed + 2)
+    result = distill(student, teacher, batches, HeldOut(held, teacher_outputs(teacher, held)), settings, say)
+    gained = result.after - result.before
+    say(
+        f"PSNR to the teacher on held-out crops: {result.before:.2f} -> {result.after:.2f} dB ({gained:+.2f})"
+    )
+    return result
+
+
+def _latency(teacher: RestorationModel, student_onnx: Path, example: Tensor, size: int) -> dict[str, Latency]:
+    """Student against the teacher's plain export, interleaved in one run."""
+    with tempfile.TemporaryDirectory() as folder:
+        teacher_onnx = Path(folder) / "teacher.onnx"
+        export_onnx(teacher, teacher_onnx, example=example)
+        say("timing teacher and student in ONNX Runtime, in turn")
+        shape = teacher.input_shapes(size, size)[0]
+        return compare_latency({"teacher": teacher_onnx, "student": student_onnx}, shape)
+
+
+def _onnx_metadata(metadata: dict[str, str]) -> dict[str, str]:
+    kept = ("architecture", "ranks", "task", "teacher_sha256", "seed")
+    return {"generator": f"csa2glmha {__version__}", **{key: metadata[key] for key in kept}}
+
+
+def _picture(teacher: RestorationModel, student: RestorationModel, image: EvaluationImage) -> Tensor:
+    return comparison(image.input, restore(teacher)(image.input), restore(student)(image.input), image.truth)
+
+
+def distill_file(
+    student: Path,
+    teacher: Path,
+    output: Path | None,
+    overwrite: bool,
+    data: Path | None,
+    targets: Path | None,
+    degrade: str | None,
+    device: str,
+    seed: int,
+    **training: Any,
+) -> tuple[Path, DistillResult]:
+    """Distil a student file further and write a new one.
+
+    Args:
+        student, teacher: the files.
+        output: the new student file; None adds "-distilled" to the student's name.
+        overwrite: replace an existing file.
+        data, targets, degrade, device, seed: as for :func:`convert`.
+        **training: distill_steps, distill_minutes, batch, crop, learning_rate.
+
+    Raises:
+        Csa2GlmhaError: a file is unusable, or the teacher is not the student's.
+    """
+    options = make_options(data=data, targets=targets, degrade=degrade, device=device, seed=seed, **training)
+    place = resolve_device(options.device)
+    loaded, original = load_model(student), load_model(teacher)
+    if not loaded.is_student:
+        raise UsageError(f"{student}: is not a student; make one with csa2glmha convert {student}")
+    if original.is_student:
+        raise UsageError(f"--teacher {teacher}: is a student; give the checkpoint it was made from")
+    expected = loaded.checkpoint.metadata.get("teacher_sha256")
+    if expected != original.checkpoint.sha256:
+        raise UsageError(
+            f"--teacher {teacher}: is not the checkpoint this student was made from (its SHA-256 begins with "
+            f"{original.checkpoint.sha256[:12]}, the student's teacher's with {str(expected)[:12]})"
+        )
+    output = output or student.with_name(f"{student.stem}-distilled.safetensors")
+    ensure_writable(output, overwrite)
+    images = prepare_data(data, targets, degrade, original.model.in_channels, seed)
+    for note in images.notes:
+        say(note)
+    torch.manual_seed(seed)
+    loaded.model.to(place)
+    original.model.to(place).requires_grad_(False)
+    result = distill_on(loaded.model, original.model, images, distill_settings(options), seed)
+    save_student(output, loaded.model.cpu(), loaded.checkpoint.metadata | {"seed": str(seed)})
+    return output, result
+
+
+def export_file(model: Path, output: Path | None, opset: int | None, overwrite: bool) -> ExportReport:
+    """Export a student, or an unconverted checkpoint, to ONNX.
+
+    Raises:
+        Csa2GlmhaError: the file is unusable, or the ONNX outputs differ from PyTorch's.
+    """
+    loaded = load_model(model)
+    output = output or model.with_suffix(".onnx")
+    ensure_writable(output, overwrite)
+    example = bundled_images(3)[0][1]
+    if loaded.model.in_channels != 3:
+        example = example[:1].repeat(loaded.model.in_channels, 1, 1)
+    if loaded.is_student:
+        metadata = _onnx_metadata(loaded.checkpoint.metadata)
+    else:
+        metadata = {
+            "generator": f"csa2glmha {__version__}",
+            "architecture": loaded.model.architecture,
+            "teacher_sha256": loaded.checkpoint.sha256,
+        }
+    chosen = {} if opset is None else {"opset": opset}
+    return export_onnx(
+        loaded.model, output, metadata=metadata, example=example, overwrite=overwrite, **chosen
+    )

@@ -1,0 +1,310 @@
+"""Build a student from a teacher: statistics, factors, corrections.
+
+Two passes of the teacher over the calibration images. The first gathers the moments from which keys,
+rows and values are factorised; in the second each new layer sees its teacher layer's input, and what
+its logits lack gives the scales, the static bias and the guide.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from csa2glmha.attention.canonical import ChannelAttention, Projection
+from csa2glmha.attention.glmha import GLMHA, GLMHAConfig, pooled_statistics
+from csa2glmha.attention.layers import AttentionLayer, attention_layers, replace_layers
+from csa2glmha.initialize.compact import compact_factors, compact_target
+from csa2glmha.initialize.factorize import SeparableFactors, factorize
+from csa2glmha.initialize.logits import fit_guide, fit_scales, low_rank
+from csa2glmha.initialize.statistics import LayerStatistics, SideStatistics, has_offset
+from csa2glmha.progress import manual_progress, progress
+
+#: How much of the mean dependence is left out of the metric for keys and rows. The static bias carries the
+#: mean, so low rank is spent on what varies; a tenth of it is kept because the norms depend on it.
+CENTRED = 0.9
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+@dataclass
+class LayerFit:
+    """How well one layer was initialised, all relative to the teacher.
+
+    Attributes:
+        key_error, row_error, value_error: relative error of each factorisation in its metric, per head;
+            empty where the part is full.
+        logit_error: residual variance of the logits over their variance.
+        guide_explained: share of that residual which the guide explains on left-out images.
+        clusters: (heads, c), the key that every column was assigned to; compact form only.
+    """
+
+    key_error: list[float] = field(default_factory=list)
+    row_error: list[float] = field(default_factory=list)
+    value_error: list[float] = field(default_factory=list)
+    logit_error: float = 0.0
+    guide_explained: float = 0.0
+    clusters: Tensor | None = None
+
+
+def initialise_student(
+    teacher: ModelT, configs: dict[str, GLMHAConfig], images: Tensor | None, batch: int = 2
+) -> tuple[ModelT, dict[str, LayerFit]]:
+    """A student with every named CSA layer replaced, initialised from the teacher's statistics.
+
+    Args:
+        teacher: in eval mode; it is not changed.
+        configs: configuration of each layer to replace.
+        images: (N, C, H, W) calibration inputs as the teacher expects them; may be None when every layer
+            is at full rank, which needs none.
+        batch: images per forward pass.
+
+    Returns:
+        The student, in eval mode on the teacher's device, and how well each layer fits.
+    """
+    layers = {name: layer for name, layer in attention_layers(teacher).items() if name in configs}
+    student = copy.deepcopy(teacher)
+    replace_layers(student, configs)
+    device = next(teacher.parameters()).device
+    student.to(device).eval()
+    fits = {name: LayerFit() for name in layers}
+    approximate = {name: layer for name, layer in layers.items() if not configs[name].full}
+    statistics: dict[str, LayerStatistics] = {}
+    if approximate:
+        if images is None:
+            raise ValueError("a rank below full needs calibration images")
+        statistics = gather_statistics(teacher, approximate, configs, images, batch)
+    with torch.no_grad():
+        for name in progress(layers, what="factorising", unit="layer"):
+            _fill(_core(student, name), layers[name].form, statistics.get(name), fits[name])
+            statistics.pop(name, None)  # the largest tensors here; free them as we go
+        if approximate and images is not None:
+            inexact = {name: layer for name, layer in approximate.items() if configs[name].bias_rank}
+            _fit_corrections(teacher, student, inexact, images, batch, fits)
+    for parameter in student.parameters():
+        parameter.requires_grad_(True)
+    return student, fits
+
+
+def gather_statistics(
+    teacher: nn.Module,
+    layers: dict[str, AttentionLayer],
+    configs: dict[str, GLMHAConfig],
+    images: Tensor,
+    batch: int,
+) -> dict[str, LayerStatistics]:
+    """First pass: the moments that each layer's configuration needs."""
+    statistics = {}
+    for name, layer in layers.items():
+        config = configs[name]
+        c = config.head_channels
+        statistics[name] = LayerStatistics.empty(
+            layer.form,
+            rows=config.rank_q < c,
+            columns=config.rank_k < c or config.compact,
+            values=config.rank_v < c,
+        )
+    with _observe(layers, lambda name, x: statistics[name].add(x)):
+        _run(teacher, images, batch, "statistics")
+    return statistics
+
+
+def _core(model: nn.Module, name: str) -> GLMHA:
+    module = model.get_submodule(name)
+    return next(part for part in module.modules() if isinstance(part, GLMHA))
+
+
+@contextmanager
+def _observe(layers: dict[str, AttentionLayer], see: Callable[[str, Tensor], Any]) -> Iterator[None]:
+    """Call ``see(name, input)`` whenever one of the layers runs."""
+
+    def hook(name: str, layer: AttentionLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def run(_: nn.Module, args: tuple[Any, ...]) -> None:
+            see(name, layer.adapter.attention_input(args))
+
+        return run
+
+    handles = [layer.module.register_forward_pre_hook(hook(name, layer)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _run(model: nn.Module, images: Tensor, batch: int, what: str) -> None:
+    device = next(model.parameters()).device
+    with manual_progress(what=what, unit="image", total=len(images)) as bar:
+        for part in images.split(batch):
+            model(part.to(device))
+            bar.update(len(part))
+
+
+def _fill(core: GLMHA, form: ChannelAttention, statistics: LayerStatistics | None, fit: LayerFit) -> None:
+    """Set everything that the first pass determines."""
+    config = core.config
+    core.output.copy_(form.output)
+    if core.output_bias is not None and form.output_bias is not None:
+        core.output_bias.copy_(form.output_bias)
+    core.temperature.copy_(form.temperature.view(-1, 1, 1).expand_as(core.temperature))
+    columns: SeparableFactors | None
+    values: SeparableFactors | None
+    if config.compact:
+        assert statistics is not None
+        columns, values, fit.clusters = compact_factors(
+            statistics,
+            teacher_filters(form.columns, form),
+            teacher_filters(form.values, form),
+            config.rank_k,
+        )
+    else:
+        columns, values = None, None
+        if config.rank_k < config.head_channels:
+            assert statistics is not None and statistics.columns is not None
+            columns = _factorise_side(form.columns, form, statistics.columns, config.rank_k)
+        if config.rank_v < config.head_channels:
+            assert statistics is not None
+            kernels, offsets = teacher_filters(form.values, form)
+            assert statistics.attention is not None and statistics.values is not None
+            values = factorize(kernels, offsets, statistics.attention, statistics.values, config.rank_v)
+    rows = None
+    if config.rank_q < config.head_channels:
+        assert statistics is not None and statistics.rows is not None
+        rows = _factorise_side(form.rows, form, statistics.rows, config.rank_q)
+    start = 0
+    for projection, factors, width in zip(
+        (form.rows, form.columns, form.values), (rows, columns, values), core.widths, strict=True
+    ):
+        _set_generator(core, slice(start, start + width), projection, factors, form.heads)
+        start += width
+    for parameter, factors, errors in (
+        (core.expand_rows, rows, fit.row_error),
+        (core.expand_columns, columns, fit.key_error),
+        (core.expand_values, values, fit.value_error),
+    ):
+        if factors is not None:
+            errors.extend(factors.error.sqrt().tolist())
+            if parameter is not None:
+                parameter.copy_(factors.expand)
+
+
+def _factorise_side(
+    projection: Projection, form: ChannelAttention, side: SideStatistics, rank: int
+) -> SeparableFactors:
+    kernels, offsets = teacher_filters(projection, form)
+    weight = side.norms().clamp_min(1e-12).reciprocal().square()
+    return factorize(kernels, offsets, torch.diag_embed(weight), side.metric(CENTRED), rank)
+
+
+def teacher_filters(projection: Projection, form: ChannelAttention) -> tuple[Tensor, Tensor | None]:
+    """Depthwise kernels (heads, c, k^2) and offsets (heads, c) of a projection, on the CPU."""
+    heads, c = form.heads, form.head_channels
+    kernels = (
+        torch.ones(heads, c, 1)
+        if projection.depthwise is None
+        else projection.depthwise.cpu().reshape(heads, c, -1)
+    )
+    bias = projection.depthwise_bias
+    return kernels, None if bias is None or not has_offset(projection) else bias.cpu().view(heads, c)
+
+
+def _set_generator(
+    core: GLMHA, channels: slice, projection: Projection, factors: SeparableFactors | None, heads: int
+) -> None:
+    """Write one projection, factorised or as it is, into its channels of the layer's generators."""
+    pointwise, pointwise_bias = projection.pointwise, projection.pointwise_bias
+    depthwise, depthwise_bias = projection.depthwise, projection.depthwise_bias
+    if factors is not None:
+        mix = factors.mix.to(pointwise)
+        pointwise = (mix @ pointwise.view(heads, -1, pointwise.shape[1])).flatten(0, 1)
+        if pointwise_bias is not None:
+            pointwise_bias = (mix @ pointwise_bias.view(heads, -1, 1)).flatten()
+        if depthwise is not None:
+            depthwise = factors.kernel.reshape(-1, *depthwise.shape[1:]).to(pointwise)
+        else:
+            pointwise = pointwise * factors.kernel.reshape(-1, 1).to(pointwise)
+            if pointwise_bias is not None:
+                pointwise_bias = pointwise_bias * factors.kernel.flatten().to(pointwise)
+        if depthwise_bias is not None:
+            depthwise_bias = factors.offset.flatten().to(pointwise)
+    core.pointwise.weight[channels, :, 0, 0] = pointwise
+    if core.pointwise.bias is not None:
+        core.pointwise.bias[channels] = 0.0 if pointwise_bias is None else pointwise_bias
+    if core.depthwise is not None and depthwise is not None:
+        core.depthwise.weight[channels, 0] = depthwise
+        if core.depthwise.bias is not None:
+            core.depthwise.bias[channels] = 0.0 if depthwise_bias is None else depthwise_bias
+
+
+@dataclass
+class _LogitSamples:
+    """Per calibration image: the teacher's logits, the student's, and the guide's features."""
+
+    target: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    features: list[Tensor] = field(default_factory=list)
+
+
+def _fit_corrections(
+    teacher: nn.Module,
+    student: nn.Module,
+    layers: dict[str, AttentionLayer],
+    images: Tensor,
+    batch: int,
+    fits: dict[str, LayerFit],
+) -> None:
+    """Second pass: scales, static bias and guide of every layer with approximate logits."""
+    samples = {name: _LogitSamples() for name in layers}
+
+    def see(name: str, x: Tensor) -> None:
+        form, core, kept = layers[name].form, _core(student, name), samples[name]
+        rows = form.rows.spread(form.rows.mix(x))
+        columns = form.columns.spread(form.columns.mix(x))
+        kept.target.append(form.logits(rows, columns).cpu())
+        kept.logits.append(core.uncorrected_logits(*core.generate(x)[:2]).cpu())
+        kept.features.append(pooled_statistics(x).cpu())
+
+    with _observe(layers, see):
+        _run(teacher, images, batch, "logit corrections")
+    for name in progress(layers, what="fitting corrections", unit="layer"):
+        kept = samples.pop(name)
+        _set_corrections(
+            _core(student, name),
+            torch.cat(kept.target),
+            torch.cat(kept.logits),
+            torch.cat(kept.features),
+            fits[name],
+        )
+
+
+def _set_corrections(core: GLMHA, target: Tensor, logits: Tensor, features: Tensor, fit: LayerFit) -> None:
+    config = core.config
+    if config.compact:
+        assert fit.clusters is not None
+        target = compact_target(target, fit.clusters, config.rank_k)
+    column, row = fit_scales(target, logits, core.temperature.shape[-1] > 1, core.row_scale is not None)
+    logits = logits * column * row
+    core.temperature.mul_(column.to(core.temperature) if core.temperature.shape[-1] > 1 else 1.0)
+    if core.row_scale is not None:
+        core.row_scale.copy_(row)
+    # A constant along a row of logits does nothing to its softmax: do not spend rank on it.
+    residual = target - logits
+    residual = residual - residual.mean(-1, keepdim=True)
+    static = config.bias_rank
+    assert core.mode_left is not None and core.mode_right is not None and core.guide is not None
+    left, right = low_rank(residual.mean(0), static)
+    core.mode_left[..., :static], core.mode_right[..., :static] = left, right
+    varied = target - target.mean(-1, keepdim=True)
+    spread = (varied - varied.mean(0)).square().sum().clamp_min(1e-30)
+    fit.logit_error = float((residual - left @ right.transpose(-2, -1)).square().sum() / spread)
+    guide = fit_guide(residual, features, config.guide_width)
+    core.mode_left[..., static:], core.mode_right[..., static:] = guide.left, guide.right
+    core.guide.hidden.weight.copy_(guide.weight)
+    core.guide.hidden.bias.copy_(guide.bias)
+    fit.guide_explained = guide.explained

@@ -1,0 +1,136 @@
+"""What `inspect` shows of a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from csa2glmha.attention.layers import attention_layers, glmha_layers, replace_layers
+from csa2glmha.attention.ranks import Ranks, plan_layers
+from csa2glmha.errors import UsageError
+from csa2glmha.report.complexity import count_complexity, format_macs, format_params
+from csa2glmha.report.document import render_table
+from csa2glmha.storage import load_model
+
+
+def inspect_model(checkpoint: Path, rank: int | str, input_size: int) -> dict[str, Any]:
+    """Architecture, hyper-parameters and attention layers of a teacher or student file, as JSON values.
+
+    Args:
+        checkpoint: the file.
+        rank: for a teacher, the rank whose cost is estimated.
+        input_size: side of the square input that MACs are counted for.
+    """
+    if input_size < 1:
+        raise UsageError(f"--input-size {input_size}: give the side of an image in pixels, e.g. 256")
+    loaded = load_model(checkpoint)
+    model = loaded.model
+    shapes = model.input_shapes(input_size, input_size)
+    now = count_complexity(model, *shapes)
+    found: dict[str, Any] = {
+        "file": str(checkpoint),
+        "sha256": loaded.checkpoint.sha256,
+        "kind": "student" if loaded.is_student else "teacher",
+        "architecture": model.architecture,
+        "hyperparameters": model.hyperparameters,
+        "notes": list(loaded.checkpoint.notes),
+        "input_shapes": [list(shape) for shape in shapes],
+        "params": now.params,
+        "macs": now.macs,
+        "flops": now.flops,
+    }
+    if loaded.is_student:
+        keep = ("tool_version", "teacher_sha256", "seed", "ranks", "task", "attention")
+        metadata = loaded.checkpoint.metadata
+        found["student"] = {key: metadata[key] for key in keep if key in metadata}
+        found["layers"] = [
+            {
+                "name": name,
+                "heads": layer.config.heads,
+                "head_channels": layer.config.head_channels,
+                "params": now.modules[name].params,
+                "macs": now.modules[name].macs,
+                "rank_q": layer.config.rank_q,
+                "rank_k": layer.config.rank_k,
+                "rank_v": layer.config.rank_v,
+            }
+            for name, layer in glmha_layers(model).items()
+        ]
+        return found
+    layers = attention_layers(model)
+    student = copy.deepcopy(model)
+    replace_layers(student, plan_layers(layers, Ranks.parse(rank)))
+    then = count_complexity(student, *shapes)
+    found["estimate"] = {"rank": rank, "params": then.params, "macs": then.macs, "flops": then.flops}
+    found["layers"] = [
+        {
+            "name": name,
+            "heads": layer.form.heads,
+            "head_channels": layer.form.head_channels,
+            "params": now.modules[name].params,
+            "macs": now.modules[name].macs,
+            "params_estimate": then.modules[name].params,
+            "macs_estimate": then.modules[name].macs,
+        }
+        for name, layer in layers.items()
+    ]
+    return found
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The same for people."""
+    shape = " x ".join(str(n) for n in found["input_shapes"][0])
+    lines = [
+        f"{found['file']}: {found['architecture']} ({found['kind']})",
+        *(f"  {key}: {value}" for key, value in found["hyperparameters"].items()),
+        *(f"  {key}: {value}" for key, value in found.get("student", {}).items()),
+        *(f"  note: {note}" for note in found["notes"]),
+        "",
+    ]
+    if found["kind"] == "teacher":
+        rank = found["estimate"]["rank"]
+        rows: list[tuple[str, ...]] = [_teacher_row(layer) for layer in found["layers"]]
+        rows.append(
+            (
+                "whole model",
+                "",
+                "",
+                format_params(found["params"]),
+                format_params(found["estimate"]["params"]),
+                format_macs(found["macs"]),
+                format_macs(found["estimate"]["macs"]),
+            )
+        )
+        what = f"rank {rank}"
+        header: tuple[str, ...] = (f"layer, input {shape}", "heads", "c", "params", what, "MACs", what)
+    else:
+        rows = [_student_row(layer) for layer in found["layers"]]
+        rows.append(("whole model", "", "", "", format_params(found["params"]), format_macs(found["macs"])))
+        header = (f"layer, input {shape}", "heads", "c", "rank q/k/v", "params", "MACs")
+    return "\n".join(lines) + render_table(rows, header)
+
+
+def _teacher_row(layer: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        layer["name"],
+        str(layer["heads"]),
+        str(layer["head_channels"]),
+        format_params(layer["params"]),
+        format_params(layer["params_estimate"]),
+        format_macs(layer["macs"]),
+        format_macs(layer["macs_estimate"]),
+    )
+
+
+def _student_row(layer: dict[str, Any]) -> tuple[str, ...]:
+    c = layer["head_channels"]
+    ranks = "/".join("full" if layer[key] == c else str(layer[key]) for key in ("rank_q", "rank_k", "rank_v"))
+    return (
+        layer["name"],
+        str(layer["heads"]),
+        str(c),
+        ranks,
+        format_params(layer["params"]),
+        format_macs(layer["macs"]),
+    )

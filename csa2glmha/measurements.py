@@ -1,0 +1,137 @@
+"""What a conversion measured, and its form in report.json."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import onnxruntime
+import torch
+
+from csa2glmha import __version__
+from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.data.sources import Data
+from csa2glmha.distill.loop import DistillResult
+from csa2glmha.export.onnx import ExportReport
+from csa2glmha.export.runtime import Latency
+from csa2glmha.initialize import LayerFit
+from csa2glmha.options import ConvertOptions
+from csa2glmha.report.complexity import Complexity
+from csa2glmha.report.evaluate import Judged
+from csa2glmha.storage import LoadedModel
+
+
+@dataclass
+class Measurements:
+    """Everything that the report is made of."""
+
+    teacher: LoadedModel
+    options: ConvertOptions
+    data: Data | None
+    configs: dict[str, GLMHAConfig]
+    fits: dict[str, LayerFit]
+    before: Complexity
+    after: Complexity
+    seconds: dict[str, float]
+    distillation: DistillResult | None = None
+    quality: dict[str, Judged] | None = None
+    judged_images: int = 0
+    export: ExportReport | None = None
+    latency: dict[str, Latency] | None = None
+    device: str = "cpu"
+
+
+def build_report(measured: Measurements) -> dict[str, Any]:
+    """Everything measured, as JSON values."""
+    checkpoint, options, data = measured.teacher.checkpoint, measured.options, measured.data
+    settings = options.model_dump(mode="json", exclude={"overwrite"})
+    report: dict[str, Any] = {
+        "tool": f"csa2glmha {__version__}",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
+        "device": measured.device,
+        "threads": torch.get_num_threads(),
+        "seed": options.seed,
+        "teacher": {
+            "file": checkpoint.path.name,
+            "sha256": checkpoint.sha256,
+            "architecture": measured.teacher.model.architecture,
+            "hyperparameters": measured.teacher.model.hyperparameters,
+        },
+        "options": settings,
+        "input_size": options.input_size,
+        "complexity": {
+            "input_shapes": [list(shape) for shape in measured.before.input_shapes],
+            "before": _complexity(measured.before),
+            "after": _complexity(measured.after),
+        },
+        "layers": [
+            {
+                "name": name,
+                "heads": config.heads,
+                "head_channels": config.head_channels,
+                "rank_q": config.rank_q,
+                "rank_k": config.rank_k,
+                "rank_v": config.rank_v,
+                "attention": config.attention,
+                "macs_before": measured.before.modules[name].macs,
+                "macs_after": measured.after.modules[name].macs,
+                "params_before": measured.before.modules[name].params,
+                "params_after": measured.after.modules[name].params,
+                "key_error": measured.fits[name].key_error,
+                "row_error": measured.fits[name].row_error,
+                "value_error": measured.fits[name].value_error,
+                "logit_error": measured.fits[name].logit_error,
+                "guide_explained": measured.fits[name].guide_explained,
+            }
+            for name, config in measured.configs.items()
+        ],
+        "seconds": {stage: round(value, 1) for stage, value in measured.seconds.items()},
+    }
+    if data is not None:
+        report["data"] = {
+            "source": data.source,
+            "training_images": len(data.train),
+            "held_out_images": len(data.held_out),
+            "judged_images": measured.judged_images,
+            "judged_on": f"central {options.input_size} x {options.input_size} pixels of held-out images",
+            "degradation": None if data.degradation is None else data.degradation.spec,
+            "notes": list(data.notes),
+        }
+    if measured.quality is not None:
+        report["quality"] = {name: judged.to_json() for name, judged in measured.quality.items()}
+    if measured.distillation is not None:
+        report["distillation"] = measured.distillation.to_json()
+    if measured.export is not None:
+        export = measured.export
+        report["onnx"] = {
+            "file": export.path.name,
+            "bytes": export.size_bytes,
+            "opset": export.opset,
+            "simplified": export.simplified,
+            "notes": list(export.notes),
+            "parity": [
+                {"shape": list(size.shape), "max_abs": size.max_abs, "relative": size.relative}
+                for size in export.parity
+            ],
+        }
+    if measured.latency is not None:
+        report["latency_ms"] = {
+            name: {"median": value.median_ms, "low": value.low_ms, "high": value.high_ms, "runs": value.runs}
+            for name, value in measured.latency.items()
+        }
+    return report
+
+
+def _complexity(complexity: Complexity) -> dict[str, Any]:
+    return {
+        "params": complexity.params,
+        "macs": complexity.macs,
+        "conv_macs": complexity.conv_macs,
+        "flops": complexity.flops,
+        "uncounted": complexity.uncounted,
+    }

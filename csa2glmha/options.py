@@ -1,0 +1,109 @@
+"""The options of a conversion, from the command line, Python or a recipe file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from csa2glmha.attention.ranks import Ranks
+from csa2glmha.errors import UsageError
+
+
+class ConvertOptions(BaseModel):
+    """Everything that decides the result of a conversion. Field names are the keys of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int | str = Field(8, description="rank per head of keys and values: a number, or full")
+    rank_q: int | str | None = Field(None, description="rank of rows (queries); full unless given")
+    rank_k: int | str | None = Field(None, description="rank of keys, instead of --rank")
+    rank_v: int | str | None = Field(None, description="rank of values, instead of --rank")
+    attention: Literal["expanded", "compact"] = Field(
+        "expanded", description="softmax over the expanded c x c logits, or over the r keys as in the paper"
+    )
+    data: Path | None = Field(None, description="folder of images to calibrate, distil and judge on")
+    targets: Path | None = Field(None, description="folder of their ground truth, paired by file name")
+    degrade: str | None = Field(None, description="makes inputs of clean images, e.g. noise:25")
+    calibration_crops: int = Field(32, ge=2, le=100_000, description="crops for the attention statistics")
+    calibration_size: int = Field(128, ge=16, le=4096, description="their side in pixels")
+    distill: bool = Field(True, description="fine-tune against the original")
+    distill_steps: int | None = Field(None, ge=0, description="steps; by default what fits the minutes")
+    distill_minutes: float = Field(6.0, gt=0, description="time for distillation when no steps are given")
+    batch: int = Field(4, ge=1, description="crops per distillation step")
+    crop: int = Field(96, ge=16, description="their side in pixels")
+    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate of the distillation")
+    input_size: int = Field(256, ge=8, le=16384, description="image side for MACs, latency and quality")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    seed: int = Field(0, ge=0, lt=2**31, description="of everything random")
+    output: Path | None = Field(None, description="output folder")
+    overwrite: bool = Field(False, description="replace existing results")
+    latency: bool = Field(True, description="time the ONNX models side by side")
+
+    @property
+    def ranks(self) -> Ranks:
+        """The ranks per head.
+
+        Raises:
+            UsageError: one is not a rank.
+        """
+        return Ranks.parse(self.rank, self.rank_q, self.rank_k, self.rank_v)
+
+
+def make_options(**values: Any) -> ConvertOptions:
+    """Validate options.
+
+    Raises:
+        UsageError: the first value that is unknown or out of range, in one line.
+    """
+    try:
+        options = ConvertOptions(**values)
+    except ValidationError as error:
+        raise UsageError(_first_problem(error)) from None
+    _ = options.ranks
+    if options.targets is not None and options.data is None:
+        raise UsageError("--targets needs --data: the folder of the inputs that the targets belong to")
+    if options.targets is not None and options.degrade is not None:
+        raise UsageError("--targets and --degrade exclude each other: paired inputs are degraded already")
+    return options
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The options a recipe file sets; relative folders in it are taken from the current directory.
+
+    Raises:
+        UsageError: not readable, not YAML, or not a mapping of known options.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"recipe {path}: {error.strerror or error}; give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" in line {where.line + 1}" if where is not None else ""
+        raise UsageError(f"recipe {path}: not valid YAML{line}; see recipes/ for examples") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"recipe {path}: expected 'option: value' lines, found a {type(content).__name__}")
+    unknown = [str(key) for key in content if key not in ConvertOptions.model_fields]
+    if unknown:
+        raise UsageError(
+            f"recipe {path}: unknown option {unknown[0]!r}; known: {', '.join(ConvertOptions.model_fields)}"
+        )
+    try:
+        ConvertOptions(**content)
+    except ValidationError as error:
+        raise UsageError(f"recipe {path}: {_first_problem(error)}") from None
+    return content
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][:1])
+    flag = "--" + name.replace("_", "-")
+    if first["type"] == "extra_forbidden":
+        return f"unknown option {name!r}; known: {', '.join(ConvertOptions.model_fields)}"
+    return f"{flag} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}"

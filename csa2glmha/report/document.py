@@ -1,0 +1,240 @@
+"""Rendering the report of a conversion: JSON, Markdown, and the table printed at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from csa2glmha.files import atomic_path
+from csa2glmha.report.complexity import format_macs, format_params
+
+Row = tuple[str, str, str, str]
+
+
+def headline_rows(report: dict[str, Any]) -> list[Row]:
+    """The table: what, before, after, ratio."""
+    before, after = report["complexity"]["before"], report["complexity"]["after"]
+    rows: list[Row] = [
+        _ratio_row("parameters", before["params"], after["params"], format_params),
+        _ratio_row("MACs", before["macs"], after["macs"], format_macs),
+        _ratio_row("FLOPs", before["flops"], after["flops"], format_macs),
+    ]
+    latency = report.get("latency_ms")
+    if latency:
+        teacher, student = latency["teacher"]["median"], latency["student"]["median"]
+        rows.append(_ratio_row("ONNX latency", teacher, student, lambda value: f"{value:.0f} ms"))
+    quality = report.get("quality", {})
+    student_quality = quality.get("student", {})
+    for metric, unit in (("psnr", " dB"), ("ssim", "")):
+        digits = 2 if metric == "psnr" else 4
+        start = quality.get("initialisation", {}).get("teacher", {}).get(metric)
+        value = student_quality.get("teacher", {}).get(metric)
+        if value is not None:
+            note = "" if start is None else f"{_number(start, digits)} before distillation"
+            rows.append((f"{metric.upper()} to teacher", "", _number(value, digits) + unit, note))
+    for metric, unit in (("psnr", " dB"), ("ssim", "")):
+        digits = 3 if metric == "psnr" else 4
+        teacher_value = quality.get("teacher", {}).get("truth", {}).get(metric)
+        value = student_quality.get("truth", {}).get(metric)
+        if isinstance(teacher_value, float) and isinstance(value, float):
+            rows.append(
+                (
+                    f"{metric.upper()} to truth",
+                    _number(teacher_value, digits) + unit,
+                    _number(value, digits) + unit,
+                    f"{value - teacher_value:+.{digits}f}{unit}",
+                )
+            )
+    return rows
+
+
+def _ratio_row(name: str, before: float, after: float, show: Any) -> Row:
+    return (name, show(before), show(after), f"{after / before:.3f}" if before else "")
+
+
+def _number(value: float | str | None, digits: int) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else str(value)
+
+
+def render_table(rows: Iterable[Iterable[str]], header: Iterable[str]) -> str:
+    """A plain-text table, the first column left-aligned."""
+    table = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = []
+    for index, row in enumerate(table):
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+        if index == 0:
+            lines.append("  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def headline(report: dict[str, Any]) -> str:
+    """What `convert` prints at the end."""
+    size = report["input_size"]
+    title = f"{report['teacher']['file']} at {size} x {size}"
+    return render_table(headline_rows(report), (title, "before", "after", "ratio"))
+
+
+def markdown(report: dict[str, Any], picture: str) -> str:
+    """The report for people."""
+    teacher, options = report["teacher"], report["options"]
+    size = report["input_size"]
+    lines = [
+        f"# {teacher['file']}: channel attention to GLMHA",
+        "",
+        f"{teacher['architecture']}, input {size} x {size}, rank {_ranks(options)}, "
+        f"{options['attention']} attention. Made by {report['tool']} on {report['device']}.",
+        "",
+        *_markdown_table(headline_rows(report), ("", "before", "after", "ratio")),
+        "",
+        f"![input, teacher, student, difference]({picture})",
+        "",
+        "MACs count one multiply-add of convolutions and matrix products as one; "
+        "FLOPs are twice that plus element-wise arithmetic. "
+        "PSNR and SSIM are means over images, values clipped to [0, 1].",
+    ]
+    data = report.get("data")
+    if data:
+        truth = (
+            "no ground truth"
+            if "truth" not in report.get("quality", {}).get("teacher", {})
+            else "truth known"
+        )
+        lines += [
+            "",
+            "## Data",
+            "",
+            f"- source: {data['source']}",
+            f"- degradation: {data['degradation'] or 'none, the images are inputs as they are'}; {truth}",
+            f"- {data['training_images']} images for calibration and distillation, "
+            f"{data['held_out_images']} held out",
+            f"- judged on {data['judged_images']} images: {data['judged_on']}",
+            *(f"- note: {note}" for note in data["notes"]),
+        ]
+    lines += ["", "## Distillation", "", *_distillation(report)]
+    lines += ["", "## Layers", "", *_layer_table(report)]
+    onnx = report.get("onnx")
+    if onnx:
+        lines += [
+            "",
+            "## ONNX",
+            "",
+            f"{onnx['file']}: {onnx['bytes'] / 1e6:.1f} MB, opset {onnx['opset']}, "
+            f"{'simplified' if onnx['simplified'] else 'not simplified'}. Largest difference to PyTorch:",
+            "",
+            *_markdown_table(
+                [
+                    (" x ".join(map(str, size["shape"])), f"{size['max_abs']:.1e}", f"{size['relative']:.1e}")
+                    for size in onnx["parity"]
+                ],
+                ("input", "absolute", "relative to range"),
+            ),
+            *(f"- {note}" for note in onnx["notes"]),
+        ]
+    latency = report.get("latency_ms")
+    if latency:
+        lines += [
+            "",
+            "## Latency",
+            "",
+            "ONNX Runtime on the CPU, teacher and student run in turn; the teacher is its plain export.",
+            "",
+            *_markdown_table(
+                [
+                    (name, f"{v['median']:.0f}", f"{v['low']:.0f} to {v['high']:.0f}", str(v["runs"]))
+                    for name, v in latency.items()
+                ],
+                ("", "median ms", "quartiles", "runs"),
+            ),
+        ]
+    lines += [
+        "",
+        "## How this was made",
+        "",
+        f"- teacher SHA-256: `{teacher['sha256']}`",
+        f"- seed {report['seed']}, {report['threads']} threads, "
+        + ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+        "- seconds: " + ", ".join(f"{stage} {value}" for stage, value in report["seconds"].items()),
+        f"- hyper-parameters: `{json.dumps(teacher['hyperparameters'])}`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _ranks(options: dict[str, Any]) -> str:
+    extra = [
+        f"{name[-1]} {options[name]}" for name in ("rank_q", "rank_k", "rank_v") if options[name] is not None
+    ]
+    return str(options["rank"]) + (f" ({', '.join(extra)})" if extra else "")
+
+
+def _distillation(report: dict[str, Any]) -> list[str]:
+    result = report.get("distillation")
+    if result is None:
+        return ["None: the student is the initialisation."]
+    return [
+        f"{result['steps']} steps in {result['seconds'] / 60:.1f} minutes; "
+        f"PSNR to the teacher on held-out crops {result['before']:.2f} -> {result['after']:.2f} dB "
+        f"(weights of step {result['best_step']} kept).",
+        "",
+        *_markdown_table(
+            [(str(int(point["step"])), f"{point['psnr']:.2f}") for point in result["curve"]],
+            ("step", "PSNR to teacher, dB"),
+        ),
+    ]
+
+
+def _layer_table(report: dict[str, Any]) -> list[str]:
+    rows = []
+    for layer in report["layers"]:
+        c = layer["head_channels"]
+        ranks = "/".join(
+            "full" if layer[f"rank_{part}"] == c else str(layer[f"rank_{part}"]) for part in "qkv"
+        )
+        rows.append(
+            (
+                layer["name"],
+                f"{layer['heads']} x {c}",
+                ranks,
+                f"{format_macs(layer['macs_before'])} -> {format_macs(layer['macs_after'])}",
+                f"{format_params(layer['params_before'])} -> {format_params(layer['params_after'])}",
+                _worst(layer["key_error"]),
+                _worst(layer["value_error"]),
+            )
+        )
+    header = ("layer", "heads x c", "rank q/k/v", "MACs", "parameters", "key error", "value error")
+    return [
+        *_markdown_table(rows, header),
+        "",
+        "Errors are relative, at initialisation, in the metric of the calibration data; worst head.",
+    ]
+
+
+def _worst(errors: list[float]) -> str:
+    return f"{max(errors):.3f}" if errors else "exact"
+
+
+def _markdown_table(rows: Iterable[Iterable[str]], header: Iterable[str]) -> list[str]:
+    header = list(header)
+    return [
+        "| " + " | ".join(header) + " |",
+        "|" + "|".join(["---"] + ["---:"] * (len(header) - 1)) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+
+
+def write_report(output: Path, report: dict[str, Any], picture: str) -> None:
+    """Write report.json and report.md into a folder.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    for name, text in (
+        ("report.json", json.dumps(report, indent=2, allow_nan=False) + "\n"),
+        ("report.md", markdown(report, picture)),
+    ):
+        with atomic_path(output / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
