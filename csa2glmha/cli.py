@@ -13,10 +13,10 @@ from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import click
-from click.core import ParameterSource
 
 from csa2glmha import __version__
 from csa2glmha.errors import Csa2GlmhaError
+from csa2glmha.options import ConvertOptions, make_options, read_recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 EXISTING = click.Path(path_type=Path)
@@ -33,153 +33,117 @@ def cli() -> None:
     """
 
 
-def data_options(command: Command) -> Command:
-    """--data, --targets and --degrade, as every command that looks at images has them."""
-    for option in (
-        click.option(
-            "--degrade", metavar="SPEC", help="Degrade clean images: noise:25, blur:1-2+noise:5, ..."
-        ),
-        click.option("--targets", type=EXISTING, metavar="DIR", help="Ground truth, paired by file name."),
-        click.option("--data", type=EXISTING, metavar="DIR", help="Folder of images."),
-    ):
-        command = option(command)
-    return command
+def settings(*names: str) -> Callable[[Command], Command]:
+    """Command-line options for fields of ConvertOptions, which validates them and holds their defaults."""
+
+    def decorate(command: Command) -> Command:
+        for name in reversed(names):
+            field = ConvertOptions.model_fields[name]
+            shown = "" if field.default is None else f" [default: {field.default}]"
+            option = click.option(
+                "--" + name.replace("_", "-"),
+                metavar=METAVARS.get(name, "N"),
+                help=f"{field.description}{shown}",
+            )
+            command = option(command)
+        return command
+
+    return decorate
 
 
-def run_options(command: Command) -> Command:
-    """--device and --seed."""
-    for option in (
-        click.option("--seed", type=int, default=0, show_default=True, help="Of everything random."),
-        click.option(
-            "--device",
-            default="auto",
-            show_default=True,
-            help="auto (a GPU when there is one), cpu, cuda, mps.",
-        ),
-    ):
-        command = option(command)
-    return command
+METAVARS = {
+    "rank": "R",
+    "rank_q": "R",
+    "rank_k": "R",
+    "rank_v": "R",
+    "attention": "FORM",
+    "data": "DIR",
+    "targets": "DIR",
+    "degrade": "SPEC",
+    "distill_minutes": "M",
+    "learning_rate": "RATE",
+    "device": "NAME",
+}
+DATA = ("data", "targets", "degrade")
+TRAINING = ("distill_steps", "distill_minutes", "batch", "crop", "learning_rate")
 
 
-def training_options(command: Command) -> Command:
-    """How long and how to distil."""
-    for option in (
-        click.option(
-            "--learning-rate", type=float, default=1e-4, show_default=True, help="Peak rate of distillation."
-        ),
-        click.option("--crop", type=int, default=96, show_default=True, help="Side of training crops."),
-        click.option("--batch", type=int, default=4, show_default=True, help="Crops per step."),
-        click.option(
-            "--distill-minutes",
-            type=float,
-            default=6.0,
-            show_default=True,
-            metavar="M",
-            help="Time for distillation when no steps are given.",
-        ),
-        click.option("--distill-steps", type=int, metavar="N", help="Distillation steps."),
-    ):
-        command = option(command)
-    return command
+def given_only(values: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given; the others keep the defaults of ConvertOptions or the recipe."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
-@cli.command(context_settings=CONTEXT)
+@cli.command(context_settings=CONTEXT, short_help="Compress a checkpoint: student, ONNX file, report.")
 @click.argument("checkpoint", type=EXISTING)
-@click.option("--rank", default="8", show_default=True, help="Rank per head of keys and values, or full.")
-@click.option("--rank-q", help="Rank of queries; full unless given.")
-@click.option("--rank-k", help="Rank of keys, instead of --rank.")
-@click.option("--rank-v", help="Rank of values, instead of --rank.")
-@click.option(
-    "--attention",
-    type=click.Choice(["expanded", "compact"]),
-    default="expanded",
-    show_default=True,
-    help="Softmax over the expanded logits, or over the r keys as in the paper.",
-)
-@data_options
-@click.option(
-    "--calibration-crops", type=int, default=32, show_default=True, help="Crops for attention statistics."
-)
-@click.option("--calibration-size", type=int, default=128, show_default=True, help="Their side in pixels.")
-@training_options
+@settings("rank", "rank_q", "rank_k", "rank_v", "attention", *DATA, "calibration_crops", "calibration_size")
+@settings(*TRAINING)
 @click.option("--no-distill", is_flag=True, help="Stop at the initialisation.")
-@click.option(
-    "--input-size",
-    type=int,
-    default=256,
-    show_default=True,
-    help="Image side for MACs, latency and quality.",
-)
+@settings("input_size")
 @click.option("--no-latency", is_flag=True, help="Do not time the ONNX models.")
-@run_options
+@settings("device", "seed")
 @click.option("--recipe", type=EXISTING, metavar="FILE", help="YAML file that sets any of these options.")
-@click.option("-o", "--output", type=EXISTING, metavar="DIR", help="Output folder [CHECKPOINT-rankR].")
+@click.option("-o", "--output", metavar="DIR", help="Output folder [default: CHECKPOINT-rankR].")
 @click.option("--overwrite", is_flag=True, help="Replace existing results.")
-@click.pass_context
-def convert(context: click.Context, checkpoint: Path, recipe: Path | None, **given: Any) -> None:
+def convert(
+    checkpoint: Path,
+    recipe: Path | None,
+    no_distill: bool,
+    no_latency: bool,
+    overwrite: bool,
+    **given: Any,
+) -> None:
     """Compress CHECKPOINT and write student, ONNX file and report.
 
     Example: csa2glmha convert denoiser.pth --rank 8 --data photos --degrade noise:25
     """
     from csa2glmha.convert import run_conversion
-    from csa2glmha.options import make_options, read_recipe
     from csa2glmha.report.document import headline
 
     values = {} if recipe is None else read_recipe(recipe)
-    values |= explicit_options(context, given, keep_defaults=recipe is None)
+    values |= given_only(given)
+    # Flags can only switch from the default; what a recipe switched stays.
+    values |= {"distill": False} if no_distill else {}
+    values |= {"latency": False} if no_latency else {}
+    values |= {"overwrite": True} if overwrite else {}
     result = run_conversion(checkpoint, make_options(**values))
     click.echo(headline(result.report))
     click.echo(f"\nreport: {result.output / 'report.md'}")
 
 
-def explicit_options(context: click.Context, given: dict[str, Any], keep_defaults: bool) -> dict[str, Any]:
-    """Options as the recipe names them; defaults only if nothing else may have set them."""
-    values = {}
-    for name, value in given.items():
-        explicit = context.get_parameter_source(name) is not ParameterSource.DEFAULT
-        if not explicit and (not keep_defaults or value is None):
-            continue
-        if name.startswith("no_"):
-            values[name.removeprefix("no_")] = not value
-        else:
-            values[name] = value
-    if "distill" in values and not isinstance(values["distill"], bool):
-        values.pop("distill")
-    return values
-
-
-@cli.command(context_settings=CONTEXT)
+@cli.command(context_settings=CONTEXT, short_help="Architecture and attention layers of a file.")
 @click.argument("checkpoint", type=EXISTING)
-@click.option("--rank", default="8", show_default=True, help="Rank to estimate.")
-@click.option("--input-size", type=int, default=256, show_default=True, help="Image side for MACs.")
+@settings("rank", "input_size")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(checkpoint: Path, rank: str, input_size: int, as_json: bool) -> None:
-    """Show architecture, hyper-parameters and every attention layer of CHECKPOINT."""
+def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
+    """Show architecture, hyper-parameters and every attention layer of CHECKPOINT.
+
+    For a teacher also what its layers would cost at --rank.
+    """
     from csa2glmha.inspection import describe, inspect_model
 
-    found = inspect_model(checkpoint, rank, input_size)
+    options = make_options(**given_only(given))
+    found = inspect_model(checkpoint, options.ranks, options.input_size)
     click.echo(json.dumps(found, indent=2) if as_json else describe(found))
 
 
-@cli.command(context_settings=CONTEXT)
+@cli.command(context_settings=CONTEXT, short_help="Fine-tune a student further on your own images.")
 @click.argument("student", type=EXISTING)
 @click.option("--teacher", type=EXISTING, required=True, metavar="CKPT", help="The original checkpoint.")
-@data_options
-@training_options
-@run_options
+@settings(*DATA, *TRAINING, "device", "seed")
 @click.option("-o", "--output", type=EXISTING, metavar="FILE", help="New student file [STUDENT-distilled].")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def distill(student: Path, teacher: Path, output: Path | None, overwrite: bool, **given: Any) -> None:
     """Fine-tune STUDENT against its teacher on your own images."""
     from csa2glmha.convert import distill_file
 
-    written, result = distill_file(student, teacher, output, overwrite, **given)
+    options = make_options(**given_only(given))
+    written, result = distill_file(student, teacher, output, overwrite, options)
     click.echo(f"steps: {result.steps}")
     click.echo(f"PSNR to teacher: {result.before:.2f} -> {result.after:.2f} dB on held-out crops")
     click.echo(f"student: {written}")
 
 
-@cli.command(context_settings=CONTEXT)
+@cli.command(context_settings=CONTEXT, short_help="Write a student or checkpoint as ONNX.")
 @click.argument("student", type=EXISTING)
 @click.option("-o", "--output", type=EXISTING, metavar="FILE", help="ONNX file [STUDENT with .onnx].")
 @click.option("--opset", type=int, help="ONNX operator set.")
@@ -195,44 +159,35 @@ def export(student: Path, output: Path | None, opset: int | None, overwrite: boo
     click.echo(f"ONNX: {result.path} (opset {result.opset}, {result.size_bytes / 1e6:.1f} MB)")
 
 
-@cli.command(context_settings=CONTEXT)
+@cli.command(context_settings=CONTEXT, short_help="PSNR and SSIM of any model on images.")
 @click.argument("model", type=EXISTING)
-@data_options
+@settings(*DATA)
 @click.option("--teacher", type=EXISTING, metavar="CKPT", help="Also compare with this model's outputs.")
-@click.option("--crop", type=int, help="Judge on the central square of this side; whole images by default.")
-@run_options
+@click.option("--crop", type=int, metavar="N", help="Judge on the central square of this side only.")
+@settings("device", "seed")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, per image too.")
-def evaluate(model: Path, as_json: bool, **given: Any) -> None:
+def evaluate(model: Path, teacher: Path | None, crop: int | None, as_json: bool, **given: Any) -> None:
     """Measure PSNR and SSIM of MODEL (checkpoint, student or ONNX file) on images."""
     from csa2glmha.evaluation import describe_evaluation, evaluate_file
 
-    found = evaluate_file(model, **given)
+    found = evaluate_file(model, make_options(**given_only(given)), teacher, crop)
     click.echo(json.dumps(found, indent=2) if as_json else describe_evaluation(found))
 
 
-@cli.command(context_settings=CONTEXT)
-@click.option("--rank", default="8", show_default=True, help="Rank per head of keys and values.")
+@cli.command(context_settings=CONTEXT, short_help="Compress the denoiser that comes with the package.")
+@settings("rank")
 @click.option(
-    "-o",
-    "--output",
-    type=EXISTING,
-    default=Path("demo-output"),
-    show_default=True,
-    metavar="DIR",
-    help="Output folder.",
+    "-o", "--output", default="demo-output", show_default=True, metavar="DIR", help="Output folder."
 )
 @click.option("--overwrite", is_flag=True, help="Replace existing results.")
-@run_options
-def demo(rank: str, output: Path, overwrite: bool, device: str, seed: int) -> None:
+@settings("device", "seed")
+def demo(**given: Any) -> None:
     """Compress the small denoiser that comes with the package, in a few minutes."""
     from csa2glmha.convert import run_conversion
     from csa2glmha.embedded import demo_options, embedded_teacher
-    from csa2glmha.options import make_options
     from csa2glmha.report.document import headline
 
-    options = make_options(
-        **demo_options(), rank=rank, output=output, overwrite=overwrite, device=device, seed=seed
-    )
+    options = make_options(**demo_options(), **given_only(given))
     with embedded_teacher() as checkpoint:
         result = run_conversion(checkpoint, options)
     click.echo(headline(result.report))

@@ -93,7 +93,7 @@ def run_conversion(checkpoint: Path, options: ConvertOptions) -> Conversion:
     configs = plan_layers(layers, options.ranks, options.attention)
     exact = all(config.full for config in configs.values())
     output = options.output or Path(default_output(checkpoint, options))
-    data = prepare_data(options.data, options.targets, options.degrade, teacher.in_channels, options.seed)
+    data = _open_data(teacher, options)
     prepare_output_dir(output, OUTPUT_FILES, options.overwrite)
     for note in (*loaded.checkpoint.notes, *data.notes):
         say(note)
@@ -192,23 +192,19 @@ def distill_settings(options: ConvertOptions) -> DistillSettings:
     )
 
 
+def _open_data(teacher: RestorationModel, options: ConvertOptions) -> Data:
+    return prepare_data(options.data, options.targets, options.degrade, teacher.in_channels, options.seed)
+
+
 def _distill(
     student: RestorationModel, teacher: RestorationModel, data: Data, options: ConvertOptions
 ) -> DistillResult:
-    return distill_on(student, teacher, data, distill_settings(options), options.seed)
-
-
-def distill_on(
-    student: RestorationModel,
-    teacher: RestorationModel,
-    data: Data,
-    settings: DistillSettings,
-    seed: int,
-) -> DistillResult:
     """Distil on the training images of ``data``, judged on crops of its held-out ones."""
-    size = max(settings.crop, 128) if settings.crop >= 64 else settings.crop
-    held, _ = calibration_crops(data.held_out, data.degradation, size, HELD_OUT_CROPS, seed + 1)
-    batches = CropStream(data.train, data.degradation, settings.crop, settings.batch, seed + 2)
+    settings = distill_settings(options)
+    held, _ = calibration_crops(
+        data.held_out, data.degradation, options.calibration_size, HELD_OUT_CROPS, options.seed + 1
+    )
+    batches = CropStream(data.train, data.degradation, settings.crop, settings.batch, options.seed + 2)
     result = distill(student, teacher, batches, HeldOut(held, teacher_outputs(teacher, held)), settings, say)
     gained = result.after - result.before
     say(
@@ -237,16 +233,7 @@ def _picture(teacher: RestorationModel, student: RestorationModel, image: Evalua
 
 
 def distill_file(
-    student: Path,
-    teacher: Path,
-    output: Path | None,
-    overwrite: bool,
-    data: Path | None,
-    targets: Path | None,
-    degrade: str | None,
-    device: str,
-    seed: int,
-    **training: Any,
+    student: Path, teacher: Path, output: Path | None, overwrite: bool, options: ConvertOptions
 ) -> tuple[Path, DistillResult]:
     """Distil a student file further and write a new one.
 
@@ -254,13 +241,11 @@ def distill_file(
         student, teacher: the files.
         output: the new student file; None adds "-distilled" to the student's name.
         overwrite: replace an existing file.
-        data, targets, degrade, device, seed: as for :func:`convert`.
-        **training: distill_steps, distill_minutes, batch, crop, learning_rate.
+        options: of them those on data, distillation, device and seed.
 
     Raises:
         Csa2GlmhaError: a file is unusable, or the teacher is not the student's.
     """
-    options = make_options(data=data, targets=targets, degrade=degrade, device=device, seed=seed, **training)
     place = resolve_device(options.device)
     loaded, original = load_model(student), load_model(teacher)
     if not loaded.is_student:
@@ -275,14 +260,14 @@ def distill_file(
         )
     output = output or student.with_name(f"{student.stem}-distilled.safetensors")
     ensure_writable(output, overwrite)
-    images = prepare_data(data, targets, degrade, original.model.in_channels, seed)
+    images = _open_data(original.model, options)
     for note in images.notes:
         say(note)
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     loaded.model.to(place)
     original.model.to(place).requires_grad_(False)
-    result = distill_on(loaded.model, original.model, images, distill_settings(options), seed)
-    save_student(output, loaded.model.cpu(), loaded.checkpoint.metadata | {"seed": str(seed)})
+    result = _distill(loaded.model, original.model, images, options)
+    save_student(output, loaded.model.cpu(), loaded.checkpoint.metadata | {"seed": str(options.seed)})
     return output, result
 
 

@@ -11,6 +11,7 @@ from csa2glmha.data.sources import open_images
 from csa2glmha.device import resolve_device
 from csa2glmha.errors import UsageError
 from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import progress, say
 from csa2glmha.report.document import render_table
 from csa2glmha.report.evaluate import Restore, evaluation_image, restore
@@ -28,32 +29,30 @@ def open_model(path: Path, device: str) -> tuple[Restore, int]:
 
 
 def evaluate_file(
-    model: Path,
-    data: Path | None,
-    targets: Path | None,
-    degrade: str | None,
-    teacher: Path | None,
-    crop: int | None,
-    device: str,
-    seed: int,
+    model: Path, options: ConvertOptions, teacher: Path | None, crop: int | None
 ) -> dict[str, Any]:
     """PSNR and SSIM of a model, per image and on average, as JSON values.
+
+    Args:
+        model: checkpoint, student or ONNX file.
+        options: of them data, targets, degrade, device and seed.
+        teacher: also compare with this model's outputs.
+        crop: judge on the central square of this side; None takes whole images.
 
     Raises:
         UsageError: nothing to compare with: neither targets, a degradation, nor a teacher.
         Csa2GlmhaError: a file or folder cannot be used.
     """
+    data, targets, degrade = options.data, options.targets, options.degrade
     if targets is None and degrade is None and teacher is None:
         raise UsageError(
             "nothing to compare with: give --targets DIR, --degrade noise:25 for clean images, or --teacher"
         )
-    if targets is not None and degrade is not None:
-        raise UsageError("--targets and --degrade exclude each other: paired inputs are degraded already")
     if crop is not None and crop < 1:
         raise UsageError(f"--crop {crop}: give a side in pixels, e.g. 256")
     degradation = None if degrade is None else parse_degradation(degrade)
-    run, channels = open_model(model, device)
-    reference = None if teacher is None else open_model(teacher, device)[0]
+    run, channels = open_model(model, options.device)
+    reference = None if teacher is None else open_model(teacher, options.device)[0]
     if data is None:
         images: Any = MemoryImages(bundled_images(channels))
         say(f"no --data: judging on {len(images)} photographs bundled with scikit-image")
@@ -63,7 +62,7 @@ def evaluate_file(
             say(note)
     meters = {name: QualityMeter() for name in ("input", "truth", "teacher")}
     for index in progress(range(len(images)), what="evaluating", unit="image"):
-        image = evaluation_image(images, index, degradation, seed, crop)
+        image = evaluation_image(images, index, degradation, options.seed, crop)
         output = run(image.input).clamp(0, 1)
         if image.truth is not None:
             meters["truth"].add(image.name, output, image.truth)
@@ -75,7 +74,7 @@ def evaluate_file(
         "model": str(model),
         "data": None if data is None else str(data),
         "degradation": degrade,
-        "seed": seed,
+        "seed": options.seed,
         "images": len(images),
         **{
             name: {

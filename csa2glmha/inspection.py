@@ -8,22 +8,19 @@ from typing import Any
 
 from csa2glmha.attention.layers import attention_layers, glmha_layers, replace_layers
 from csa2glmha.attention.ranks import Ranks, plan_layers
-from csa2glmha.errors import UsageError
 from csa2glmha.report.complexity import count_complexity, format_macs, format_params
 from csa2glmha.report.document import render_table
 from csa2glmha.storage import load_model
 
 
-def inspect_model(checkpoint: Path, rank: int | str, input_size: int) -> dict[str, Any]:
+def inspect_model(checkpoint: Path, ranks: Ranks, input_size: int) -> dict[str, Any]:
     """Architecture, hyper-parameters and attention layers of a teacher or student file, as JSON values.
 
     Args:
         checkpoint: the file.
-        rank: for a teacher, the rank whose cost is estimated.
+        ranks: for a teacher, those whose cost is estimated.
         input_size: side of the square input that MACs are counted for.
     """
-    if input_size < 1:
-        raise UsageError(f"--input-size {input_size}: give the side of an image in pixels, e.g. 256")
     loaded = load_model(checkpoint)
     model = loaded.model
     shapes = model.input_shapes(input_size, input_size)
@@ -60,9 +57,9 @@ def inspect_model(checkpoint: Path, rank: int | str, input_size: int) -> dict[st
         return found
     layers = attention_layers(model)
     student = copy.deepcopy(model)
-    replace_layers(student, plan_layers(layers, Ranks.parse(rank)))
+    replace_layers(student, plan_layers(layers, ranks))
     then = count_complexity(student, *shapes)
-    found["estimate"] = {"rank": rank, "params": then.params, "macs": then.macs, "flops": then.flops}
+    found["estimate"] = {"ranks": str(ranks), "params": then.params, "macs": then.macs, "flops": then.flops}
     found["layers"] = [
         {
             "name": name,
@@ -89,7 +86,6 @@ def describe(found: dict[str, Any]) -> str:
         "",
     ]
     if found["kind"] == "teacher":
-        rank = found["estimate"]["rank"]
         rows: list[tuple[str, ...]] = [_teacher_row(layer) for layer in found["layers"]]
         rows.append(
             (
@@ -102,13 +98,15 @@ def describe(found: dict[str, Any]) -> str:
                 format_macs(found["estimate"]["macs"]),
             )
         )
-        what = f"rank {rank}"
+        what = "then"
         header: tuple[str, ...] = (f"layer, input {shape}", "heads", "c", "params", what, "MACs", what)
     else:
         rows = [_student_row(layer) for layer in found["layers"]]
         rows.append(("whole model", "", "", "", format_params(found["params"]), format_macs(found["macs"])))
         header = (f"layer, input {shape}", "heads", "c", "rank q/k/v", "params", "MACs")
-    return "\n".join(lines) + render_table(rows, header)
+    if found["kind"] == "teacher":
+        lines.append(f"then: what ranks {found['estimate']['ranks']} would leave")
+    return "\n".join([*lines, render_table(rows, header)])
 
 
 def _teacher_row(layer: dict[str, Any]) -> tuple[str, ...]:

@@ -3,44 +3,52 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from csa2glmha.attention.ranks import Ranks
 from csa2glmha.errors import UsageError
+
+if TYPE_CHECKING:
+    from csa2glmha.attention.ranks import Ranks
 
 
 class ConvertOptions(BaseModel):
-    """Everything that decides the result of a conversion. Field names are the keys of a recipe."""
+    """Everything that decides the result of a conversion.
+
+    Field names are the keys of a recipe, and with dashes the options of the command line, which takes
+    defaults and descriptions from here.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int | str = Field(8, description="rank per head of keys and values: a number, or full")
-    rank_q: int | str | None = Field(None, description="rank of rows (queries); full unless given")
-    rank_k: int | str | None = Field(None, description="rank of keys, instead of --rank")
-    rank_v: int | str | None = Field(None, description="rank of values, instead of --rank")
+    rank: int | str = Field(8, description="Rank per head of keys and values: a number, or full.")
+    rank_q: int | str | None = Field(None, description="Rank of queries; full unless given.")
+    rank_k: int | str | None = Field(None, description="Rank of keys, instead of --rank.")
+    rank_v: int | str | None = Field(None, description="Rank of values, instead of --rank.")
     attention: Literal["expanded", "compact"] = Field(
-        "expanded", description="softmax over the expanded c x c logits, or over the r keys as in the paper"
+        "expanded", description="expanded: softmax over c x c logits; compact: over r keys, as in the paper."
     )
-    data: Path | None = Field(None, description="folder of images to calibrate, distil and judge on")
-    targets: Path | None = Field(None, description="folder of their ground truth, paired by file name")
-    degrade: str | None = Field(None, description="makes inputs of clean images, e.g. noise:25")
-    calibration_crops: int = Field(32, ge=2, le=100_000, description="crops for the attention statistics")
-    calibration_size: int = Field(128, ge=16, le=4096, description="their side in pixels")
-    distill: bool = Field(True, description="fine-tune against the original")
-    distill_steps: int | None = Field(None, ge=0, description="steps; by default what fits the minutes")
-    distill_minutes: float = Field(6.0, gt=0, description="time for distillation when no steps are given")
-    batch: int = Field(4, ge=1, description="crops per distillation step")
-    crop: int = Field(96, ge=16, description="their side in pixels")
-    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate of the distillation")
-    input_size: int = Field(256, ge=8, le=16384, description="image side for MACs, latency and quality")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
-    seed: int = Field(0, ge=0, lt=2**31, description="of everything random")
-    output: Path | None = Field(None, description="output folder")
-    overwrite: bool = Field(False, description="replace existing results")
-    latency: bool = Field(True, description="time the ONNX models side by side")
+    data: Path | None = Field(None, description="Folder of images to calibrate, distil and judge on.")
+    targets: Path | None = Field(None, description="Folder of their ground truth, paired by file name.")
+    degrade: str | None = Field(
+        None, description="Make inputs of clean images: noise:25, blur:1-2+noise:5, motion:15, jpeg:40, none."
+    )
+    calibration_crops: int = Field(32, ge=2, le=100_000, description="Crops for the attention statistics.")
+    calibration_size: int = Field(128, ge=16, le=4096, description="Their side in pixels.")
+    distill: bool = Field(True, description="Fine-tune against the original.")
+    distill_steps: int | None = Field(None, ge=0, description="Distillation steps, instead of minutes.")
+    distill_minutes: float = Field(6.0, gt=0, le=1e6, description="Time for distillation.")
+    batch: int = Field(4, ge=1, description="Crops per distillation step.")
+    crop: int = Field(96, ge=16, le=4096, description="Their side in pixels.")
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of the distillation.")
+    input_size: int = Field(256, ge=8, le=16384, description="Image side for MACs, latency and quality.")
+    device: str = Field("auto", description="auto (a GPU when there is one), cpu, cuda, cuda:N or mps.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Of everything random.")
+    output: Path | None = Field(None, description="Output folder [CHECKPOINT-rankR].")
+    overwrite: bool = Field(False, description="Replace existing results.")
+    latency: bool = Field(True, description="Time the ONNX models side by side.")
 
     @property
     def ranks(self) -> Ranks:
@@ -49,6 +57,8 @@ class ConvertOptions(BaseModel):
         Raises:
             UsageError: one is not a rank.
         """
+        from csa2glmha.attention.ranks import Ranks  # not at the top: --help need not wait for PyTorch
+
         return Ranks.parse(self.rank, self.rank_q, self.rank_k, self.rank_v)
 
 

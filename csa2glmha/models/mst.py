@@ -69,7 +69,7 @@ class MSMSA(SpectralAttention):
         self.mm = MaskGuidance(channels, level)
 
     def mask_attention(self, mask: Tensor, width: int) -> Tensor:
-        """The factors (1 or B, C, H, width) for mask features (1 or B, C, H, W'): they depend on nothing else."""
+        """The factors (1 or B, C, H, width); they depend on the mask features (1 or B, C, H, W') alone."""
         return self.mm(mask, width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -139,8 +139,8 @@ class MST(SpectralUNet, RestorationModel):
         batch, channels, height, width = cube.shape
         if channels != self.in_channels or height % multiple or width % multiple:
             raise DataError(
-                f"mst: initial cube of shape {tuple(cube.shape)} does not fit: give (B, {self.in_channels}, H, W) "
-                f"with H and W multiples of {multiple}"
+                f"mst: initial cube of shape {tuple(cube.shape)} does not fit: "
+                f"give (B, {self.in_channels}, H, W) with H and W multiples of {multiple}"
             )
         expected = (channels, height, self._dispersed(width))
         if tuple(mask.shape[1:]) != expected or mask.shape[0] not in (1, batch):

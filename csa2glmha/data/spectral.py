@@ -1,0 +1,267 @@
+"""Hyperspectral cubes from files, folders of them, pairs with RGB images, and synthetic spectra.
+
+Cubes are float32 tensors (bands, H, W), values as stored: usually reflectance in [0, 1].
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csa2glmha.data.arrays import SUFFIX_LIST, SUFFIXES, Array, read_array, to_float32
+from csa2glmha.data.crops import ImageSource
+from csa2glmha.data.images import ImageSet
+from csa2glmha.errors import DataError
+from csa2glmha.progress import progress
+
+#: Wavelengths in nm of the 28 bands of synthetic spectra.
+SYNTHETIC_WAVELENGTHS = tuple(torch.linspace(450, 650, 28, dtype=torch.float64).tolist())
+
+_PRIMARIES_NM = (620.0, 540.0, 465.0)
+_PRIMARY_WIDTH_NM = 35.0
+
+
+def read_cube(path: Path, bands: int, mat_key: str | None = None) -> Tensor:
+    """Read a hyperspectral cube from a .mat (any version), .npy, .npz or multi-band .tif file.
+
+    Args:
+        path: the file. The bands are its last axis, as usual, or its first; the number of bands tells which.
+        bands: expected number of bands.
+        mat_key: name of the cube in a .mat or .npz file; without, there must be one 3-D array only.
+
+    Returns:
+        float32 (bands, H, W). Floats are as stored, 8- and 16-bit unsigned integers scaled to [0, 1].
+
+    Raises:
+        DataError: the file cannot be read, holds no or several 3-D arrays, one with another number of bands
+            or with the bands on the wrong axis, or values that are not finite.
+    """
+    cube = _bands_first(read_array(path, 3, mat_key), bands, path)
+    return torch.from_numpy(np.ascontiguousarray(to_float32(cube, path)))
+
+
+def _bands_first(array: Array, bands: int, path: Path) -> Array:
+    first, middle, last = (size == bands for size in array.shape)
+    shape = "x".join(map(str, array.shape))
+    if first and last:
+        raise DataError(
+            f"{str(path)!r} holds an array of {shape}: with {bands} bands, both its first and its last axis "
+            "could be the bands; cut or pad the height"
+        )
+    if last:
+        return array.transpose(2, 0, 1)
+    if first:
+        return array
+    if middle:
+        raise DataError(
+            f"{str(path)!r} holds an array of {shape} with the {bands} bands on the middle axis; "
+            "store it as height x width x bands"
+        )
+    raise DataError(
+        f"{str(path)!r} holds an array of {shape}, but the model has {bands} bands: none of its axes "
+        "is that long; give cubes with that number of bands"
+    )
+
+
+@dataclass
+class CubeSet:
+    """The usable cubes of a folder; reads like an :class:`~csa2glmha.data.images.ImageSet`.
+
+    Attributes:
+        bands: bands of every cube.
+        mat_key: as in :func:`read_cube`.
+        skipped: files left out, each with the reason.
+    """
+
+    bands: int
+    mat_key: str | None = None
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    _entries: list[tuple[str, Path]] = field(default_factory=list)
+    _cache: dict[Path, Tensor] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def find(
+        cls, folder: Path, bands: int, mat_key: str | None = None, cache_bytes: int = 512 * 2**20
+    ) -> CubeSet:
+        """Search a folder and its subfolders for cubes, in the order of their names.
+
+        Every file is read once, so that a bad one shows now and not during training. Those that
+        :func:`read_cube` refuses are left out, and listed in :attr:`skipped`.
+
+        Args:
+            folder: searched for mat, npy, npz, tif and tiff files, in any case.
+            bands: bands of every cube.
+            mat_key: as in :func:`read_cube`, for all files.
+            cache_bytes: how much data to keep in memory.
+
+        Raises:
+            DataError: the folder is missing, or none of its cubes can be used; the first reason is given.
+        """
+        found = cls(bands, mat_key)
+        budget = cache_bytes
+        for name, path in progress(_list_files(folder), what="reading cubes", unit="file"):
+            try:
+                cube = read_cube(path, bands, mat_key)
+            except DataError as error:
+                found.skipped.append((path, str(error)))
+                continue
+            found._entries.append((name, path))
+            if cube.nbytes <= budget:
+                budget -= cube.nbytes
+                found._cache[path] = cube
+        if not found._entries:
+            reason = found.skipped[0][1] if found.skipped else f"it has no {SUFFIX_LIST} file"
+            raise DataError(f"no usable cube in {str(folder)!r}: {reason}")
+        return found
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def read(self, index: int) -> tuple[str, Tensor, Tensor | None]:
+        """Return the name (path inside the folder, with ``/``), the cube (bands, H, W), and None.
+
+        Raises:
+            DataError: a file that was readable no longer is.
+        """
+        name, path = self._entries[index]
+        cube = self._cache.get(path)
+        return name, read_cube(path, self.bands, self.mat_key) if cube is None else cube, None
+
+    @property
+    def names(self) -> list[str]:
+        """The names in order."""
+        return [name for name, _ in self._entries]
+
+
+@dataclass
+class SpectralPairs:
+    """RGB images as inputs with cubes as targets, for RGB-to-spectra networks.
+
+    Attributes:
+        images: the RGB images.
+        cubes: the cubes.
+        skipped: files left out, each with the reason.
+    """
+
+    images: ImageSet
+    cubes: CubeSet
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    _pairs: list[tuple[int, int]] = field(default_factory=list)
+
+    @classmethod
+    def find(cls, images: Path, cubes: Path, bands: int, mat_key: str | None = None) -> SpectralPairs:
+        """Pair each cube with the image of the same name and subfolder, whatever the suffixes.
+
+        What cannot be read, has no partner or one of another size is left out, and listed in
+        :attr:`skipped`.
+
+        Args:
+            images: folder of RGB images, as for :meth:`ImageSet.find`.
+            cubes: folder of cubes, as for :meth:`CubeSet.find`.
+            bands: bands of every cube.
+            mat_key: as in :func:`read_cube`.
+
+        Raises:
+            DataError: a folder is missing or without usable files, or there is no pair.
+        """
+        found = cls(ImageSet.find(images, 3), CubeSet.find(cubes, bands, mat_key))
+        found.skipped += found.images.skipped + found.cubes.skipped
+        by_stem: dict[str, list[int]] = {}
+        for index in range(len(found.images)):
+            by_stem.setdefault(_stem(found.images.read(index)[0]), []).append(index)
+        for index, name in enumerate(found.cubes.names):
+            found._pair(index, by_stem.get(_stem(name), []), cubes / name)
+        if not found._pairs:
+            reason = found.skipped[-1]
+            raise DataError(
+                f"no pair of an image in {str(images)!r} and a cube in {str(cubes)!r}: "
+                f"{reason[0].name} has {reason[1]}; give both the same names and sizes"
+            )
+        return found
+
+    def _pair(self, cube: int, images: list[int], path: Path) -> None:
+        if len(images) != 1:
+            self.skipped.append((path, "several images of that name" if images else "no image of that name"))
+            return
+        sizes = [
+            source.read(index)[1].shape[1:]
+            for source, index in ((self.images, images[0]), (self.cubes, cube))
+        ]
+        if sizes[0] != sizes[1]:
+            (height, width), (cube_height, cube_width) = sizes
+            reason = f"an image of another size: {width}x{height} against {cube_width}x{cube_height}"
+            self.skipped.append((path, reason))
+            return
+        self._pairs.append((images[0], cube))
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def read(self, index: int) -> tuple[str, Tensor, Tensor | None]:
+        """Return the image's name, the image (3, H, W) in [0, 1], and the cube (bands, H, W).
+
+        Raises:
+            DataError: a file that was readable no longer is.
+        """
+        image, cube = self._pairs[index]
+        name, rgb, _ = self.images.read(image)
+        return name, rgb, self.cubes.read(cube)[1]
+
+
+def synthetic_spectra(rgb: Tensor) -> Tensor:
+    """Make a spectral cube (28, H, W) of an RGB image (3, H, W), both in [0, 1].
+
+    Each wavelength of :data:`SYNTHETIC_WAVELENGTHS` gets a smooth mixture of the linearised R, G and B
+    (sRGB, IEC 61966-2-1), of weights that add up to one: gray gives a flat spectrum. No real spectra:
+    name every figure that rests on them "synthetic spectra".
+    """
+    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    wavelengths = torch.tensor(SYNTHETIC_WAVELENGTHS)
+    distance = (wavelengths[:, None] - torch.tensor(_PRIMARIES_NM)) / _PRIMARY_WIDTH_NM
+    weights = torch.softmax(-distance.square() / 2, dim=1)
+    return torch.einsum("bc,chw->bhw", weights.to(linear), linear)
+
+
+@dataclass(frozen=True)
+class SyntheticSpectra:
+    """The images of an RGB source as cubes of :func:`synthetic_spectra`.
+
+    Attributes:
+        images: of 3 channels.
+    """
+
+    images: ImageSource
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> tuple[str, Tensor, Tensor | None]:
+        """Return the image's name, its synthetic spectra (28, H, W), and None."""
+        name, rgb, _ = self.images.read(index)
+        return name, synthetic_spectra(rgb), None
+
+
+def _list_files(folder: Path) -> list[tuple[str, Path]]:
+    """List the array files of a folder as (path inside it with ``/``, path), sorted."""
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise DataError(f"folder of cubes {str(folder)!r} {what}; give a folder with {SUFFIX_LIST} files")
+    return sorted((path.relative_to(folder).as_posix(), path) for path in _walk(folder))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise DataError(f"cannot list folder {error.filename!r}: {error.strerror}; check its permissions")
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]

@@ -1,0 +1,176 @@
+"""Running ONNX files on the CPU: as a drop-in for the PyTorch network, and against the clock."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from csa2glmha.errors import CheckpointError, DataError, UsageError
+
+# ONNX Runtime also logs what it raises; the exception is enough.
+_LOG_FATAL_ONLY = 4
+
+
+class OnnxModel:
+    """An ONNX file called like the network it came from, on the CPU in float32.
+
+    Args:
+        path: the file; it must have one output.
+        threads: of ONNX Runtime within an operator; None leaves the choice to it.
+
+    Raises:
+        CheckpointError: the file is missing, is not ONNX or cannot be run.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        self.path = path
+        self._session = _open_session(path, threads)
+        self._inputs = {node.name: node.shape for node in self._session.get_inputs()}
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Run the file on its inputs, (B, C, H, W) each; the result is on the first one's device.
+
+        Raises:
+            DataError: the inputs do not fit the file.
+        """
+        if len(inputs) != len(self._inputs):
+            raise DataError(f"{str(self.path)!r} takes {len(self._inputs)} inputs, not {len(inputs)}")
+        arrays = {
+            name: value.detach().to("cpu", torch.float32).numpy()
+            for name, value in zip(self._inputs, inputs, strict=True)
+        }
+        for name, array in arrays.items():
+            self._check_shape(name, array.shape)
+        (output,) = self._session.run(None, arrays)
+        return torch.from_numpy(output).to(inputs[0].device)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata written into the file at export."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs in call order."""
+        return tuple(self._inputs)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the (first) input."""
+        return int(self._session.get_inputs()[0].shape[1])
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return int(self._session.get_outputs()[0].shape[1])
+
+    def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        expected = self._inputs[name]
+        fits = len(shape) == len(expected) and all(
+            size == wanted for size, wanted in zip(shape, expected, strict=True) if isinstance(wanted, int)
+        )
+        if not fits:
+            raise DataError(
+                f"{str(self.path)!r} takes {name!r} of shape ({', '.join(map(str, expected))}), not {shape}"
+            )
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of repeated runs, in milliseconds.
+
+    Attributes:
+        median_ms: the median.
+        low_ms, high_ms: the lower and the upper quartile.
+        runs: number of timed runs.
+        samples_ms: the time of each run, in order.
+    """
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    runs: int
+    samples_ms: tuple[float, ...]
+
+    @classmethod
+    def of(cls, samples_ms: Sequence[float]) -> Latency:
+        """The summary of at least one time."""
+        low, median, high = np.percentile(samples_ms, (25, 50, 75))
+        return cls(float(median), float(low), float(high), len(samples_ms), tuple(samples_ms))
+
+
+def compare_latency(
+    models: Mapping[str, Path],
+    *shapes: tuple[int, ...],
+    threads: int | None = None,
+    runs: int = 10,
+    warmup: int = 2,
+    on_round: Callable[[], None] | None = None,
+) -> dict[str, Latency]:
+    """Time ONNX files against each other on the CPU, on the same seeded noise.
+
+    Runs alternate (A B A B ...), so that a machine that slows down for a while slows all files alike;
+    compare them with :func:`ratio`.
+
+    Args:
+        models: files by name; all take inputs of the same shapes.
+        shapes: of the inputs in call order, as ``RestorationModel.input_shapes`` gives them.
+        threads: of ONNX Runtime within an operator; None leaves the choice to it.
+        runs: timed rounds, one run of every file each.
+        warmup: rounds before those, not timed.
+        on_round: called after every round, ``warmup + runs`` times.
+
+    Raises:
+        UsageError: ``runs`` is below 1 or ``warmup`` below 0.
+        CheckpointError: a file is missing, is not ONNX or cannot be run.
+        DataError: a file does not take inputs of these shapes.
+    """
+    if runs < 1 or warmup < 0:
+        raise UsageError(f"latency needs runs >= 1 and warmup >= 0, got runs {runs} and warmup {warmup}")
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.rand(shape, generator=generator) for shape in shapes]
+    loaded = {name: OnnxModel(path, threads) for name, path in models.items()}
+    samples: dict[str, list[float]] = {name: [] for name in models}
+    for index in range(warmup + runs):
+        for name, model in loaded.items():
+            start = time.perf_counter()
+            model(*inputs)
+            elapsed = time.perf_counter() - start
+            if index >= warmup:
+                samples[name].append(1000 * elapsed)
+        if on_round is not None:
+            on_round()
+    return {name: Latency.of(times) for name, times in samples.items()}
+
+
+def ratio(first: Latency, other: Latency) -> float:
+    """How many times faster ``other`` is than ``first``: the median over rounds of their times' ratio.
+
+    Both must come from one call of :func:`compare_latency`: the two runs of a round share the machine's
+    mood, which a ratio of two medians would not cancel.
+    """
+    pairs = zip(first.samples_ms, other.samples_ms, strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
+
+def _open_session(path: Path, threads: int | None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_FATAL_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # ONNX Runtime's exceptions have no base class of their own.
+    except Exception as error:
+        reason = "no such file" if not path.exists() else str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{str(path)!r} cannot be run as an ONNX model: {reason}; check the path or export it again"
+        ) from error
