@@ -6,7 +6,6 @@ import contextlib
 import copy
 import io
 import logging
-import re
 import subprocess
 import sys
 import tempfile
@@ -215,7 +214,7 @@ def _convert(network: RestorationModel, inputs: tuple[Tensor, ...], opset: int) 
     except Exception as error:
         name = type(network).__name__
         raise ExportError(
-            f"{name} cannot be converted to ONNX opset {opset}: {_first_line(error)}; "
+            f"{name} cannot be converted to ONNX opset {opset}: {_first_line(_root_cause(error))}; "
             f"try opset {DEFAULT_OPSET}, or use the PyTorch checkpoint"
         ) from error
     return _clean(proto)
@@ -243,17 +242,16 @@ def _dynamic_shapes(network: RestorationModel) -> tuple[dict[int, str], ...]:
 
 
 def _clean(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove what only describes the exporter's work: stack traces with local paths, shape guesses."""
+    """Remove what only describes the exporter's work, such as stack traces, and name the output's axes."""
     graph = proto.graph
     del graph.value_info[:]
     for item in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         del item.metadata_props[:]
         item.doc_string = ""
-    for value in graph.output:
-        for dim in value.type.tensor_type.shape.dim:
-            # Cropping the padding away gives "Min(height, padded height)", which is the height.
-            if match := re.fullmatch(r"Min\((\w+), .*\)", dim.dim_param):
-                dim.dim_param = match[1]
+    # The output has the input's size, which the exporter knows only as min(height, padded height).
+    (output,) = graph.output
+    for axis, name in ((0, "batch"), (2, "height"), (3, "width")):
+        output.type.tensor_type.shape.dim[axis].dim_param = name
     return proto
 
 
@@ -331,11 +329,8 @@ def _compare(runtime: OnnxModel, case: _Case) -> SizeParity:
     shape = tuple(case.inputs[0].shape)
     try:
         output = runtime(*case.inputs)
-    # ONNX Runtime's exceptions have no base class of their own.
-    except Exception as error:
-        raise ExportError(
-            f"the ONNX graph does not run for input {shape}: {_first_line(error)}; use the PyTorch checkpoint"
-        ) from error
+    except DataError as error:
+        raise ExportError(f"the ONNX graph does not run: {error}; use the PyTorch checkpoint") from error
     if output.shape != case.expected.shape:
         raise ExportError(
             f"the ONNX graph gives an output of shape {tuple(output.shape)} for input {shape}, "
@@ -351,3 +346,9 @@ def _compare(runtime: OnnxModel, case: _Case) -> SizeParity:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -23,16 +23,23 @@ class OnnxModel:
     """An ONNX file called like the network it came from, on the CPU in float32.
 
     Args:
-        path: the file; it must have one output.
+        path: the file.
         threads: of ONNX Runtime within an operator; None leaves the choice to it.
 
     Raises:
-        CheckpointError: the file is missing, is not ONNX or cannot be run.
+        CheckpointError: the file is missing, is not ONNX, cannot be run, or is no network from images of
+            a fixed number of channels to such images.
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         self.path = path
         self._session = _open_session(path, threads)
+        for node in (*self._session.get_inputs(), *self._session.get_outputs()):
+            if len(node.shape) != 4 or not isinstance(node.shape[1], int):
+                raise CheckpointError(
+                    f"{str(path)!r} is no image model of ours: {node.name!r} has shape {node.shape}, "
+                    "not (batch, channels, height, width) with a fixed number of channels"
+                )
         self._inputs = {node.name: node.shape for node in self._session.get_inputs()}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -49,7 +56,14 @@ class OnnxModel:
         }
         for name, array in arrays.items():
             self._check_shape(name, array.shape)
-        (output,) = self._session.run(None, arrays)
+        try:
+            output = self._session.run(None, arrays)[0]
+        # ONNX Runtime's exceptions have no base class of their own.
+        except Exception as error:
+            shapes = ", ".join(str(array.shape) for array in arrays.values())
+            raise DataError(
+                f"{str(self.path)!r} fails on input of shape {shapes}: {str(error).splitlines()[0]}"
+            ) from error
         return torch.from_numpy(output).to(inputs[0].device)
 
     @property

@@ -1,0 +1,61 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from csa2glmha.models.restormer import Restormer
+
+# Networks this small are slower on several threads, and one thread adds up in one order.
+torch.set_num_threads(1)
+
+MakeRestormer = Callable[..., Restormer]
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder with real checkpoints and images."""
+    folder = os.environ.get("CSA2GLMHA_SHARED")
+    if not folder:
+        pytest.skip("CSA2GLMHA_SHARED is unset: no folder with real checkpoints and images")
+    return Path(folder)
+
+
+def _tiny_restormer(seed: int = 0, **changes: Any) -> Restormer:
+    settings: dict[str, Any] = {
+        "dim": 8,
+        "num_blocks": [1, 1, 1, 1],
+        "num_refinement_blocks": 1,
+        "heads": [1, 1, 2, 4],
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Restormer(**(settings | changes))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("temperature"):
+                    parameter.uniform_(1.0, 4.0)  # sharper than at the start of a training
+                elif parameter.ndim == 1:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def make_restormer() -> MakeRestormer:
+    """A factory of small Restormers: dim 8, heads 1, 1, 2, 4 (c = 8 and 16), the same weights every time.
+
+    Keywords replace hyper-parameters; ``seed`` decides the weights.
+    """
+    return _tiny_restormer
+
+
+@pytest.fixture
+def tiny_restormer() -> Restormer:
+    """One of them, for colour images."""
+    return _tiny_restormer()
