@@ -27,7 +27,7 @@ from csa2glmha.distill.loop import (
     distill,
     teacher_outputs,
 )
-from csa2glmha.errors import UsageError
+from csa2glmha.errors import ExportError, UsageError
 from csa2glmha.export.onnx import ExportReport, export_onnx
 from csa2glmha.export.runtime import Latency, compare_latency
 from csa2glmha.files import ensure_writable, prepare_output_dir
@@ -139,12 +139,18 @@ def run_conversion(checkpoint: Path, options: ConvertOptions) -> Conversion:
         {"ranks": str(options.ranks), "task": options.degrade or "", "attention": options.attention},
     )
     save_student(output / STUDENT_FILE, student, metadata)
+    for name in OUTPUT_FILES:
+        if name != STUDENT_FILE:  # what is left of an earlier run belongs to another student
+            (output / name).unlink(missing_ok=True)
     example = images[0].input
     with _timed(seconds, "export"):
         say("exporting to ONNX and comparing with PyTorch")
-        measured.export = export_onnx(
-            student, output / ONNX_FILE, metadata=_onnx_metadata(metadata), example=example, overwrite=True
-        )
+        try:
+            measured.export = export_onnx(
+                student, output / ONNX_FILE, metadata=_onnx_metadata(metadata), example=example
+            )
+        except ExportError as error:
+            raise ExportError(f"{error}; the student itself is kept in {output / STUDENT_FILE}") from error
     if options.latency:
         with _timed(seconds, "latency"):
             measured.latency = _latency(teacher, output / ONNX_FILE, example, size)

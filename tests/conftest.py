@@ -46,7 +46,7 @@ def _tiny_restormer(seed: int = 0, **changes: Any) -> Restormer:
     return model.eval().requires_grad_(False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_restormer() -> MakeRestormer:
     """A factory of small Restormers: dim 8, heads 1, 1, 2, 4 (c = 8 and 16), the same weights every time.
 

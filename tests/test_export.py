@@ -27,10 +27,9 @@ METADATA = {"architecture": "restormer", "task": "noise:25"}
 
 # One for each attention layer of the student below, so that one (slow) export covers them all.
 LAYER_CHANGES = [
-    {"bias_rank": 1, "guide_width": 3},
     {"rank_q": 4, "rank_k": 4, "rank_v": 4, "bias_rank": 2, "guide_width": 3},
-    {"rank_k": 4, "rank_v": 4, "attention": "compact", "guide_width": 2},
-    {"rank_k": 4, "rank_v": 4, "bias": True, "output_bias": True},
+    {"rank_v": 4, "bias_rank": 1, "guide_width": 3},
+    {"rank_k": 4, "rank_v": 4, "attention": "compact", "guide_width": 2, "bias": True, "output_bias": True},
 ]
 
 
@@ -69,7 +68,7 @@ class Masked(Tiny):
 @pytest.fixture(scope="module")
 def student() -> Restormer:
     torch.manual_seed(0)
-    model = Restormer(dim=8, num_blocks=(1, 1, 0, 0), num_refinement_blocks=0, heads=(1, 2, 1, 1))
+    model = Restormer(dim=8, num_blocks=(0, 0, 0, 1), num_refinement_blocks=2, heads=(2, 1, 1, 4))
     layers = [name for name, module in model.named_modules() if isinstance(module, MDTA)]
     for name, changes in zip(layers, LAYER_CHANGES, strict=True):
         model.set_submodule(name, random_glmha(model.get_submodule(name), changes))
@@ -151,6 +150,7 @@ def test_any_batch_and_size_runs_as_in_pytorch(report: ExportReport, student: Re
 def test_file_is_self_contained_and_standard(report: ExportReport):
     assert names_in(report.path.parent) == ["student.onnx"]
     proto = onnx.load(report.path, load_external_data=False)
+    assert not proto.graph.value_info
     assert {entry.domain for entry in proto.opset_import} == {""}
     assert {node.domain for node in proto.graph.node} == {""}
     assert not proto.functions
@@ -337,6 +337,13 @@ def test_unfit_example_is_refused(tiny: Tiny, tmp_path: Path, shape: tuple):
 def test_unsupported_opset_is_refused(tiny: Tiny, tmp_path: Path, opset: int):
     with pytest.raises(UsageError, match=str(opset)):
         export_onnx(tiny, tmp_path / "tiny.onnx", opset=opset)
+
+
+@pytest.mark.usefixtures("converted")
+def test_opset_other_than_asked_for_is_noted(tiny: Tiny, tmp_path: Path):
+    report = export_onnx(tiny, tmp_path / "tiny.onnx", opset=21)
+    assert report.opset == 20
+    assert report.notes == ("the exporter could not give opset 21, the file has opset 20",)
 
 
 def test_network_that_cannot_be_converted(tmp_path: Path):

@@ -127,7 +127,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "eleven blocks": {"num_blocks": [11, 1, 1, 1]},
     "heads": {"heads": [2, 4, 8, 8]},
     "one head": {"heads": [1, 1, 1, 1]},
-    "dim 10": {"dim": 10, "heads": [1, 2, 4, 8]},
+    "dim 10": {"dim": 10, "heads": [1, 2, 4, 8], "ffn_expansion_factor": 2.0},
 }
 
 

@@ -124,6 +124,15 @@ def distill(
     result.curve.append({"step": 0, "psnr": result.before})
     best = copy.deepcopy(student.state_dict())
     evaluation_seconds = time.monotonic() - started
+
+    def evaluate(step: int) -> None:
+        nonlocal best
+        score = agreement(student, held_out)
+        result.curve.append({"step": step, "loss": run.loss, "psnr": score})
+        if score > result.after:
+            result.after, result.best_step = score, step
+            best = copy.deepcopy(student.state_dict())
+
     run = _Run(student, teacher, batches, settings)
     try:
         total = settings.steps
@@ -142,6 +151,8 @@ def distill(
         seconds = planned * seconds_per_step + settings.evaluations * evaluation_seconds
         say(f"distilling for {planned} steps, about {_duration(seconds)}")
         every = max(planned // settings.evaluations, 1)
+        if planned <= TIMED_STEPS:
+            evaluate(planned)
         with manual_progress(what="distilling", unit="step", total=planned) as bar:
             bar.update(min(TIMED_STEPS, planned))
             for step in range(min(TIMED_STEPS, planned), planned):
@@ -149,11 +160,7 @@ def distill(
                 bar.set_postfix(loss=f"{run.loss:.2e}", psnr=f"{run.psnr:.2f}", refresh=False)
                 bar.update()
                 if (step + 1) % every == 0 or step + 1 == planned:
-                    score = agreement(student, held_out)
-                    result.curve.append({"step": step + 1, "loss": run.loss, "psnr": score})
-                    if score > result.after:
-                        result.after, result.best_step = score, step + 1
-                        best = copy.deepcopy(student.state_dict())
+                    evaluate(step + 1)
     finally:
         student.load_state_dict(best)
         result.steps, result.seconds = run.taken, time.monotonic() - started

@@ -8,6 +8,8 @@ to it later contains the cluster's log-size.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
@@ -80,7 +82,9 @@ def _cluster(similarity: Tensor, rank: int) -> Tensor:
     best: Tensor | None = None
     best_spread = float("inf")
     for seed in range(5):
-        centres, labels = kmeans2(points.numpy(), rank, minit="++", rng=seed, missing="warn")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about empty clusters and equal points, both dealt with below
+            centres, labels = kmeans2(points.numpy(), rank, minit="++", rng=seed, missing="warn")
         assigned = torch.from_numpy(labels).long()
         spread = float((points - torch.from_numpy(centres)[assigned]).square().sum())
         if len(assigned.unique()) == rank and spread < best_spread:

@@ -89,16 +89,25 @@ def factorize(
     kernels = kernels.double()
     has_offset = offsets is not None
     bank = teacher_bank(kernels, offsets.double() if offsets is not None else None)
-    left, right = repaired(left_metric.double()), repaired(right_metric.double())
+    left, right = (repaired(_nonzero(metric.double())) for metric in (left_metric, right_metric))
     problem = _Problem(bank, left, right, kernels.shape[1], kernels.shape[2], has_offset)
     if kernels.shape[2] == 1:
         return problem.finish(*problem.truncated_svd(rank))
     starts = [problem.truncated_svd(rank), problem.channel_subset(rank), problem.cp(rank)]
-    errors = torch.stack([problem.error(*start) for start in starts])
+    errors = torch.stack([problem.error(*start) for start in starts]).nan_to_num(float("inf"))
     best = errors.argmin(0)
     pick = torch.arange(len(best))
     mix, kernel, offset = (torch.stack(parts)[best, pick] for parts in zip(*starts, strict=True))
     return problem.finish(*problem.refine(mix, kernel, offset, iterations))
+
+
+def _nonzero(metric: Tensor) -> Tensor:
+    """The metrics, with the identity in place of those that are zero (below any signal in float32).
+
+    Zero they are where a head is dead: its weights, or those that read it, are all zero.
+    """
+    size = metric.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    return torch.where(size > 1e-24, metric, torch.eye(metric.shape[-1], dtype=metric.dtype))
 
 
 def repaired(metric: Tensor) -> Tensor:
@@ -218,15 +227,19 @@ class _Problem:
             warnings.simplefilter("ignore")
             for head in range(len(tensor)):
                 init = "svd" if rank <= min(tensor.shape[1:3]) and rank <= self.area else "random"
-                _, factors = parafac(
-                    tensor[head],
-                    rank,
-                    n_iter_max=60,
-                    init=init,
-                    tol=1e-6,
-                    random_state=0,
-                    normalize_factors=False,
-                )
+                try:
+                    _, factors = parafac(
+                        tensor[head],
+                        rank,
+                        n_iter_max=60,
+                        init=init,
+                        tol=1e-6,
+                        random_state=0,
+                        normalize_factors=False,
+                    )
+                except torch.linalg.LinAlgError:
+                    # A tensor of lower rank than asked for, zero for one. The other starts will do.
+                    factors = [tensor.new_zeros(size, rank) for size in tensor.shape[1:]]
                 mixes.append((channel_inverse[head] @ factors[1].double()).T)
                 kernels.append((pixel_inverse[head] @ factors[2].double()).T)
         mix = torch.stack(mixes)

@@ -13,9 +13,6 @@ from torch import Tensor
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection, tokens
 
-#: Patch columns are formed for this many numbers at a time, which bounds the memory of large images.
-CHUNK_NUMBERS = 64_000_000
-
 
 def patches(mixed: Tensor, heads: int, kernel_size: int, constant: bool) -> Tensor:
     """The k x k neighbourhoods of one image's maps, per head: x* of shape (heads, D, L).
@@ -46,13 +43,15 @@ class SideStatistics:
 
     def add(self, other: Tensor, columns: Tensor, maps: Tensor) -> None:
         """Add one image: other (heads, c, L) normalised, columns (heads, D, L), maps (heads, c, L)."""
-        dependence = (other @ columns.transpose(-2, -1)).double()
+        # Sums are kept on the CPU: some devices have no double precision.
+        dependence = (other @ columns.transpose(-2, -1)).cpu().double()
+        power = maps.square().sum(-1).cpu().double()
         # Logits divide by the norm of the side's own maps: by then the image's gain is gone.
-        gain = maps.square().sum(-1).sqrt().mean(-1).clamp_min(1e-12).double()
+        gain = power.sqrt().mean(-1).clamp_min(1e-12)
         dependence = dependence / gain[:, None, None]
         self.mean += dependence
         self.second += dependence.transpose(-2, -1) @ dependence
-        self.power += maps.square().sum(-1).double() / gain[:, None].square()
+        self.power += power / gain[:, None].square()
         self.images += 1
 
     def metric(self, centred: float) -> Tensor:
@@ -121,12 +120,12 @@ class LayerStatistics:
             self.rows.add(unit["columns"], columns_of("rows"), maps["rows"])
         if self.attention is not None and self.values is not None:
             logits = (unit["rows"] @ unit["columns"].transpose(-2, -1)) * form.temperature.view(-1, 1, 1)
-            attention = logits.softmax(-1).double()
-            output = form.output.double().view(-1, heads, form.head_channels).permute(1, 0, 2)
+            attention = logits.softmax(-1).cpu().double()
+            output = form.output.cpu().double().view(-1, heads, form.head_channels).permute(1, 0, 2)
             mapped = output @ attention
             self.attention += mapped.transpose(-2, -1) @ mapped
             columns = columns_of("values")
-            self.values += (columns @ columns.transpose(-2, -1)).double() / columns.shape[-1]
+            self.values += (columns @ columns.transpose(-2, -1)).cpu().double() / columns.shape[-1]
         self.images += 1
 
 

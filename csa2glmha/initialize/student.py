@@ -83,8 +83,8 @@ def initialise_student(
         for name in progress(layers, what="factorising", unit="layer"):
             _fill(_core(student, name), layers[name].form, statistics.get(name), fits[name])
             statistics.pop(name, None)  # the largest tensors here; free them as we go
-        if approximate and images is not None:
-            inexact = {name: layer for name, layer in approximate.items() if configs[name].bias_rank}
+        inexact = {name: layer for name, layer in approximate.items() if configs[name].bias_rank}
+        if inexact and images is not None:
             _fit_corrections(teacher, student, inexact, images, batch, fits)
     for parameter in student.parameters():
         parameter.requires_grad_(True)
