@@ -222,11 +222,12 @@ def _distill(
 def _latency(teacher: RestorationModel, student_onnx: Path, example: Tensor, size: int) -> dict[str, Latency]:
     """Student against the teacher's plain export, interleaved in one run."""
     with tempfile.TemporaryDirectory() as folder:
+        say("exporting the teacher for comparison")
         teacher_onnx = Path(folder) / "teacher.onnx"
         export_onnx(teacher, teacher_onnx, example=example)
         say("timing teacher and student in ONNX Runtime, in turn")
-        shape = teacher.input_shapes(size, size)[0]
-        return compare_latency({"teacher": teacher_onnx, "student": student_onnx}, shape)
+        shapes = teacher.input_shapes(size, size)
+        return compare_latency({"teacher": teacher_onnx, "student": student_onnx}, *shapes)
 
 
 def _onnx_metadata(metadata: dict[str, str]) -> dict[str, str]:

@@ -83,7 +83,7 @@ def _build_student(checkpoint: Checkpoint) -> RestorationModel:
             model = build(metadata["architecture"], json.loads(metadata["hyperparameters"]))
             configs = {name: GLMHAConfig(**config) for name, config in json.loads(metadata["layers"]).items()}
             replace_layers(model, configs)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(
             f"{source}: damaged student metadata ({error!r}); convert the teacher again"
         ) from error

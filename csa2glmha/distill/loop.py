@@ -179,7 +179,9 @@ class _Run:
     ) -> None:
         self.student, self.teacher, self.batches, self.settings = student, teacher, batches, settings
         self.device = next(student.parameters()).device
-        self.optimizer = torch.optim.Adam(student.parameters(), settings.learning_rate, betas=(0.9, 0.99))
+        # The gradient near the teacher is mostly noise: a short second moment (0.99) made the agreement
+        # swing by 3 dB between evaluations, 0.999 does not.
+        self.optimizer = torch.optim.Adam(student.parameters(), settings.learning_rate, betas=(0.9, 0.999))
         self.taken = 0
         self.loss = self.psnr = 0.0
 

@@ -136,7 +136,7 @@ def load_strictly(model: RestorationModel, state: Mapping[str, Tensor], source: 
     """Load ``state`` into ``model``, which may be on the meta device; every key and shape must fit.
 
     Raises:
-        CheckpointError: names the first missing, unexpected or misshapen keys.
+        CheckpointError: names the first missing, unexpected, misshapen or integer keys.
     """
     wanted = model.state_dict()
     missing = [key for key in wanted if key not in state]
@@ -157,6 +157,13 @@ def load_strictly(model: RestorationModel, state: Mapping[str, Tensor], source: 
         raise CheckpointError(
             f"{source}: {len(wrong)} tensors have an unexpected shape, first {key}: "
             f"{tuple(state[key].shape)} where {tuple(wanted[key].shape)} is expected"
+        )
+    integers = [key for key in wanted if wanted[key].is_floating_point() > state[key].is_floating_point()]
+    if integers:
+        kind = str(state[integers[0]].dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{source}: {len(integers)} tensors hold no floating-point numbers, first {integers[0]}: {kind}; "
+            "give the checkpoint from before quantisation"
         )
     model.load_state_dict(dict(state), assign=True)
     for parameter in model.parameters():

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from csa2glmha.attention import Ranks
+from csa2glmha.errors import UsageError
+from csa2glmha.options import ConvertOptions, make_options, read_recipe
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+def recipe(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def message_of(caught: pytest.ExceptionInfo[UsageError]) -> str:
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# --- values
+
+
+def test_defaults() -> None:
+    options = make_options()
+    assert options.ranks == Ranks(None, 8, 8)
+    assert (options.attention, options.distill, options.seed) == ("expanded", True, 0)
+    assert options.data is None and options.degrade is None
+
+
+def test_ranks_of_options() -> None:
+    assert make_options(rank="full", rank_q="16").ranks == Ranks(16, None, None)
+    assert make_options(rank="12", rank_v=4).ranks == Ranks(None, 12, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rank", 0),
+        ("rank", -1),
+        ("rank", 8.5),
+        ("rank", "abc"),
+        ("rank", float("nan")),
+        ("rank", None),
+        ("rank", True),
+        ("rank", [8]),
+        ("rank_q", "8.5"),
+        ("rank_k", 0),
+        ("rank_v", "-3"),
+        ("attention", "sparse"),
+        ("calibration_crops", 1),
+        ("calibration_size", 15),
+        ("distill_steps", -1),
+        ("distill_minutes", 0),
+        ("distill_minutes", float("inf")),
+        ("distill_minutes", float("nan")),
+        ("batch", 0),
+        ("batch", 2.5),
+        ("crop", 8),
+        ("learning_rate", 0.0),
+        ("learning_rate", -1e-4),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("learning_rate", "fast"),
+        ("input_size", 0),
+        ("input_size", 10**6),
+        ("seed", -1),
+        ("seed", 2**31),
+        ("distill", "perhaps"),
+        ("data", 5),
+    ],
+)
+def test_bad_values_name_option_and_value(name: str, value: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_options(**{name: value})
+    message = message_of(caught)
+    assert message.startswith(f"--{name.replace('_', '-')} {value}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("calibration_crops", 2), ("distill_steps", 0), ("seed", 2**31 - 1), ("input_size", 8), ("crop", 16)],
+)
+def test_limits_are_allowed(name: str, value: int) -> None:
+    assert getattr(make_options(**{name: value}), name) == value
+
+
+def test_unknown_option_is_named() -> None:
+    with pytest.raises(UsageError, match="unknown option 'ranks'; known: rank, rank_q") as caught:
+        make_options(ranks=8)
+    message_of(caught)
+
+
+def test_options_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        make_options().rank = 4  # type: ignore[misc]
+
+
+# --- relations
+
+
+def test_targets_need_data() -> None:
+    with pytest.raises(UsageError, match="--targets needs --data"):
+        make_options(targets="clean")
+
+
+def test_targets_exclude_degradation() -> None:
+    with pytest.raises(UsageError, match="--targets and --degrade exclude each other"):
+        make_options(data="noisy", targets="clean", degrade="noise:25")
+    assert make_options(data="noisy", targets="clean").targets == Path("clean")
+    assert make_options(data="clean", degrade="noise:25").degrade == "noise:25"
+
+
+# --- recipes
+
+
+def test_there_are_recipes() -> None:
+    assert len(RECIPES) >= 3
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_of_the_project_are_valid(path: Path) -> None:
+    content = read_recipe(path)
+    assert content
+    options = make_options(**content)
+    assert content == {name: getattr(options, name) for name in content}  # nothing is reinterpreted
+
+
+def test_a_recipe_can_hold_every_option(tmp_path: Path) -> None:
+    everything = make_options(data="a", degrade="noise:25", output="b", rank_q=4, rank_k=5, rank_v=6)
+    text = yaml.safe_dump(everything.model_dump(mode="json"))
+    assert make_options(**read_recipe(recipe(tmp_path, text))) == everything
+    assert set(yaml.safe_load(text)) == set(ConvertOptions.model_fields)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n"])
+def test_an_empty_recipe_sets_nothing(tmp_path: Path, text: str) -> None:
+    assert read_recipe(recipe(tmp_path, text)) == {}
+
+
+def test_unknown_key_of_a_recipe(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "rank: 8\nlearningrate: 1e-4\n")
+    with pytest.raises(UsageError, match="unknown option 'learningrate'; known: rank") as caught:
+        read_recipe(path)
+    assert str(path) in message_of(caught)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("batch: 0", "--batch 0: "),
+        ("rank: 8.5", "--rank 8.5: "),
+        ("crop: large", "--crop large: "),
+        ("rank: [8", "not valid YAML in line 1"),
+        ("rank: 8\n  batch: 4", "not valid YAML in line 2"),
+        ("- rank\n- 8", "found a list"),
+        ("rank 8", "found a str"),
+        ("8: rank", "unknown option '8'"),
+        ("rank: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("rank: 2001-99-99", "not valid YAML"),
+        ("rank: \x00", "not valid YAML"),
+    ],
+)
+def test_bad_recipes(tmp_path: Path, text: str, expected: str) -> None:
+    path = recipe(tmp_path, text)
+    with pytest.raises(UsageError) as caught:
+        read_recipe(path)
+    message = message_of(caught)
+    assert message.startswith(f"recipe {path}: ")
+    assert expected in message
+
+
+def test_recipe_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        read_recipe(tmp_path / "none.yaml")
+    with pytest.raises(UsageError, match="directory"):
+        read_recipe(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("# Größe\nrank: 8\n".encode("latin-1"))
+    with pytest.raises(UsageError, match="not valid YAML"):
+        read_recipe(tmp_path / "latin.yaml")
