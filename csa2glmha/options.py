@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from csa2glmha.errors import UsageError
 
@@ -23,10 +23,10 @@ class ConvertOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int | str = Field(8, description="Rank per head of keys and values: a number, or full.")
-    rank_q: int | str | None = Field(None, description="Rank of queries; full unless given.")
-    rank_k: int | str | None = Field(None, description="Rank of keys, instead of --rank.")
-    rank_v: int | str | None = Field(None, description="Rank of values, instead of --rank.")
+    rank: StrictInt | str = Field(8, description="Rank per head of keys and values: a number, or full.")
+    rank_q: StrictInt | str | None = Field(None, description="Rank of queries; full unless given.")
+    rank_k: StrictInt | str | None = Field(None, description="Rank of keys, instead of --rank.")
+    rank_v: StrictInt | str | None = Field(None, description="Rank of values, instead of --rank.")
     attention: Literal["expanded", "compact"] = Field(
         "expanded", description="expanded: softmax over c x c logits; compact: over r keys, as in the paper."
     )
@@ -90,7 +90,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"recipe {path}: {error.strerror or error}; give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
         where = getattr(error, "problem_mark", None)
         line = f" in line {where.line + 1}" if where is not None else ""
         raise UsageError(f"recipe {path}: not valid YAML{line}; see recipes/ for examples") from None

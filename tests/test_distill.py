@@ -208,6 +208,7 @@ def test_agreement_is_the_mean_psnr_over_images() -> None:
     inputs = torch.zeros(5, 1, 4, 4)
     model = nn.Conv2d(1, 1, 1)
     nn.init.zeros_(model.weight)
+    assert model.bias is not None
     nn.init.constant_(model.bias, 0.1)
     teacher = torch.zeros(5, 1, 4, 4)
     teacher[4] = 0.1 + 0.01  # four images at 20 dB, one at 40 dB; the batches are of unequal size

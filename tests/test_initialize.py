@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def test_separable_factorisation_finds_a_planted_one(offsets: bool) -> None:
 def test_refinement_is_never_worse_than_its_start(rank: int, offsets: bool) -> None:
     problem = bank(9, offsets, seed=7)
     errors = [problem.error_of(problem.factorize(rank, iterations=n)) for n in (0, 1, 5, 150)]
-    for before, after in zip(errors, errors[1:], strict=False):
+    for before, after in itertools.pairwise(errors):
         assert (after <= before + 1e-6).all()
     assert (errors[-1] < 0.95 * errors[0]).any()
 
@@ -264,12 +265,12 @@ def test_statistics_are_the_sums_they_claim_to_be(bias: bool) -> None:
     form, images = form_of(mdta(2, 1, bias)), randn(2, 2, 3, 2).float()
     height, width, c = 3, 2, 2
     size = c * 9 + bias
-    expected: dict[str, Any] = {name: 0.0 for name in moments(gathered(form, images))}
+    expected: dict[str, Any] = dict.fromkeys(moments(gathered(form, images)), 0.0)
     for image in images:
         flat: dict[str, np.ndarray] = {}
         stars: dict[str, np.ndarray] = {}
         for part in ("rows", "columns", "values"):
-            projection: Projection = getattr(form, part)
+            projection: Any = getattr(form, part)
             mixed = np.einsum("oc,chw->ohw", projection.pointwise.double().numpy(), image.double().numpy())
             if bias:
                 mixed = mixed + projection.pointwise_bias.double().numpy()[:, None, None]
@@ -408,7 +409,7 @@ def students_error(teacher: nn.Module, ranks: Ranks, images: Tensor, held_out: T
 
 
 def assert_falls(errors: list[float], slack: float = 1.0) -> None:
-    for lower_rank, higher_rank in zip(errors, errors[1:], strict=False):
+    for lower_rank, higher_rank in itertools.pairwise(errors):
         assert higher_rank <= slack * lower_rank + 1e-12, errors
 
 
@@ -497,8 +498,9 @@ def test_compact_initialisation_beats_chance(tiny_restormer: Restormer, ranks: R
     for name, core in glmha_layers(scrambled).items():
         fresh = GLMHA(core.config)  # PyTorch's usual initialisation; the output projection is kept
         core.pointwise, core.depthwise = fresh.pointwise, fresh.depthwise
-        assert fits[name].clusters is not None
-        assert all(len(head.unique()) == 4 for head in fits[name].clusters)
+        clusters = fits[name].clusters
+        assert clusters is not None
+        assert all(len(head.unique()) == 4 for head in clusters)
     started, random = (error(model, tiny_restormer, held_out) for model in (student, scrambled))
     assert started < 0.2 * random
 
@@ -511,6 +513,25 @@ def test_compact_target_keeps_the_attention_of_every_cluster() -> None:
         for key in range(3):
             own = attention[:, head][..., clusters[head] == key].sum(-1)
             torch.testing.assert_close(found[:, head, :, key], own)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_low_rank_layer_is_found_exactly(bias: bool) -> None:
+    """Six channels per head that are mixtures of two, with one kernel and, if biased, offsets likewise."""
+    layer = mdta(12, 2, bias)
+    for group in range(6):  # queries, keys and values of either head
+        own = slice(group * 6, group * 6 + 6)
+        mix = torch.cat((torch.eye(2), randn(4, 2, seed=group).float()))
+        layer.qkv.weight[own] = (mix @ layer.qkv.weight[own][:2].flatten(1)).view(6, 12, 1, 1)
+        layer.qkv_dwconv.weight[own] = layer.qkv_dwconv.weight[own][:1].clone()
+        for conv in (layer.qkv, layer.qkv_dwconv):
+            if conv.bias is not None:
+                conv.bias[own] = mix @ conv.bias[own][:2]
+    model = nn.Sequential(layer)
+    images, held_out = smooth_images(8, 12, 16, 0), smooth_images(8, 12, 16, 1)
+    assert students_error(model, Ranks(2, 2, 2), images, held_out) < 1e-6
+    assert students_error(model, Ranks(k=2, v=2), images, held_out) < 1e-6
+    assert students_error(model, Ranks(1, 1, 1), images, held_out) > 1e-4
 
 
 # --- projections without a depthwise part
@@ -527,8 +548,7 @@ class PointwiseAttention(nn.Module):
         self.tau = nn.Parameter(torch.full((heads, 1, 1), 3.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        q, k, v = self.qkv(x).view(batch, 3, self.heads, -1, height * width).unbind(1)
+        q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1, x[0, 0].numel()).unbind(1)
         attention = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * self.tau).softmax(-1)
         return self.out((attention @ v).reshape(x.shape))
 
@@ -540,10 +560,12 @@ class PointwiseAdapter:
         assert isinstance(module, PointwiseAttention)
         weights = module.qkv.weight.detach()[:, :, 0, 0].chunk(3)
         biases = [None] * 3 if module.qkv.bias is None else module.qkv.bias.detach().chunk(3)
-        parts = [Projection(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+        rows, columns, values = (Projection(*pair) for pair in zip(weights, biases, strict=True))
         bias = None if module.out.bias is None else module.out.bias.detach()
         output = module.out.weight.detach()[:, :, 0, 0]
-        return ChannelAttention(module.heads, *parts, module.tau.detach().flatten(), output, bias)
+        return ChannelAttention(
+            module.heads, rows, columns, values, module.tau.detach().flatten(), output, bias
+        )
 
     def attention_input(self, args: tuple[Any, ...]) -> Tensor:
         return args[0]

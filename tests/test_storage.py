@@ -176,7 +176,7 @@ def test_damaged_metadata_is_one_clear_line(
 def test_wrong_version_says_what_to_do(tmp_path: Path, student: Restormer) -> None:
     path = tmp_path / "student.safetensors"
     write_safetensors(path, student.state_dict(), metadata_of(student) | {"format_version": "3"})
-    with pytest.raises(CheckpointError, match="student format 3 is not 1.*convert the teacher again"):
+    with pytest.raises(CheckpointError, match=r"student format 3 is not 1.*convert the teacher again"):
         load(path)
 
 

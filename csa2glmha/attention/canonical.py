@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 #: Smallest mean square of a map in a norm. Maps this weak carry no signal; the floor keeps the
-#: division finite, also in half precision on images of many pixels.
+#: division finite.
 NORM_FLOOR = 1e-12
 
 
@@ -112,8 +112,8 @@ def tokens(maps: Tensor, heads: int) -> Tensor:
 def normalised_logits(cross: Tensor, row_power: Tensor, column_power: Tensor, temperature: Tensor) -> Tensor:
     """Attention logits from second moments.
 
-    Working on means instead of normalising the maps saves two passes over them, and means do not
-    overflow half precision however large the image.
+    Working on second moments instead of normalising the maps saves two passes over them, and means over
+    pixels stay in range however large the image.
 
     Args:
         cross: (B, heads, c, d), mean over pixels of the products of rows and columns.

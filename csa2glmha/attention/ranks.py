@@ -82,9 +82,13 @@ def plan_layers(
     A layer whose heads have no more channels than a rank asks for keeps that part full.
 
     Raises:
-        UsageError: a rank above the channels per head of every layer, or a compact form whose keys and
-            values differ in rank.
+        UsageError: no layer at all, a rank above the channels per head of every layer, or a compact form
+            whose keys and values differ in rank or that has a single key.
     """
+    if not layers:
+        raise UsageError(
+            "no channel attention in this model that can be converted; csa2glmha inspect shows what it is"
+        )
     widest = max(layer.form.head_channels for layer in layers.values())
     for name, rank in (("q", ranks.q), ("k", ranks.k), ("v", ranks.v)):
         if rank is not None and rank > widest:
@@ -98,6 +102,8 @@ def plan_layers(
         raise UsageError(
             f"compact attention has one value per key: ranks of k and v must be equal, not {ranks}"
         )
+    if attention == "compact" and ranks.k == 1:
+        raise UsageError("compact attention over one key is no attention; give a rank of 2 or more")
     return {name: layer_config(layer.form, ranks, attention) for name, layer in layers.items()}
 
 

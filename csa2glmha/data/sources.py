@@ -149,11 +149,14 @@ def _open_views(folder: Path, targets: Path | None) -> tuple[ImageSource, tuple[
         if left.is_dir() and right.is_dir():
             views = ImageSet.find(left, 3, right)
             notes = _skipped_note(left, views)
-            truth: dict[str, tuple[ImageSource, int]] = {}
             if targets is not None:
                 pairs = ImageSet.find(left, 3, targets)
-                truth = {pairs.read(i)[0]: (pairs, i) for i in range(len(pairs))}
-            return DualViews(views, truth), notes
+                truth: dict[str, tuple[ImageSource, int]] = {
+                    pairs.read(i)[0]: (pairs, i) for i in range(len(pairs))
+                }
+                known = tuple(i for i in range(len(views)) if views.read(i)[0] in truth)
+                return DualViews(Subset(views, known), truth), notes + _skipped_note(left, pairs)
+            return DualViews(views, {}), notes
     expected = ", ".join(f"{left}/ and {right}/" for left, right in VIEW_FOLDERS)
     raise DataError(
         f"{folder}: a dual-pixel model needs two views of each image; expected folders {expected}"

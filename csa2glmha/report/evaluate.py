@@ -48,8 +48,19 @@ def evaluation_image(
     image, truth = _centre(image, size), None if truth is None else _centre(truth, size)
     if degradation is not None:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        image, truth = degradation(image, generator), image
+        image, truth = degradation(image, generator), _wanted(image)
     return EvaluationImage(name, image, truth)
+
+
+def _wanted(clean: Tensor) -> Tensor | None:
+    """What to make of an input that was clean; None if that is not known.
+
+    Of dual-pixel views (6, H, W) it is one view if they are the same.
+    """
+    if clean.shape[0] != 6:
+        return clean
+    left, right = clean.chunk(2)
+    return left if torch.equal(left, right) else None
 
 
 def _centre(image: Tensor, size: int | None) -> Tensor:
