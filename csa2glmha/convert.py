@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections.abc import Iterator
@@ -120,16 +121,14 @@ def run_conversion(checkpoint: Path, options: ConvertOptions) -> Conversion:
     )
     images = evaluation_images(data.held_out, data.degradation, options.seed, size)
     measured.judged_images = len(images)
-    judged = {"teacher": restore(teacher)}
-    with _timed(seconds, "judge"):
-        if not exact and options.distill and options.distill_steps != 0:
-            measured.quality = judge(judged | {"initialisation": restore(student)}, images, "teacher")
-    if measured.quality is not None:
+    candidates = {"teacher": restore(teacher)}
+    if not exact and options.distill and options.distill_steps != 0:
+        candidates["initialisation"] = restore(copy.deepcopy(student))
         with _timed(seconds, "distill"):
             measured.distillation = _distill(student, teacher, data, options)
+    candidates["student"] = restore(student)
     with _timed(seconds, "judge"):
-        final = judge(judged | {"student": restore(student)}, images, "teacher")
-        measured.quality = (measured.quality or {}) | final
+        measured.quality = judge(candidates, images, "teacher")
     student.cpu().eval()
     teacher.cpu()
     metadata = student_metadata(

@@ -128,6 +128,8 @@ def distill(
     def evaluate(step: int) -> None:
         nonlocal best
         score = agreement(student, held_out)
+        if not math.isfinite(score):
+            return  # the next step's loss says so, or there is none and the best weights are kept
         result.curve.append({"step": step, "loss": run.loss, "psnr": score})
         if score > result.after:
             result.after, result.best_step = score, step
