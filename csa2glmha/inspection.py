@@ -56,6 +56,10 @@ def inspect_model(checkpoint: Path, ranks: Ranks, input_size: int) -> dict[str, 
         ]
         return found
     layers = attention_layers(model)
+    if not layers:
+        found["notes"].append(f"the attention of {model.architecture} cannot be converted yet")
+        found["layers"] = []
+        return found
     student = copy.deepcopy(model)
     replace_layers(student, plan_layers(layers, ranks))
     then = count_complexity(student, *shapes)
@@ -85,6 +89,9 @@ def describe(found: dict[str, Any]) -> str:
         *(f"  note: {note}" for note in found["notes"]),
         "",
     ]
+    if not found["layers"]:
+        total = (("parameters", format_params(found["params"])), ("MACs", format_macs(found["macs"])))
+        return "\n".join([*lines, render_table(total, (f"input {shape}", ""))])
     if found["kind"] == "teacher":
         rows: list[tuple[str, ...]] = [_teacher_row(layer) for layer in found["layers"]]
         rows.append(
