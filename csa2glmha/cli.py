@@ -112,7 +112,7 @@ def convert(
 
 @cli.command(context_settings=CONTEXT, short_help="Architecture and attention layers of a file.")
 @click.argument("checkpoint", type=EXISTING)
-@settings("rank", "input_size")
+@settings("rank", "rank_q", "rank_k", "rank_v", "input_size")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
     """Show architecture, hyper-parameters and every attention layer of CHECKPOINT.

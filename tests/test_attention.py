@@ -466,3 +466,14 @@ def test_compact_at_full_rank_is_expanded(tiny_restormer: Restormer) -> None:
     assert plan["encoder_level1.0.attn"].attention == "expanded"
     assert plan["encoder_level1.0.attn"].full
     assert plan["latent.0.attn"].attention == "compact"
+
+
+def test_compact_attention_needs_two_keys() -> None:
+    layers = attention_layers(nn.Sequential(mdta(8, 1, bias=False)))
+    with pytest.raises(UsageError, match="one key"):
+        plan_layers(layers, Ranks(k=1, v=1), "compact")
+
+
+def test_a_model_without_channel_attention_is_refused_clearly() -> None:
+    with pytest.raises(UsageError, match="no channel attention"):
+        plan_layers({}, Ranks(k=1, v=1))

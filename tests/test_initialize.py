@@ -619,7 +619,7 @@ def test_compact_pointwise_layers(monkeypatch: pytest.MonkeyPatch, bias: bool) -
     model = pointwise_network(monkeypatch, bias)
     images, held_out = smooth_images(8, 12, 16, 0), smooth_images(8, 12, 16, 1)
     errors = [
-        students_error(model, Ranks(k=r, v=r), images, held_out, attention="compact") for r in (1, 3, 5)
+        students_error(model, Ranks(k=r, v=r), images, held_out, attention="compact") for r in (2, 3, 5)
     ]
     assert all(np.isfinite(errors))
     assert_falls(errors)

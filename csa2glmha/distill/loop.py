@@ -83,7 +83,7 @@ def agreement(model: nn.Module, held_out: HeldOut, batch: int = 4) -> float:
         pairs = zip(held_out.inputs.split(batch), held_out.teacher.split(batch), strict=True)
         for inputs, expected in pairs:
             error = (model(inputs.to(device)).cpu() - expected).square().mean((1, 2, 3))
-            total += float((-10 * error.clamp_min(1e-20).log10()).sum())
+            total += float((-10 * error.clamp(1e-20, 1e20).log10()).sum())
     return total / len(held_out.inputs)
 
 
