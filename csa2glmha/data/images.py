@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ import skimage.data
 import torch
 from torch import Tensor
 
+from csa2glmha.data.folders import list_files, stem
 from csa2glmha.errors import DataError, OutputError
 from csa2glmha.files import atomic_path
 
@@ -201,10 +201,10 @@ class ImageSet:
     def _pair(self, folder: Path, targets: Path) -> list[_Entry]:
         by_stem: dict[str, list[Path]] = {}
         for name, path in _list_images(targets):
-            by_stem.setdefault(_stem(name), []).append(path)
+            by_stem.setdefault(stem(name), []).append(path)
         entries = []
         for name, path in _list_images(folder):
-            matches = by_stem.get(_stem(name), [])
+            matches = by_stem.get(stem(name), [])
             if len(matches) == 1:
                 entries.append(_Entry(name, path, matches[0]))
             else:
@@ -294,23 +294,7 @@ def _check_channels(channels: int) -> None:
 
 
 def _list_images(folder: Path) -> list[tuple[str, Path]]:
-    """List the image files of a folder as (path inside it with ``/``, path), sorted."""
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise DataError(f"image folder {str(folder)!r} {what}; give a folder with {_SUFFIX_LIST} images")
-    return sorted((path.relative_to(folder).as_posix(), path) for path in _walk(folder))
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise DataError(f"cannot list folder {error.filename!r}: {error.strerror}; check its permissions")
-
-    for parent, _, names in os.walk(folder, onerror=refuse):
-        yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
+    return list_files(folder, SUFFIXES, "image folder", f"{_SUFFIX_LIST} images")
 
 
 def _decode_entry(entry: _Entry) -> dict[Path, _Pixels] | tuple[Path, str]:

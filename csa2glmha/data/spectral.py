@@ -5,8 +5,6 @@ Cubes are float32 tensors (bands, H, W), values as stored: usually reflectance i
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from csa2glmha.data.arrays import SUFFIX_LIST, SUFFIXES, Array, read_array, to_float32
 from csa2glmha.data.crops import ImageSource
+from csa2glmha.data.folders import list_files, stem
 from csa2glmha.data.images import ImageSet
 from csa2glmha.errors import DataError
 from csa2glmha.progress import progress
@@ -174,9 +173,9 @@ class SpectralPairs:
         found.skipped += found.images.skipped + found.cubes.skipped
         by_stem: dict[str, list[int]] = {}
         for index in range(len(found.images)):
-            by_stem.setdefault(_stem(found.images.read(index)[0]), []).append(index)
+            by_stem.setdefault(stem(found.images.read(index)[0]), []).append(index)
         for index, name in enumerate(found.cubes.names):
-            found._pair(index, by_stem.get(_stem(name), []), cubes / name)
+            found._pair(index, by_stem.get(stem(name), []), cubes / name)
         if not found._pairs:
             reason = found.skipped[-1]
             raise DataError(
@@ -248,20 +247,4 @@ class SyntheticSpectra:
 
 
 def _list_files(folder: Path) -> list[tuple[str, Path]]:
-    """List the array files of a folder as (path inside it with ``/``, path), sorted."""
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise DataError(f"folder of cubes {str(folder)!r} {what}; give a folder with {SUFFIX_LIST} files")
-    return sorted((path.relative_to(folder).as_posix(), path) for path in _walk(folder))
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise DataError(f"cannot list folder {error.filename!r}: {error.strerror}; check its permissions")
-
-    for parent, _, names in os.walk(folder, onerror=refuse):
-        yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
+    return list_files(folder, SUFFIXES, "folder of cubes", f"{SUFFIX_LIST} files")
