@@ -570,7 +570,10 @@ class PointwiseAdapter:
     def attention_input(self, args: tuple[Any, ...]) -> Tensor:
         return args[0]
 
-    def build(self, config: GLMHAConfig) -> GLMHA:
+    def value_factors(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        return None
+
+    def build(self, module: nn.Module, config: GLMHAConfig) -> GLMHA:
         return GLMHA(config)
 
 

@@ -115,6 +115,7 @@ def test_metadata_is_complete(student: Restormer) -> None:
         "channels": 64, "out_channels": 64, "heads": 4, "head_channels": 16,
         "rank_q": 16, "rank_k": 4, "rank_v": 4, "attention": "expanded", "kernel_size": 3,
         "bias": False, "output_bias": False, "bias_rank": 8, "guide_width": 4,
+        "logits": "maps", "rank_pos": None,
     }  # fmt: skip
     assert all(isinstance(value, str) for value in metadata.values())
 

@@ -1,7 +1,7 @@
 """Channel attention: the canonical form, the families' adapters, and the GLMHA layer."""
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
-from csa2glmha.attention.glmha import GLMHA, GLMHAConfig
+from csa2glmha.attention.glmha import GLMHA, GLMHAConfig, GuidedAttention
 from csa2glmha.attention.layers import (
     AttentionLayer,
     attention_layers,
@@ -15,6 +15,7 @@ __all__ = [
     "AttentionLayer",
     "ChannelAttention",
     "GLMHAConfig",
+    "GuidedAttention",
     "Projection",
     "Ranks",
     "attention_layers",

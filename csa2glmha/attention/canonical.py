@@ -71,6 +71,8 @@ class ChannelAttention:
         temperature: (heads,), multiplies the logits.
         output: (C, heads * c), the output projection.
         output_bias: (C,) or None.
+        embedded: the layer also uses V beside the attention, for a positional embedding, so that all of it
+            is computed in any case.
     """
 
     heads: int
@@ -80,6 +82,7 @@ class ChannelAttention:
     temperature: Tensor
     output: Tensor
     output_bias: Tensor | None = None
+    embedded: bool = False
 
     @property
     def channels(self) -> int:
@@ -127,6 +130,19 @@ def normalised_logits(cross: Tensor, row_power: Tensor, column_power: Tensor, te
     row_scale = row_power.clamp_min(NORM_FLOOR).rsqrt().unsqueeze(-1)
     column_scale = column_power.clamp_min(NORM_FLOOR).rsqrt().unsqueeze(-2)
     return cross * row_scale * column_scale * temperature
+
+
+def expanded_power(expand: Tensor, gram: Tensor) -> Tensor:
+    """Mean square of every row of expand * maps, from the maps' Gram matrix.
+
+    Args:
+        expand: (..., c, d).
+        gram: (..., d, d), means over pixels of the maps' products.
+
+    Returns:
+        (..., c).
+    """
+    return ((expand @ gram) * expand).sum(-1)
 
 
 def stack_projections(parts: list[Projection]) -> Projection:

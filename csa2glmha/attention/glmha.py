@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csa2glmha.attention.canonical import NORM_FLOOR, normalised_logits, tokens
+from csa2glmha.attention.canonical import NORM_FLOOR, expanded_power, normalised_logits, tokens
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class GLMHAConfig:
         bias_rank: rank per head of the static logit bias; 0 leaves it out.
         guide_width: hidden units of the calibration network, and rank-one logit modes per head that it
             steers; 0 leaves it out.
+        logits: what they are made from: "maps" (generated rows and columns), "gram" (the second moment of
+            the input, with rows and columns full) or "subspace" (the second moment of one projection of
+            rank_q = rank_k channels per head, which expresses both).
+        rank_pos: channels generated per head for the values that a positional embedding is made from;
+            None makes them as they are.
     """
 
     channels: int
@@ -57,6 +62,8 @@ class GLMHAConfig:
     output_bias: bool = False
     bias_rank: int = 0
     guide_width: int = 0
+    logits: str = "maps"
+    rank_pos: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values; ``GLMHAConfig(**value)`` restores them."""
@@ -75,7 +82,24 @@ class GLMHAConfig:
     @property
     def full(self) -> bool:
         """Nothing is approximated: the layer computes what the CSA layer did."""
-        return self.rank_q == self.rank_k == self.rank_v == self.head_channels
+        ranks = (self.rank_q, self.rank_k, self.rank_v)
+        return all(rank == self.head_channels for rank in ranks) and self.rank_pos is None
+
+    @property
+    def route(self) -> str:
+        """How the layer computes, in words, for reports."""
+        c = self.head_channels
+
+        def size(rank: int) -> str:
+            return "full" if rank == c else f"rank {rank}"
+
+        routes = {
+            "maps": f"logits from maps ({size(self.rank_q)} rows, {size(self.rank_k)} columns)",
+            "gram": "logits from the input's Gram matrix (full)",
+            "subspace": f"logits from a projection's Gram matrix ({size(self.rank_k)})",
+        }
+        embedding = "" if self.rank_pos is None else f", embedded values {size(self.rank_pos)}"
+        return f"{routes[self.logits]}, values {size(self.rank_v)}{embedding}"
 
 
 class CalibrationNetwork(nn.Module):
@@ -101,7 +125,11 @@ class CalibrationNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) to mode strengths (B, width) and gates (B, gates_k), (B, gates_v)."""
-        strengths = self.hidden(pooled_statistics(x))
+        return self.from_statistics(pooled_statistics(x))
+
+    def from_statistics(self, statistics: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`forward`, from :func:`pooled_statistics` (B, 2C)."""
+        strengths = self.hidden(statistics)
         correction, gates_k, gates_v = self.out(F.gelu(strengths)).split(self.split, dim=1)
         return strengths + correction, 1 + gates_k, 1 + gates_v
 
@@ -114,106 +142,54 @@ def pooled_statistics(x: Tensor) -> Tensor:
     return torch.cat((mean, variance.clamp_min(NORM_FLOOR).sqrt()), 1)
 
 
-class GLMHA(nn.Module):
-    """The layer, (B, C, H, W) to (B, out_channels, H, W)."""
+class GuidedAttention(nn.Module):
+    """What layers have in common, wherever their logits and values come from.
+
+    That is the correction of the logits (temperature, static and guided modes, gates) and the matrix into
+    which output projection, attention and value expansion are folded.
+    """
 
     def __init__(self, config: GLMHAConfig) -> None:
         super().__init__()
         self.config = config
         heads, c = config.heads, config.head_channels
-        self.widths = [heads * config.rank_q, heads * config.rank_k, heads * config.rank_v]
-        generated = sum(self.widths)
-        self.pointwise = nn.Conv2d(config.channels, generated, 1, bias=config.bias)
-        k = config.kernel_size
-        self.depthwise = (
-            nn.Conv2d(generated, generated, k, padding=k // 2, groups=generated, bias=config.bias)
-            if k > 1
-            else None
-        )
         # Low-rank keys have norms of their own; a temperature per column makes up for the ratio.
         keys = config.rank_k if config.compact else c
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1 if config.rank_k == c else keys))
         self.row_scale = nn.Parameter(torch.ones(heads, c, 1)) if config.rank_q < c else None
         self.output = nn.Parameter(torch.zeros(config.out_channels, heads * c))
         self.output_bias = nn.Parameter(torch.zeros(config.out_channels)) if config.output_bias else None
-
-        def expansion(rank: int) -> nn.Parameter | None:
-            return None if rank == c else nn.Parameter(torch.zeros(heads, c, rank))
-
-        self.expand_rows = expansion(config.rank_q)
-        self.expand_columns = None if config.compact else expansion(config.rank_k)
-        self.expand_values = None if config.compact else expansion(config.rank_v)
+        full_values = config.compact or config.rank_v == c
+        self.expand_values = None if full_values else nn.Parameter(torch.zeros(heads, c, config.rank_v))
         # The logits' correction is left * diag(strengths) * right^T per head: first the static modes,
         # of strength one, then the guided ones.
         modes = config.bias_rank + config.guide_width
         self.mode_left = nn.Parameter(torch.zeros(heads, c, modes)) if modes else None
         self.mode_right = nn.Parameter(torch.zeros(heads, keys, modes)) if modes else None
         self.guide = (
-            CalibrationNetwork(config.channels, config.guide_width, config.key_gates, self.widths[2])
+            CalibrationNetwork(config.channels, config.guide_width, config.key_gates, heads * config.rank_v)
             if config.guide_width
             else None
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, _, height, width = x.shape
-        rows, columns, values = self.generate(x)
-        strengths, key_gates, value_gates = self.guidance(x)
-        attention = self.logits(rows, columns, strengths, key_gates).softmax(-1)
-        y = self.fold(attention, value_gates) @ values.flatten(2)
-        if self.output_bias is not None:
-            y = y + self.output_bias.view(-1, 1)
-        return y.view(batch, self.config.out_channels, height, width)
-
-    def generate(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The maps R_r, K_r and V_r: (B, heads * rank, H, W) each."""
-        maps = self.pointwise(x)
-        if self.depthwise is not None:
-            maps = self.depthwise(maps)
-        rows, columns, values = maps.split(self.widths, dim=1)
-        return rows, columns, values
+    def input_logits(self, x: Tensor) -> Tensor:
+        """S for an input (B, C, H, W), before modes and gates: (B, heads, c, keys)."""
+        raise NotImplementedError
 
     def guidance(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Mode strengths (B, guide_width) and gates (B, heads * rank) on keys and values; None: no guide."""
         return (None, None, None) if self.guide is None else self.guide(x)
 
-    def logits(
-        self,
-        rows: Tensor,
-        columns: Tensor,
-        strengths: Tensor | None = None,
-        key_gates: Tensor | None = None,
-    ) -> Tensor:
-        """S for generated maps: (B, heads, c, c), or (B, heads, c, rank_k) in the compact form."""
-        logits = self.uncorrected_logits(rows, columns, key_gates)
+    def key_gate(self, key_gates: Tensor | None) -> Tensor | None:
+        """The gates on keys as (B, heads, 1, rank_k), None where there are none to apply."""
+        if key_gates is None or not self.config.key_gates:
+            return None
+        return key_gates.view(-1, self.config.heads, 1, self.config.rank_k)
+
+    def correct(self, logits: Tensor, strengths: Tensor | None) -> Tensor:
+        """Add static and guided modes to logits."""
         correction = self.correction(strengths)
         return logits if correction is None else logits + correction
-
-    def uncorrected_logits(self, rows: Tensor, columns: Tensor, key_gates: Tensor | None = None) -> Tensor:
-        """As :meth:`logits`, before static and guided modes are added."""
-        config, heads = self.config, self.config.heads
-        rows, columns = tokens(rows, heads), tokens(columns, heads)
-        pixels = rows.shape[-1]
-        gate = (
-            key_gates.view(-1, heads, 1, config.rank_k)
-            if key_gates is not None and config.key_gates
-            else None
-        )
-        cross = rows @ columns.transpose(-2, -1) / pixels
-        if self.expand_columns is None:
-            column_power = columns.square().mean(-1)
-        else:
-            expand = self.expand_columns if gate is None else self.expand_columns * gate
-            column_power = _expanded_power(expand, columns @ columns.transpose(-2, -1) / pixels)
-            cross = cross @ expand.transpose(-2, -1)
-        if self.expand_rows is None:
-            row_power = rows.square().mean(-1)
-        else:
-            row_power = _expanded_power(self.expand_rows, rows @ rows.transpose(-2, -1) / pixels)
-            cross = self.expand_rows @ cross
-        logits = normalised_logits(cross, row_power, column_power, self.temperature)
-        if self.row_scale is not None:
-            logits = logits * self.row_scale
-        return logits * gate if config.compact and gate is not None else logits
 
     def correction(self, strengths: Tensor | None = None) -> Tensor | None:
         """What is added to the logits, (1 or B, heads, c, keys), given the guide's strengths."""
@@ -235,7 +211,85 @@ class GLMHA(nn.Module):
         output = self.output.view(-1, heads, c).transpose(0, 1)
         return (output @ attention).transpose(1, 2).flatten(2)
 
+    def mix(self, folded: Tensor, values: Tensor) -> Tensor:
+        """The layer's output from :meth:`fold` and (B, heads * rank_v, H, W): (B, out_channels, H, W)."""
+        batch, _, height, width = values.shape
+        y = folded @ values.flatten(2)
+        if self.output_bias is not None:
+            y = y + self.output_bias.view(-1, 1)
+        return y.view(batch, self.config.out_channels, height, width)
 
-def _expanded_power(expand: Tensor, gram: Tensor) -> Tensor:
-    """Mean square of every row of expand * maps, from the maps' Gram matrix: (B, heads, c)."""
-    return ((expand @ gram) * expand).sum(-1)
+
+class GLMHA(GuidedAttention):
+    """The layer, (B, C, H, W) to (B, out_channels, H, W), with generated rows, columns and values."""
+
+    def __init__(self, config: GLMHAConfig) -> None:
+        super().__init__(config)
+        heads, c = config.heads, config.head_channels
+        self.widths = [heads * config.rank_q, heads * config.rank_k, heads * config.rank_v]
+        generated = sum(self.widths)
+        self.pointwise = nn.Conv2d(config.channels, generated, 1, bias=config.bias)
+        k = config.kernel_size
+        self.depthwise = (
+            nn.Conv2d(generated, generated, k, padding=k // 2, groups=generated, bias=config.bias)
+            if k > 1
+            else None
+        )
+
+        def expansion(rank: int) -> nn.Parameter | None:
+            return None if rank == c else nn.Parameter(torch.zeros(heads, c, rank))
+
+        self.expand_rows = expansion(config.rank_q)
+        self.expand_columns = None if config.compact else expansion(config.rank_k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns, values = self.generate(x)
+        strengths, key_gates, value_gates = self.guidance(x)
+        attention = self.logits(rows, columns, strengths, key_gates).softmax(-1)
+        return self.mix(self.fold(attention, value_gates), values)
+
+    def generate(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The maps R_r, K_r and V_r: (B, heads * rank, H, W) each."""
+        maps = self.pointwise(x)
+        if self.depthwise is not None:
+            maps = self.depthwise(maps)
+        rows, columns, values = maps.split(self.widths, dim=1)
+        return rows, columns, values
+
+    def input_logits(self, x: Tensor) -> Tensor:
+        """S for an input (B, C, H, W), before modes and gates: (B, heads, c, keys)."""
+        rows, columns, _ = self.generate(x)
+        return self.uncorrected_logits(rows, columns)
+
+    def logits(
+        self,
+        rows: Tensor,
+        columns: Tensor,
+        strengths: Tensor | None = None,
+        key_gates: Tensor | None = None,
+    ) -> Tensor:
+        """S for generated maps: (B, heads, c, c), or (B, heads, c, rank_k) in the compact form."""
+        return self.correct(self.uncorrected_logits(rows, columns, key_gates), strengths)
+
+    def uncorrected_logits(self, rows: Tensor, columns: Tensor, key_gates: Tensor | None = None) -> Tensor:
+        """As :meth:`logits`, before static and guided modes are added."""
+        heads = self.config.heads
+        rows, columns = tokens(rows, heads), tokens(columns, heads)
+        pixels = rows.shape[-1]
+        gate = self.key_gate(key_gates)
+        cross = rows @ columns.transpose(-2, -1) / pixels
+        if self.expand_columns is None:
+            column_power = columns.square().mean(-1)
+        else:
+            expand = self.expand_columns if gate is None else self.expand_columns * gate
+            column_power = expanded_power(expand, columns @ columns.transpose(-2, -1) / pixels)
+            cross = cross @ expand.transpose(-2, -1)
+        if self.expand_rows is None:
+            row_power = rows.square().mean(-1)
+        else:
+            row_power = expanded_power(self.expand_rows, rows @ rows.transpose(-2, -1) / pixels)
+            cross = self.expand_rows @ cross
+        logits = normalised_logits(cross, row_power, column_power, self.temperature)
+        if self.row_scale is not None:
+            logits = logits * self.row_scale
+        return logits * gate if self.config.compact and gate is not None else logits

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention
-from csa2glmha.attention.glmha import GLMHA, GLMHAConfig
+from csa2glmha.attention.glmha import GLMHAConfig, GuidedAttention
 from csa2glmha.attention.mdta import MDTAAdapter
+from csa2glmha.attention.smsa import MSMSAAdapter, SMSAAdapter
 
 
 class Adapter(Protocol):
@@ -32,12 +33,19 @@ class Adapter(Protocol):
         """The (B, C, H, W) input of the projections, from the arguments of the module's call."""
         ...
 
-    def build(self, config: GLMHAConfig) -> nn.Module:
-        """An uninitialised replacement that is called as the module is."""
+    def value_factors(self, module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
+        """What V is multiplied by before the attention, (1 or B, heads * c, H, W); None: nothing."""
+        ...
+
+    def build(self, module: nn.Module, config: GLMHAConfig) -> nn.Module:
+        """An uninitialised replacement that is called as the module is.
+
+        What lies beside the attention it takes over from the module, which is not used any more.
+        """
         ...
 
 
-ADAPTERS: tuple[Adapter, ...] = (MDTAAdapter(),)
+ADAPTERS: tuple[Adapter, ...] = (MDTAAdapter(), SMSAAdapter(), MSMSAAdapter())
 
 
 @dataclass(frozen=True)
@@ -68,9 +76,10 @@ def replace_layers(model: nn.Module, configs: dict[str, GLMHAConfig]) -> None:
     """
     layers = attention_layers(model)
     for name, config in configs.items():
-        model.set_submodule(name, layers[name].adapter.build(config))
+        layer = layers[name]
+        model.set_submodule(name, layer.adapter.build(layer.module, config))
 
 
-def glmha_layers(model: nn.Module) -> dict[str, GLMHA]:
+def glmha_layers(model: nn.Module) -> dict[str, GuidedAttention]:
     """Every GLMHA layer of ``model`` by qualified name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, GLMHA)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, GuidedAttention)}

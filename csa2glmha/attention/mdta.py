@@ -43,6 +43,9 @@ class MDTAAdapter:
         """The (B, C, H, W) input of the projections, from the arguments of the module's call."""
         return args[0]
 
-    def build(self, config: GLMHAConfig) -> GLMHA:
+    def value_factors(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """None: the attention sees V as it is."""
+
+    def build(self, module: nn.Module, config: GLMHAConfig) -> GLMHA:
         """An uninitialised replacement, called as the module is."""
         return GLMHA(config)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from csa2glmha.attention.canonical import ChannelAttention
 from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.attention.layers import AttentionLayer
+from csa2glmha.attention.pointwise import full_values_are_cheaper, gram_is_cheaper
 from csa2glmha.errors import UsageError
 
 #: Rank per head of the static logit bias. Measured on a denoising Restormer (c = 24 to 48): rank 8 is as
@@ -20,11 +21,15 @@ ATTENTION_FORMS = ("expanded", "compact")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks per head of rows, keys and values; None is full rank, with nothing approximated."""
+    """Ranks per head of rows, keys and values; None is full rank, with nothing approximated.
+
+    ``pos`` is that of the values which a positional embedding is made from, where a layer has one.
+    """
 
     q: int | None = None
     k: int | None = None
     v: int | None = None
+    pos: int | None = None
 
     @classmethod
     def parse(
@@ -33,10 +38,12 @@ class Ranks:
         rank_q: int | str | None = None,
         rank_k: int | str | None = None,
         rank_v: int | str | None = None,
+        rank_pos: int | str | None = None,
     ) -> Ranks:
         """Read ``--rank`` and its refinements; each a whole number above 0, "full" or None (not given).
 
-        ``rank`` sets keys and values; rows stay full unless ``rank_q`` says otherwise.
+        ``rank`` sets keys and values; rows and embedded values stay full unless ``rank_q`` and ``rank_pos``
+        say otherwise.
 
         Raises:
             UsageError: not a rank.
@@ -46,12 +53,14 @@ class Ranks:
             q=parse_rank(rank_q, "--rank-q"),
             k=base if rank_k is None else parse_rank(rank_k, "--rank-k"),
             v=base if rank_v is None else parse_rank(rank_v, "--rank-v"),
+            pos=parse_rank(rank_pos, "--rank-pos"),
         )
 
     def __str__(self) -> str:
         return ", ".join(
             f"{name} {'full' if rank is None else rank}"
-            for name, rank in (("q", self.q), ("k", self.k), ("v", self.v))
+            for name, rank in (("q", self.q), ("k", self.k), ("v", self.v), ("pos", self.pos))
+            if name != "pos" or rank is not None
         )
 
 
@@ -82,15 +91,15 @@ def plan_layers(
     A layer whose heads have no more channels than a rank asks for keeps that part full.
 
     Raises:
-        UsageError: no layer at all, a rank above the channels per head of every layer, or a compact form
-            whose keys and values differ in rank or that has a single key.
+        UsageError: no layer at all, a rank above the channels per head of every layer, a compact form
+            whose keys and values differ in rank or that has a single key, or what these layers do not have.
     """
     if not layers:
         raise UsageError(
             "no channel attention in this model that can be converted; csa2glmha inspect shows what it is"
         )
     widest = max(layer.form.head_channels for layer in layers.values())
-    for name, rank in (("q", ranks.q), ("k", ranks.k), ("v", ranks.v)):
+    for name, rank in (("q", ranks.q), ("k", ranks.k), ("v", ranks.v), ("pos", ranks.pos)):
         if rank is not None and rank > widest:
             raise UsageError(
                 f"rank {rank} of {name} is above the {widest} channels per head that this model has; "
@@ -104,11 +113,23 @@ def plan_layers(
         )
     if attention == "compact" and ranks.k == 1:
         raise UsageError("compact attention over one key is no attention; give a rank of 2 or more")
+    embedded = [layer.form.embedded for layer in layers.values()]
+    if attention == "compact" and any(embedded):
+        raise UsageError(
+            "--attention compact: this model's layers make a positional embedding from all values and have "
+            "no compact form; give expanded"
+        )
+    if ranks.pos is not None and not any(embedded):
+        raise UsageError(
+            f"--rank-pos {ranks.pos}: this model makes no positional embedding from its values; leave it out"
+        )
     return {name: layer_config(layer.form, ranks, attention) for name, layer in layers.items()}
 
 
 def layer_config(form: ChannelAttention, ranks: Ranks, attention: str = "expanded") -> GLMHAConfig:
     """The configuration of one layer at these ranks."""
+    if form.embedded:
+        return _pointwise_config(form, ranks)
     c = form.head_channels
     rank_q, rank_k, rank_v = (c if rank is None else min(rank, c) for rank in (ranks.q, ranks.k, ranks.v))
     exact_logits = rank_q == c and rank_k == c
@@ -127,4 +148,35 @@ def layer_config(form: ChannelAttention, ranks: Ranks, attention: str = "expande
         output_bias=form.output_bias is not None,
         bias_rank=0 if exact_logits else min(BIAS_RANK, c if attention == "expanded" else rank_k),
         guide_width=0 if exact_logits else GUIDE_WIDTH,
+    )
+
+
+def _pointwise_config(form: ChannelAttention, ranks: Ranks) -> GLMHAConfig:
+    """The cheapest way to compute the layer that has no less than these ranks.
+
+    Rows and columns share one projection, whose rank is the larger that is asked for; a row rank that is not
+    given asks for nothing.
+    """
+    channels, heads, c = form.channels, form.heads, form.head_channels
+    joint = None if ranks.k is None else max(ranks.k, ranks.q or 0)
+    exact_logits = joint is None or joint >= c or gram_is_cheaper(channels, heads, joint)
+    rank_z = c if exact_logits or joint is None else joint
+
+    def worthwhile(rank: int | None) -> int | None:
+        return None if rank is None or full_values_are_cheaper(channels, heads, rank) else rank
+
+    return GLMHAConfig(
+        channels=channels,
+        out_channels=form.output.shape[0],
+        heads=heads,
+        head_channels=c,
+        rank_q=rank_z,
+        rank_k=rank_z,
+        rank_v=worthwhile(ranks.v) or c,
+        kernel_size=1,
+        output_bias=form.output_bias is not None,
+        bias_rank=0 if exact_logits else min(BIAS_RANK, c),
+        guide_width=0 if exact_logits else GUIDE_WIDTH,
+        logits="gram" if exact_logits else "subspace",
+        rank_pos=worthwhile(ranks.pos),
     )

@@ -88,6 +88,8 @@ def export_onnx(
 ) -> ExportReport:
     """Write ``model`` as one self-contained ONNX file that takes any batch, height and width.
 
+    (Any batch of its ``fixed_size``, if it has one.)
+
     The inputs have the names of ``model.input_names`` and the output is "output"; padding and cropping
     are in the graph, and all operators are standard ones. The graph is simplified by onnxsim where that
     works. The file is checked by the ONNX checker and, at three input sizes, against PyTorch; only if
@@ -154,7 +156,12 @@ def _check_arguments(model: RestorationModel, opset: int, example: Tensor | None
 
 
 def _cases(network: RestorationModel, example: Tensor | None) -> list[_Case]:
-    """The size that is traced, as a batch; another one; and one that needs padding, if the network pads."""
+    """The size that is traced, as a batch; another one; and one that needs padding, if the network pads.
+
+    A network for one size only is tried at that one, as a batch and singly.
+    """
+    if network.fixed_size is not None:
+        return [_case(network, example, batch, *network.fixed_size) for batch in (2, 1)]
     m = network.size_multiple
     cases = [_case(network, example, 2, 5 * m, 7 * m), _case(network, example, 1, 8 * m, 6 * m)]
     try:
@@ -227,11 +234,10 @@ def _dynamic_shapes(network: RestorationModel) -> tuple[dict[int, str], ...]:
     """For each input, the axes that vary and the names they get, found by varying one size at a time."""
     m = network.size_multiple
     reference = network.input_shapes(m, m, 1)
-    varied = {
-        "batch": network.input_shapes(m, m, 2),
-        "height": network.input_shapes(2 * m, m, 1),
-        "width": network.input_shapes(m, 2 * m, 1),
-    }
+    varied = {"batch": network.input_shapes(m, m, 2)}
+    if network.fixed_size is None:
+        varied["height"] = network.input_shapes(2 * m, m, 1)
+        varied["width"] = network.input_shapes(m, 2 * m, 1)
     # Axes of further inputs get names of their own: a mask may be wider than the image it goes with.
     return tuple(
         {
@@ -256,7 +262,9 @@ def _clean(proto: onnx.ModelProto) -> onnx.ModelProto:
     # The output has the input's size, which the exporter knows only as min(height, padded height).
     (output,) = graph.output
     for axis, name in ((0, "batch"), (2, "height"), (3, "width")):
-        output.type.tensor_type.shape.dim[axis].dim_param = name
+        dimension = output.type.tensor_type.shape.dim[axis]
+        if not dimension.HasField("dim_value"):  # it has one in a network for one size only
+            dimension.dim_param = name
     return proto
 
 

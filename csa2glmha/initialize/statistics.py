@@ -13,6 +13,10 @@ from torch import Tensor
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection, tokens
 
+#: How much of the mean dependence is left out of the metric for keys and rows. The static bias carries the
+#: mean, so low rank is spent on what varies; a tenth of it is kept because the norms depend on it.
+CENTRED = 0.9
+
 
 def patches(mixed: Tensor, heads: int, kernel_size: int, constant: bool) -> Tensor:
     """The k x k neighbourhoods of one image's maps, per head: x* of shape (heads, D, L).

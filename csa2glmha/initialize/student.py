@@ -2,7 +2,7 @@
 
 Two passes of the teacher over the calibration images. The first gathers the moments from which keys,
 rows and values are factorised; in the second each new layer sees its teacher layer's input, and what
-its logits lack gives the scales, the static bias and the guide.
+its logits lack gives the scales, the static bias and the guide. Pointwise layers need the first alone.
 """
 
 from __future__ import annotations
@@ -17,43 +17,27 @@ import torch
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
-from csa2glmha.attention.glmha import GLMHA, GLMHAConfig, pooled_statistics
+from csa2glmha.attention.glmha import GLMHA, GLMHAConfig, GuidedAttention, pooled_statistics
 from csa2glmha.attention.layers import AttentionLayer, attention_layers, replace_layers
-from csa2glmha.initialize.compact import compact_factors, compact_target
+from csa2glmha.attention.pointwise import PointwiseGLMHA
+from csa2glmha.initialize.compact import compact_factors
+from csa2glmha.initialize.corrections import set_corrections
 from csa2glmha.initialize.factorize import SeparableFactors, factorize
-from csa2glmha.initialize.logits import fit_guide, fit_scales, low_rank
-from csa2glmha.initialize.statistics import LayerStatistics, SideStatistics, has_offset
+from csa2glmha.initialize.fit import LayerFit
+from csa2glmha.initialize.moments import LayerMoments
+from csa2glmha.initialize.pointwise import fill_pointwise
+from csa2glmha.initialize.statistics import CENTRED, LayerStatistics, SideStatistics, has_offset
 from csa2glmha.progress import manual_progress, progress
-
-#: How much of the mean dependence is left out of the metric for keys and rows. The static bias carries the
-#: mean, so low rank is spent on what varies; a tenth of it is kept because the norms depend on it.
-CENTRED = 0.9
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
-@dataclass
-class LayerFit:
-    """How well one layer was initialised, all relative to the teacher.
-
-    Attributes:
-        key_error, row_error, value_error: relative error of each factorisation in its metric, per head;
-            empty where the part is full.
-        logit_error: residual variance of the logits over their variance.
-        guide_explained: share of that residual which the guide explains on left-out images.
-        clusters: (heads, c), the key that every column was assigned to; compact form only.
-    """
-
-    key_error: list[float] = field(default_factory=list)
-    row_error: list[float] = field(default_factory=list)
-    value_error: list[float] = field(default_factory=list)
-    logit_error: float = 0.0
-    guide_explained: float = 0.0
-    clusters: Tensor | None = None
-
-
 def initialise_student(
-    teacher: ModelT, configs: dict[str, GLMHAConfig], images: Tensor | None, batch: int = 2
+    teacher: ModelT,
+    configs: dict[str, GLMHAConfig],
+    images: Tensor | None,
+    batch: int = 2,
+    shared_inputs: tuple[Tensor, ...] = (),
 ) -> tuple[ModelT, dict[str, LayerFit]]:
     """A student with every named CSA layer replaced, initialised from the teacher's statistics.
 
@@ -63,6 +47,7 @@ def initialise_student(
         images: (N, C, H, W) calibration inputs as the teacher expects them; may be None when every layer
             is at full rank, which needs none.
         batch: images per forward pass.
+        shared_inputs: further inputs of the teacher that are the same for every image, such as MST's mask.
 
     Returns:
         The student, in eval mode on the teacher's device, and how well each layer fits.
@@ -74,18 +59,28 @@ def initialise_student(
     student.to(device).eval()
     fits = {name: LayerFit() for name in layers}
     approximate = {name: layer for name, layer in layers.items() if not configs[name].full}
-    statistics: dict[str, LayerStatistics] = {}
+    statistics: dict[str, LayerStatistics | LayerMoments] = {}
     if approximate:
         if images is None:
             raise ValueError("a rank below full needs calibration images")
-        statistics = gather_statistics(teacher, approximate, configs, images, batch)
+        statistics = gather_statistics(teacher, approximate, configs, images, batch, shared_inputs)
     with torch.no_grad():
         for name in progress(layers, what="factorising", unit="layer"):
-            _fill(_core(student, name), layers[name].form, statistics.get(name), fits[name])
-            statistics.pop(name, None)  # the largest tensors here; free them as we go
-        inexact = {name: layer for name, layer in approximate.items() if configs[name].bias_rank}
+            core, form = _core(student, name), layers[name].form
+            gathered = statistics.pop(name, None)  # the largest tensors here; free them as we go
+            if isinstance(core, PointwiseGLMHA):
+                assert not isinstance(gathered, LayerStatistics)
+                fill_pointwise(core, form, gathered, fits[name])
+            else:
+                assert isinstance(core, GLMHA) and not isinstance(gathered, LayerMoments)
+                _fill(core, form, gathered, fits[name])
+        inexact = {
+            name: layer
+            for name, layer in approximate.items()
+            if configs[name].bias_rank and not layer.form.embedded
+        }
         if inexact and images is not None:
-            _fit_corrections(teacher, student, inexact, images, batch, fits)
+            _fit_corrections(teacher, student, inexact, images, batch, shared_inputs, fits)
     for parameter in student.parameters():
         parameter.requires_grad_(True)
     return student, fits
@@ -97,10 +92,14 @@ def gather_statistics(
     configs: dict[str, GLMHAConfig],
     images: Tensor,
     batch: int,
-) -> dict[str, LayerStatistics]:
+    shared_inputs: tuple[Tensor, ...] = (),
+) -> dict[str, LayerStatistics | LayerMoments]:
     """First pass: the moments that each layer's configuration needs."""
-    statistics = {}
+    statistics: dict[str, LayerStatistics | LayerMoments] = {}
     for name, layer in layers.items():
+        if layer.form.embedded:
+            statistics[name] = LayerMoments(layer.form)
+            continue
         config = configs[name]
         c = config.head_channels
         statistics[name] = LayerStatistics.empty(
@@ -109,27 +108,36 @@ def gather_statistics(
             columns=config.rank_k < c or config.compact,
             values=config.rank_v < c,
         )
-    with _observe(layers, lambda name, x: statistics[name].add(x)):
-        _run(teacher, images, batch, "statistics")
+
+    def see(name: str, args: tuple[Any, ...]) -> None:
+        layer, gathered = layers[name], statistics[name]
+        x = layer.adapter.attention_input(args)
+        if isinstance(gathered, LayerMoments):
+            gathered.add(x, layer.adapter.value_factors(layer.module, args))
+        else:
+            gathered.add(x)
+
+    with _observe(layers, see):
+        _run(teacher, images, batch, shared_inputs, "statistics")
     return statistics
 
 
-def _core(model: nn.Module, name: str) -> GLMHA:
+def _core(model: nn.Module, name: str) -> GuidedAttention:
     module = model.get_submodule(name)
-    return next(part for part in module.modules() if isinstance(part, GLMHA))
+    return next(part for part in module.modules() if isinstance(part, GuidedAttention))
 
 
 @contextmanager
-def _observe(layers: dict[str, AttentionLayer], see: Callable[[str, Tensor], Any]) -> Iterator[None]:
-    """Call ``see(name, input)`` whenever one of the layers runs."""
+def _observe(layers: dict[str, AttentionLayer], see: Callable[[str, tuple[Any, ...]], Any]) -> Iterator[None]:
+    """Call ``see(name, arguments)`` whenever one of the layers runs."""
 
-    def hook(name: str, layer: AttentionLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def run(_: nn.Module, args: tuple[Any, ...]) -> None:
-            see(name, layer.adapter.attention_input(args))
+            see(name, args)
 
         return run
 
-    handles = [layer.module.register_forward_pre_hook(hook(name, layer)) for name, layer in layers.items()]
+    handles = [layer.module.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
     try:
         yield
     finally:
@@ -138,11 +146,12 @@ def _observe(layers: dict[str, AttentionLayer], see: Callable[[str, Tensor], Any
 
 
 @torch.no_grad()
-def _run(model: nn.Module, images: Tensor, batch: int, what: str) -> None:
+def _run(model: nn.Module, images: Tensor, batch: int, shared_inputs: tuple[Tensor, ...], what: str) -> None:
     device = next(model.parameters()).device
+    shared = [each.to(device) for each in shared_inputs]
     with manual_progress(what=what, unit="image", total=len(images)) as bar:
         for part in images.split(batch):
-            model(part.to(device))
+            model(part.to(device), *shared)
             bar.update(len(part))
 
 
@@ -257,54 +266,29 @@ def _fit_corrections(
     layers: dict[str, AttentionLayer],
     images: Tensor,
     batch: int,
+    shared_inputs: tuple[Tensor, ...],
     fits: dict[str, LayerFit],
 ) -> None:
     """Second pass: scales, static bias and guide of every layer with approximate logits."""
     samples = {name: _LogitSamples() for name in layers}
 
-    def see(name: str, x: Tensor) -> None:
+    def see(name: str, args: tuple[Any, ...]) -> None:
         form, core, kept = layers[name].form, _core(student, name), samples[name]
+        x = layers[name].adapter.attention_input(args)
         rows = form.rows.spread(form.rows.mix(x))
         columns = form.columns.spread(form.columns.mix(x))
         kept.target.append(form.logits(rows, columns).cpu())
-        kept.logits.append(core.uncorrected_logits(*core.generate(x)[:2]).cpu())
+        kept.logits.append(core.input_logits(x).cpu())
         kept.features.append(pooled_statistics(x).cpu())
 
     with _observe(layers, see):
-        _run(teacher, images, batch, "logit corrections")
+        _run(teacher, images, batch, shared_inputs, "logit corrections")
     for name in progress(layers, what="fitting corrections", unit="layer"):
         kept = samples.pop(name)
-        _set_corrections(
+        set_corrections(
             _core(student, name),
             torch.cat(kept.target),
             torch.cat(kept.logits),
             torch.cat(kept.features),
             fits[name],
         )
-
-
-def _set_corrections(core: GLMHA, target: Tensor, logits: Tensor, features: Tensor, fit: LayerFit) -> None:
-    config = core.config
-    if config.compact:
-        assert fit.clusters is not None
-        target = compact_target(target, fit.clusters, config.rank_k)
-    column, row = fit_scales(target, logits, core.temperature.shape[-1] > 1, core.row_scale is not None)
-    logits = logits * column * row
-    core.temperature.mul_(column.to(core.temperature) if core.temperature.shape[-1] > 1 else 1.0)
-    if core.row_scale is not None:
-        core.row_scale.copy_(row)
-    # A constant along a row of logits does nothing to its softmax: do not spend rank on it.
-    residual = target - logits
-    residual = residual - residual.mean(-1, keepdim=True)
-    static = config.bias_rank
-    assert core.mode_left is not None and core.mode_right is not None and core.guide is not None
-    left, right = low_rank(residual.mean(0), static)
-    core.mode_left[..., :static], core.mode_right[..., :static] = left, right
-    varied = target - target.mean(-1, keepdim=True)
-    spread = (varied - varied.mean(0)).square().sum().clamp_min(1e-30)
-    fit.logit_error = float((residual - left @ right.transpose(-2, -1)).square().sum() / spread)
-    guide = fit_guide(residual, features, config.guide_width)
-    core.mode_left[..., static:], core.mode_right[..., static:] = guide.left, guide.right
-    core.guide.hidden.weight.copy_(guide.weight)
-    core.guide.hidden.bias.copy_(guide.bias)
-    fit.guide_explained = guide.explained

@@ -58,21 +58,52 @@ class MaskGuidance(nn.Module):
         return dispersed.gather(3, column.expand(batch, channels, height, width))
 
 
+class BakedGuidance(nn.Module):
+    """What :class:`MaskGuidance` gives for one mask, as a constant; see :func:`bake_mask`.
+
+    Args:
+        channels: C, at level l the number of bands times 2 ** l.
+        height, width: of the scene at that level.
+    """
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        self.factors: Tensor
+        self.register_buffer("factors", torch.ones(1, channels, height, width))
+
+    def forward(self, mask: Tensor | None, width: int) -> Tensor:
+        """The factors (1, C, H, W), whatever the arguments."""
+        return self.factors
+
+
 class MSMSA(SpectralAttention):
     """MS-MSA: S-MSA whose values are multiplied by factors made from the mask, on (B, C, H, W).
 
     The positional embedding is made from the values before that.
+
+    Args:
+        channels: C.
+        heads: they split the channels evenly.
+        level: how often the maps were halved.
+        mask_size: height and width, at the top level, of the mask the factors are constants of; None makes
+            them of the mask features of every call.
     """
 
-    def __init__(self, channels: int, heads: int, level: int) -> None:
+    def __init__(
+        self, channels: int, heads: int, level: int, mask_size: tuple[int, int] | None = None
+    ) -> None:
         super().__init__(channels, heads)
-        self.mm = MaskGuidance(channels, level)
+        self.mm: nn.Module
+        if mask_size is None:
+            self.mm = MaskGuidance(channels, level)
+        else:
+            self.mm = BakedGuidance(channels, *(side // 2**level for side in mask_size))
 
-    def mask_attention(self, mask: Tensor, width: int) -> Tensor:
+    def mask_attention(self, mask: Tensor | None, width: int) -> Tensor:
         """The factors (1 or B, C, H, width); they depend on the mask features (1 or B, C, H, W') alone."""
         return self.mm(mask, width)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         values = self.values(x)
         guided = values * self.mask_attention(mask, x.shape[-1])
         return self.attend(x, guided) + self.pos_emb(values)
@@ -88,18 +119,33 @@ class MST(SpectralUNet, RestorationModel):
         dim: spectral bands, and width of the top level.
         num_blocks: blocks of every level from the top down; the last is the bottleneck. MST-S has 2, 2, 2,
             MST-M 2, 4, 4 and MST-L 4, 7, 5.
+        mask_size: height and width of the one mask that the network holds for. Its influence is then stored
+            as constants, and the cube is the only input; :func:`bake_mask` makes such networks.
     """
 
     architecture = "mst"
-    input_names = ("input", "mask")
+    input_names: tuple[str, ...] = ("input", "mask")
     #: Of the published three levels. Inputs are not padded: the mask would no longer fit the scene.
     size_multiple = 4
 
-    def __init__(self, dim: int = 28, num_blocks: tuple[int, ...] | list[int] = (2, 2, 2)) -> None:
+    def __init__(
+        self,
+        dim: int = 28,
+        num_blocks: tuple[int, ...] | list[int] = (2, 2, 2),
+        mask_size: tuple[int, int] | list[int] | None = None,
+    ) -> None:
+        fixed = None if mask_size is None else (int(mask_size[0]), int(mask_size[1]))
         super().__init__(
-            dim, num_blocks, lambda channels, level: MSMSA(channels, heads=2**level, level=level), guides=1
+            dim,
+            num_blocks,
+            lambda channels, level: MSMSA(channels, 2**level, level, fixed),
+            guides=1 if fixed is None else 0,
         )
         self.hyperparameters = {"dim": dim, "num_blocks": list(num_blocks)}
+        if fixed is not None:
+            self.hyperparameters["mask_size"] = list(fixed)
+            self.fixed_size = fixed
+            self.input_names = ("input",)
 
     @property
     def in_channels(self) -> int:
@@ -110,31 +156,35 @@ class MST(SpectralUNet, RestorationModel):
         return int(self.hyperparameters["dim"])
 
     def input_shapes(self, height: int, width: int, batch: int = 1) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the cube and of the mask, which is one for the whole batch."""
+        """Shapes of the cube and, if it is an input, of the mask, which is one for the whole batch."""
         dim = self.in_channels
-        return (batch, dim, height, width), (1, dim, height, self._dispersed(width))
+        cube = (batch, dim, height, width)
+        return (cube,) if self.fixed_size else (cube, (1, dim, height, self._dispersed(width)))
 
-    def forward(self, cube: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, cube: Tensor, mask: Tensor | None = None) -> Tensor:
         """Reconstruct the spectral cube (B, dim, H, W).
 
         Args:
             cube: initial cube (B, dim, H, W).
-            mask: dispersed mask, (1, dim, H, W') for all or (B, dim, H, W') one each.
+            mask: dispersed mask, (1, dim, H, W') for all or (B, dim, H, W') one each; None if it is baked in.
 
         Raises:
-            DataError: the sizes do not fit each other or the number of levels.
+            DataError: the sizes do not fit each other, the number of levels or the mask that is baked in.
         """
         # Exported graphs keep H and W open, so they cannot compare them.
         if not torch.compiler.is_exporting():
             self._check_sizes(cube, mask)
         x = self.embedding(cube.contiguous(memory_format=torch.channels_last))
-        x = self.transform(F.leaky_relu(x, _LEAKY_SLOPE), mask)
+        x = self.transform(F.leaky_relu(x, _LEAKY_SLOPE), *(() if mask is None else (mask,)))
         return self.mapping(x) + cube
 
     def _dispersed(self, width: int) -> int:
         return width + DISPERSION * (self.in_channels - 1)
 
-    def _check_sizes(self, cube: Tensor, mask: Tensor) -> None:
+    def _check_sizes(self, cube: Tensor, mask: Tensor | None) -> None:
+        if self.fixed_size is not None:
+            self._check_fixed(cube, mask)
+            return
         multiple = 2 ** (len(self.hyperparameters["num_blocks"]) - 1)
         batch, channels, height, width = cube.shape
         if channels != self.in_channels or height % multiple or width % multiple:
@@ -143,11 +193,67 @@ class MST(SpectralUNet, RestorationModel):
                 f"give (B, {self.in_channels}, H, W) with H and W multiples of {multiple}"
             )
         expected = (channels, height, self._dispersed(width))
+        if mask is None:
+            raise DataError(f"mst: no mask is given: give one of {(1, *expected)}, or bake one in")
         if tuple(mask.shape[1:]) != expected or mask.shape[0] not in (1, batch):
             raise DataError(
                 f"mst: mask of shape {tuple(mask.shape)} does not fit a cube of shape {tuple(cube.shape)}: "
                 f"give {(1, *expected)}, the mask dispersed by {DISPERSION} columns a band"
             )
+
+    def _check_fixed(self, cube: Tensor, mask: Tensor | None) -> None:
+        expected = (self.in_channels, *(self.fixed_size or ()))
+        if tuple(cube.shape[1:]) != expected:
+            raise DataError(
+                f"mst: initial cube of shape {tuple(cube.shape)} does not fit: the mask that is baked in "
+                f"holds for (B, {', '.join(map(str, expected))}) only; convert with a mask of that size, "
+                "or without"
+            )
+        if mask is not None:
+            raise DataError("mst: a mask is given, but this network has one baked in: leave it out")
+
+
+@torch.no_grad()
+def bake_mask(model: MST, mask: Tensor) -> MST:
+    """The same network for one mask, whose whole branch is evaluated now and kept as constants.
+
+    Args:
+        model: not converted yet, and without a mask; it is not changed.
+        mask: dispersed mask (1, dim, H, W'), of the size of every scene to come.
+
+    Returns:
+        A network of initial cubes (B, dim, H, W) alone, in eval mode, with copies of the weights.
+
+    Raises:
+        DataError: the mask's shape does not fit the network.
+    """
+    width = mask.shape[-1] - DISPERSION * (model.in_channels - 1)
+    multiple = 2 ** len(model.encoder_layers)
+    if (
+        mask.ndim != 4
+        or tuple(mask.shape[:2]) != (1, model.in_channels)
+        or width < 1
+        or width % multiple
+        or mask.shape[2] % multiple
+    ):
+        raise DataError(
+            f"mst: mask of shape {tuple(mask.shape)} cannot be baked in: give (1, {model.in_channels}, H, "
+            f"W + {DISPERSION * (model.in_channels - 1)}), one mask dispersed by {DISPERSION} columns a "
+            f"band, with H and W multiples of {multiple}"
+        )
+    reference = next(model.parameters())
+    features = [mask.to(reference)]
+    for layer in model.encoder_layers:
+        features.append(list(layer.children())[2](features[-1]))
+    baked = MST(**model.hyperparameters, mask_size=(mask.shape[2], width)).to(reference).eval()
+    constants = {
+        f"{name}.mm.factors": module.mask_attention(features[module.mm.level], width >> module.mm.level)
+        for name, module in model.named_modules()
+        if isinstance(module, MSMSA) and isinstance(module.mm, MaskGuidance)
+    }
+    kept = {key: value.clone() for key, value in model.state_dict().items() if key in baked.state_dict()}
+    baked.load_state_dict(kept | constants)
+    return baked
 
 
 def hyperparameters_from(state: Mapping[str, Tensor]) -> dict[str, Any]:

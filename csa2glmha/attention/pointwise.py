@@ -1,0 +1,108 @@
+"""GLMHA where rows, columns and values are pointwise projections and all of V is needed anyway.
+
+Without a depthwise part the logits depend on the input through second moments alone,
+
+    R K^T = W_R (X X^T) W_K^T    |r_i|^2 = (W_R (X X^T) W_R^T)_ii    |k_j|^2 likewise
+
+so no map of rows or columns is made: at full rank one C x C Gram matrix replaces both projections and
+their product (C^2 in place of 2 C^2 + c C multiply-accumulates a pixel: there is no size of C, or of an
+image that is worth compressing, at which making the maps would be cheaper). In low rank the same
+formulas run on the Gram matrix of a projection Z of r channels per head, W_R X ~ G_r Z, W_K X ~ G_k Z.
+
+V, in full because a positional embedding is made from it, may be multiplied by something before the
+attention sees it; its low-rank form V_r = U^T V is taken behind that.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from csa2glmha.attention.canonical import expanded_power, normalised_logits, tokens
+from csa2glmha.attention.glmha import GLMHAConfig, GuidedAttention
+
+
+class PointwiseGLMHA(GuidedAttention):
+    """The layer, (B, C, H, W) to (B, out_channels, H, W), by ``config.logits`` "gram" or "subspace"."""
+
+    def __init__(self, config: GLMHAConfig) -> None:
+        super().__init__(config)
+        channels, heads, c, r = config.channels, config.heads, config.head_channels, config.rank_k
+        subspace = config.logits == "subspace"
+        self.projection = nn.Conv2d(channels, heads * r, 1, bias=False) if subspace else None
+        # In the Gram route "Z" is the input itself, of all heads, and these are W_R and W_K.
+        moments = r if subspace else channels
+        self.expand_rows = nn.Parameter(torch.zeros(heads, c, moments))
+        self.expand_columns = nn.Parameter(torch.zeros(heads, c, moments))
+        self.values = _values(config)
+        self.reduce_values = (
+            nn.Conv2d(heads * c, heads * config.rank_v, 1, groups=heads, bias=False)
+            if config.rank_v < c
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(x, self.values(x))
+
+    def attend(self, x: Tensor, values: Tensor) -> Tensor:
+        """Mix ``values`` (B, heads * c, H, W) by the attention that x (B, C, H, W) has, and project."""
+        strengths, key_gates, value_gates = self.guidance(x)
+        attention = self.correct(self.input_logits(x, key_gates), strengths).softmax(-1)
+        if self.reduce_values is not None:
+            values = self.reduce_values(values)
+        return self.mix(self.fold(attention, value_gates), values)
+
+    def input_logits(self, x: Tensor, key_gates: Tensor | None = None) -> Tensor:
+        """S for an input (B, C, H, W), before modes are added: (B, heads, c, c)."""
+        z = x.flatten(2).unsqueeze(1) if self.projection is None else self._subspace(x)
+        return self.gram_logits(z @ z.transpose(-2, -1) / z.shape[-1], key_gates)
+
+    def gram_logits(self, gram: Tensor, key_gates: Tensor | None = None) -> Tensor:
+        """As :meth:`input_logits`, from Z's mean products (B, heads, r, r); full rank: (B, 1, C, C)."""
+        gate = self.key_gate(key_gates)
+        columns = self.expand_columns if gate is None else self.expand_columns * gate
+        rows = self.expand_rows @ gram
+        logits = normalised_logits(
+            rows @ columns.transpose(-2, -1),
+            (rows * self.expand_rows).sum(-1),
+            expanded_power(columns, gram),
+            self.temperature,
+        )
+        return logits if self.row_scale is None else logits * self.row_scale
+
+    def subspace_gram(self, gram: Tensor) -> Tensor:
+        """What :meth:`gram_logits` takes, from the input's mean products (B, C, C)."""
+        gram = gram.unsqueeze(1)
+        if self.projection is None:
+            return gram
+        weight = self.projection.weight.view(self.config.heads, -1, gram.shape[-1])
+        return weight @ gram @ weight.transpose(-2, -1)
+
+    def _subspace(self, x: Tensor) -> Tensor:
+        assert self.projection is not None
+        return tokens(self.projection(x), self.config.heads)
+
+
+def gram_is_cheaper(channels: int, heads: int, rank: int) -> bool:
+    """Whether the input's Gram matrix costs no more a pixel than a projection of that rank, and its own."""
+    return channels**2 <= channels * heads * rank + heads * rank**2
+
+
+def full_values_are_cheaper(channels: int, heads: int, rank: int) -> bool:
+    """Whether V itself costs no more a pixel than making V_r from it, head by head, and expanding that.
+
+    The positional embedding's low-rank V has the same price: all heads' generators, then head by head.
+    """
+    return channels**2 <= channels * rank * (1 + heads)
+
+
+def _values(config: GLMHAConfig) -> nn.Module:
+    """W_V, or its two factors: all heads' generators, and their expansion head by head."""
+    heads, width = config.heads, config.heads * config.head_channels
+    if config.rank_pos is None:
+        return nn.Conv2d(config.channels, width, 1, bias=False)
+    generated = heads * config.rank_pos
+    return nn.Sequential(
+        nn.Conv2d(config.channels, generated, 1, bias=False),
+        nn.Conv2d(generated, width, 1, groups=heads, bias=False),
+    )

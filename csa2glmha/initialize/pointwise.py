@@ -1,0 +1,188 @@
+"""Starting point of pointwise layers, in closed form and then refined.
+
+Rows and columns of a head are taken as 2c maps that one projection Z of r channels is to express,
+(R; K) ~ G Z. To first order S is linear in each of them, with the other's normalised maps as its slope;
+so the best Z is the truncated SVD of the 2c maps in the sum of the two sides' metrics. Scales, static bias
+and guide follow as for any layer. From there the error of the layer's output, a function of the images'
+second moments, is minimised exactly as it stands, softmax and all.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from csa2glmha.attention.canonical import ChannelAttention
+from csa2glmha.attention.pointwise import PointwiseGLMHA
+from csa2glmha.initialize.corrections import set_corrections
+from csa2glmha.initialize.factorize import SeparableFactors, factorize
+from csa2glmha.initialize.fit import LayerFit
+from csa2glmha.initialize.moments import LayerMoments, Moments
+from csa2glmha.initialize.statistics import CENTRED
+
+#: Steps of L-BFGS. Measured on MST-S, rank 8, 40 scenes: 30 steps gain 0.9 dB of agreement with the teacher
+#: on other scenes, 100 steps 0.2 dB more.
+REFINEMENT_STEPS = 60
+
+
+def fill_pointwise(
+    core: PointwiseGLMHA, form: ChannelAttention, gathered: LayerMoments | None, fit: LayerFit
+) -> None:
+    """Set every parameter of a layer's attention.
+
+    Args:
+        core: the layer.
+        form: the teacher's; pointwise, without biases but the output's.
+        gathered: of the calibration images; None if the layer is at full rank.
+        fit: takes the errors.
+    """
+    core.output.copy_(form.output)
+    if core.output_bias is not None and form.output_bias is not None:
+        core.output_bias.copy_(form.output_bias)
+    core.temperature.copy_(form.temperature.view(-1, 1, 1).expand_as(core.temperature))
+    if core.projection is None:
+        core.expand_rows.copy_(form.rows.pointwise.view_as(core.expand_rows))
+        core.expand_columns.copy_(form.columns.pointwise.view_as(core.expand_columns))
+    if isinstance(core.values, nn.Conv2d):
+        core.values.weight[:, :, 0, 0] = form.values.pointwise
+    if gathered is None:
+        return
+    moments = gathered.freeze()
+    if core.config.rank_pos is not None:
+        _fill_embedded(core, moments, fit)
+    if core.reduce_values is not None:
+        _fill_values(core, moments, fit)
+    if core.projection is not None:
+        _fill_subspace(core, moments, fit)
+        _set_corrections(core, moments, fit)
+        _refine(core, moments)
+
+
+def _fill_subspace(core: PointwiseGLMHA, moments: Moments, fit: LayerFit) -> None:
+    """Z, and rows and columns as mixtures of it."""
+    assert core.projection is not None
+    filters = moments.stacked()
+    metric, power = _logit_metric(filters @ moments.grams.unsqueeze(1) @ filters.transpose(-2, -1))
+    factors = _truncate(torch.diag_embed(power.reciprocal()), metric, core.config.rank_k)
+    core.projection.weight[:, :, 0, 0] = (_mixture(factors).to(filters) @ filters).flatten(0, 1).float()
+    rows, columns = factors.expand.chunk(2, 1)
+    core.expand_rows.copy_(rows)
+    core.expand_columns.copy_(columns)
+    fit.row_error.extend(factors.error.sqrt().tolist())
+    fit.key_error.extend(factors.error.sqrt().tolist())
+
+
+def _logit_metric(products: Tensor) -> tuple[Tensor, Tensor]:
+    """How logits depend on rows and columns, and the mean square of each.
+
+    Args:
+        products: (N, heads, 2c, 2c), mean products of each head's rows and columns, in this order.
+
+    Returns:
+        The metric (heads, 2c, 2c), as :meth:`SideStatistics.metric`, and (heads, 2c), in the same units.
+    """
+    power = products.diagonal(dim1=-2, dim2=-1).clamp_min(1e-24)
+    # Each side's slope is the other side, normalised; their order does not matter to the sum of both.
+    slope = products / power.sqrt().unsqueeze(-1)
+    gain = power.sqrt().mean(-1)  # logits do not depend on an image's brightness
+    slope = slope / gain[..., None, None]
+    mean = slope.mean(0)
+    metric = (slope.transpose(-2, -1) @ slope).mean(0) - CENTRED * mean.transpose(-2, -1) @ mean
+    return metric, (power / gain.square().unsqueeze(-1)).mean(0)
+
+
+def _fill_values(core: PointwiseGLMHA, moments: Moments, fit: LayerFit) -> None:
+    """V_r from V, and back: V ~ H V_r where the output is sensitive to it."""
+    assert core.reduce_values is not None and core.expand_values is not None
+    outputs = moments.outputs()
+    sensitivity = (outputs.transpose(-2, -1) @ outputs).mean(0)
+    factors = _truncate(sensitivity, moments.head_values(), core.config.rank_v)
+    core.reduce_values.weight[:, :, 0, 0] = _mixture(factors).flatten(0, 1)
+    core.expand_values.copy_(factors.expand)
+    fit.value_error.extend(factors.error.sqrt().tolist())
+
+
+def _fill_embedded(core: PointwiseGLMHA, moments: Moments, fit: LayerFit) -> None:
+    """W_V in two factors. Every channel has an embedding of its own, so none counts for more."""
+    assert core.config.rank_pos is not None and isinstance(core.values, nn.Sequential)
+    generate, expand = core.values
+    assert isinstance(generate, nn.Conv2d) and isinstance(expand, nn.Conv2d)
+    filters = moments.per_head(moments.form.values.pointwise)
+    second = (filters @ moments.grams.mean(0) @ filters.transpose(-2, -1)).contiguous()
+    factors = _truncate(torch.eye(second.shape[-1]).expand_as(second), second, core.config.rank_pos)
+    generate.weight[:, :, 0, 0] = (_mixture(factors).to(filters) @ filters).flatten(0, 1).float()
+    expand.weight[:, :, 0, 0] = factors.expand.flatten(0, 1)
+    fit.embedded_error.extend(factors.error.sqrt().tolist())
+
+
+def _set_corrections(core: PointwiseGLMHA, moments: Moments, fit: LayerFit) -> None:
+    double = _double(core)
+    logits = double.gram_logits(double.subspace_gram(moments.grams))
+    set_corrections(core, moments.logits().float(), logits.float(), moments.features.float(), fit)
+
+
+def _refine(core: PointwiseGLMHA, moments: Moments) -> None:
+    """Minimise the output error over everything that makes the logits, but for the guide's network."""
+    layer = _double(core).requires_grad_(False)
+    target = moments.outputs().transpose(1, 2).flatten(2)
+    scale = _energy(target, moments.values).clamp_min(1e-300)
+    assert layer.guide is not None
+    guide = [part.detach() for part in layer.guide.from_statistics(moments.features)]
+    parameters = [
+        parameter
+        for name, parameter in layer.named_parameters()
+        if name.startswith(
+            ("projection", "expand_rows", "expand_columns", "temperature", "row_scale", "mode_")
+        )
+    ]
+    with torch.enable_grad():
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.LBFGS(
+            parameters, max_iter=REFINEMENT_STEPS, history_size=20, line_search_fn="strong_wolfe"
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = _energy(_folded(layer, moments, guide) - target, moments.values) / scale
+            loss.backward()
+            return loss
+
+        before = float(closure().detach())
+        optimizer.step(closure)
+        after = float(closure().detach())
+    if after < before:  # fails for NaN too
+        core.load_state_dict(layer.float().state_dict())
+
+
+def _folded(layer: PointwiseGLMHA, moments: Moments, guide: list[Tensor]) -> Tensor:
+    """What multiplies the full values: (N, C, heads * c)."""
+    strengths, key_gates, value_gates = guide
+    logits = layer.gram_logits(layer.subspace_gram(moments.grams), key_gates)
+    folded = layer.fold(layer.correct(logits, strengths).softmax(-1), value_gates)
+    if layer.reduce_values is None:
+        return folded
+    reduce = layer.reduce_values.weight[:, :, 0, 0]
+    return folded @ torch.block_diag(*reduce.chunk(layer.config.heads))
+
+
+def _energy(folded: Tensor, values: Tensor) -> Tensor:
+    """Mean square of the maps folded * V, summed over images and channels."""
+    return ((folded @ values) * folded).sum()
+
+
+def _double(core: PointwiseGLMHA) -> PointwiseGLMHA:
+    return copy.deepcopy(core).cpu().double()
+
+
+def _truncate(left_metric: Tensor, right_metric: Tensor, rank: int) -> SeparableFactors:
+    """The identity on d maps of each head in rank r, by least squares in two metrics (heads, d, d)."""
+    heads, maps, _ = right_metric.shape
+    return factorize(torch.ones(heads, maps, 1), None, left_metric, right_metric, rank)
+
+
+def _mixture(factors: SeparableFactors) -> Tensor:
+    """The r generated maps as mixtures of the maps: (heads, r, d)."""
+    return factors.mix * factors.kernel
