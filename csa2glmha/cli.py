@@ -28,8 +28,8 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 def cli() -> None:
     """Make trained channel-attention image models smaller and faster.
 
-    A Restormer checkpoint goes in; out come a compressed student whose channel attention is guided and
-    low-rank (GLMHA), a checked ONNX file, and a report of what was saved and what it cost.
+    A Restormer, MST or MST++ checkpoint goes in; out come a compressed student whose channel attention is
+    guided and low-rank (GLMHA), a checked ONNX file, and a report of what was saved and what it cost.
     """
 
 
@@ -56,15 +56,19 @@ METAVARS = {
     "rank_q": "R",
     "rank_k": "R",
     "rank_v": "R",
+    "rank_pos": "R",
     "attention": "FORM",
     "data": "DIR",
     "targets": "DIR",
     "degrade": "SPEC",
+    "mask": "FILE",
+    "mat_key": "NAME",
     "distill_minutes": "M",
     "learning_rate": "RATE",
     "device": "NAME",
 }
-DATA = ("data", "targets", "degrade")
+RANKS = ("rank", "rank_q", "rank_k", "rank_v", "rank_pos")
+DATA = ("data", "targets", "degrade", "mask", "mat_key")
 TRAINING = ("distill_steps", "distill_minutes", "batch", "crop", "learning_rate")
 
 
@@ -75,7 +79,7 @@ def given_only(values: dict[str, Any]) -> dict[str, Any]:
 
 @cli.command(context_settings=CONTEXT, short_help="Compress a checkpoint: student, ONNX file, report.")
 @click.argument("checkpoint", type=EXISTING)
-@settings("rank", "rank_q", "rank_k", "rank_v", "attention", *DATA, "calibration_crops", "calibration_size")
+@settings(*RANKS, "attention", *DATA, "calibration_crops", "calibration_size")
 @settings(*TRAINING)
 @click.option("--no-distill", is_flag=True, help="Stop at the initialisation.")
 @settings("input_size")
@@ -112,7 +116,7 @@ def convert(
 
 @cli.command(context_settings=CONTEXT, short_help="Architecture and attention layers of a file.")
 @click.argument("checkpoint", type=EXISTING)
-@settings("rank", "rank_q", "rank_k", "rank_v", "input_size")
+@settings(*RANKS, "input_size")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
     """Show architecture, hyper-parameters and every attention layer of CHECKPOINT.

@@ -17,35 +17,34 @@ from torch import Tensor
 from csa2glmha import __version__
 from csa2glmha.attention.layers import attention_layers
 from csa2glmha.attention.ranks import plan_layers
-from csa2glmha.data.crops import CropStream, calibration_crops
+from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.data.images import bundled_images, write_image
-from csa2glmha.data.sources import Data, prepare_data
+from csa2glmha.data.open import CassiData, open_data
 from csa2glmha.device import resolve_device
 from csa2glmha.distill.loop import (
     DistillResult,
     DistillSettings,
-    HeldOut,
     distill,
     teacher_outputs,
 )
 from csa2glmha.errors import ExportError, UsageError
 from csa2glmha.export.onnx import ExportReport, export_onnx
 from csa2glmha.export.runtime import Latency, compare_latency
-from csa2glmha.files import ensure_writable, prepare_output_dir
+from csa2glmha.files import atomic_path, ensure_writable, prepare_output_dir, sha256_of
 from csa2glmha.initialize import initialise_student
 from csa2glmha.measurements import Measurements, build_report
 from csa2glmha.models import RestorationModel
+from csa2glmha.models.mst import MST, bake_mask, freeze_mask_branch, unbake_mask
 from csa2glmha.options import ConvertOptions, make_options
 from csa2glmha.progress import say
 from csa2glmha.report.complexity import count_complexity
-from csa2glmha.report.document import write_report
-from csa2glmha.report.evaluate import EvaluationImage, evaluation_images, judge, restore
-from csa2glmha.report.pictures import comparison
+from csa2glmha.report.document import PICTURE_FILE, REPORT_FILES, SPECTRA_FILE, write_report
+from csa2glmha.report.evaluate import judge, restore
+from csa2glmha.report.pictures import comparison, plot_spectra, spectral_comparison
 from csa2glmha.storage import load_model, save_student, student_metadata
 
-STUDENT_FILE, ONNX_FILE, PICTURE_FILE = "student.safetensors", "model.onnx", "comparison.png"
-REPORT_FILES = ("report.json", "report.md")
-OUTPUT_FILES = (STUDENT_FILE, ONNX_FILE, *REPORT_FILES, PICTURE_FILE)
+STUDENT_FILE, ONNX_FILE = "student.safetensors", "model.onnx"
+OUTPUT_FILES = (STUDENT_FILE, ONNX_FILE, *REPORT_FILES, PICTURE_FILE, SPECTRA_FILE)
 
 #: Crops that decide which weights distillation keeps.
 HELD_OUT_CROPS = 8
@@ -94,54 +93,55 @@ def run_conversion(checkpoint: Path, options: ConvertOptions) -> Conversion:
     configs = plan_layers(layers, options.ranks, options.attention)
     exact = all(config.full for config in configs.values())
     output = options.output or Path(default_output(checkpoint, options))
-    data = _open_data(teacher, options)
+    data = open_data(teacher, options)
     prepare_output_dir(output, OUTPUT_FILES, options.overwrite)
     for note in (*loaded.checkpoint.notes, *data.notes):
         say(note)
 
     seconds: dict[str, float] = {}
     torch.manual_seed(options.seed)
-    teacher.to(device)
-    for parameter in teacher.parameters():
-        parameter.requires_grad_(False)
+    teacher.to(device).requires_grad_(False)
     with _timed(seconds, "initialise"):
         inputs = None if exact else _calibration_inputs(data, options)
         student, fits = initialise_student(teacher, configs, inputs)
-    size = options.input_size
+    examples = data.examples(options.input_size, options.seed)
+    candidates = {"teacher": restore(teacher)}
+    distillation = None
+    if not exact and options.distill and options.distill_steps != 0:
+        candidates["initialisation"] = restore(copy.deepcopy(student))
+        with _timed(seconds, "distill"):
+            distillation = _distill(student, teacher, data, options)
+    if options.mask is not None:
+        student = _bake(student, data)
+    candidates["student"] = restore(student)
+    with _timed(seconds, "judge"):
+        quality = judge(candidates, examples, "teacher", data.spectral)
+    student.cpu().eval()
+    teacher.cpu()
+    frame = data.frame(options.input_size)
     measured = Measurements(
         loaded,
         options,
         data,
         configs,
         fits,
-        count_complexity(teacher, *teacher.input_shapes(size, size)),
-        count_complexity(student, *student.input_shapes(size, size)),
+        count_complexity(teacher, *teacher.input_shapes(*frame)),
+        count_complexity(student, *student.input_shapes(*frame)),
         seconds,
+        frame,
+        distillation,
+        quality,
+        len(examples),
         device=str(device),
     )
-    images = evaluation_images(data.held_out, data.degradation, options.seed, size)
-    measured.judged_images = len(images)
-    candidates = {"teacher": restore(teacher)}
-    if not exact and options.distill and options.distill_steps != 0:
-        candidates["initialisation"] = restore(copy.deepcopy(student))
-        with _timed(seconds, "distill"):
-            measured.distillation = _distill(student, teacher, data, options)
-    candidates["student"] = restore(student)
-    with _timed(seconds, "judge"):
-        measured.quality = judge(candidates, images, "teacher")
-    student.cpu().eval()
-    teacher.cpu()
     metadata = student_metadata(
-        student,
-        loaded.checkpoint.sha256,
-        options.seed,
-        {"ranks": str(options.ranks), "task": options.degrade or "", "attention": options.attention},
+        student, loaded.checkpoint.sha256, options.seed, _provenance(options, options.mask)
     )
     save_student(output / STUDENT_FILE, student, metadata)
     for name in OUTPUT_FILES:
         if name != STUDENT_FILE:  # what is left of an earlier run belongs to another student
             (output / name).unlink(missing_ok=True)
-    example = images[0].input
+    example = examples[0].inputs[0]
     with _timed(seconds, "export"):
         say("exporting to ONNX and comparing with PyTorch")
         try:
@@ -152,21 +152,30 @@ def run_conversion(checkpoint: Path, options: ConvertOptions) -> Conversion:
             raise ExportError(f"{error}; the student itself is kept in {output / STUDENT_FILE}") from error
     if options.latency:
         with _timed(seconds, "latency"):
-            measured.latency = _latency(teacher, output / ONNX_FILE, example, size)
-    write_image(output / PICTURE_FILE, _picture(teacher, student, images[0]))
+            measured.latency = _latency(teacher, output / ONNX_FILE, example, frame)
+    _write_pictures(output, teacher, student, examples[0], data.spectral)
     report = build_report(measured)
-    write_report(output, report, PICTURE_FILE)
+    write_report(output, report)
     return Conversion(student, report, output)
+
+
+def _bake(student: RestorationModel, data: Data) -> RestorationModel:
+    """The student for the mask that was given, which is one of its inputs no more."""
+    assert isinstance(student, MST) and isinstance(data, CassiData)
+    return bake_mask(student, data.dispersed_mask)
+
+
+def _provenance(options: ConvertOptions, mask: Path | None) -> dict[str, str]:
+    """What a student file says of its making."""
+    made = {"ranks": str(options.ranks), "task": options.degrade or "", "attention": options.attention}
+    return made if mask is None else made | {"mask": mask.name, "mask_sha256": sha256_of(mask)}
 
 
 def default_output(checkpoint: Path, options: ConvertOptions) -> str:
     """The folder results go to when none is named: "<checkpoint>-rank8" beside nothing but the caller."""
     rank = f"rank{options.rank}" if options.ranks.k is not None else "full"
-    extra = "".join(
-        f"-{letter}{value}"
-        for letter, value in (("q", options.rank_q), ("k", options.rank_k), ("v", options.rank_v))
-        if value is not None
-    )
+    ranks = {"q": options.rank_q, "k": options.rank_k, "v": options.rank_v, "pos": options.rank_pos}
+    extra = "".join(f"-{name}{value}" for name, value in ranks.items() if value is not None)
     compact = "-compact" if options.attention == "compact" else ""
     return f"{checkpoint.stem}-{rank}{extra}{compact}"
 
@@ -178,12 +187,9 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started
 
 
-def _calibration_inputs(data: Data, options: ConvertOptions) -> Tensor:
+def _calibration_inputs(data: Data, options: ConvertOptions) -> list[Inputs]:
     say(f"measuring attention statistics on {options.calibration_crops} crops")
-    inputs, _ = calibration_crops(
-        data.train, data.degradation, options.calibration_size, options.calibration_crops, options.seed
-    )
-    return inputs
+    return data.calibration(options.calibration_size, options.calibration_crops, options.seed)
 
 
 def distill_settings(options: ConvertOptions) -> DistillSettings:
@@ -197,20 +203,16 @@ def distill_settings(options: ConvertOptions) -> DistillSettings:
     )
 
 
-def _open_data(teacher: RestorationModel, options: ConvertOptions) -> Data:
-    return prepare_data(options.data, options.targets, options.degrade, teacher.in_channels, options.seed)
-
-
 def _distill(
     student: RestorationModel, teacher: RestorationModel, data: Data, options: ConvertOptions
 ) -> DistillResult:
     """Distil on the training images of ``data``, judged on crops of its held-out ones."""
     settings = distill_settings(options)
-    held, _ = calibration_crops(
-        data.held_out, data.degradation, options.calibration_size, HELD_OUT_CROPS, options.seed + 1
-    )
-    batches = CropStream(data.train, data.degradation, settings.crop, settings.batch, options.seed + 2)
-    result = distill(student, teacher, batches, HeldOut(held, teacher_outputs(teacher, held)), settings, say)
+    if isinstance(student, MST) and options.mask is not None:
+        freeze_mask_branch(student)
+    held = data.calibration(options.calibration_size, HELD_OUT_CROPS, options.seed + 1, held_out=True)
+    batches = data.training(settings.crop, options.seed + 2)
+    result = distill(student, teacher, batches, teacher_outputs(teacher, held), settings, say)
     gained = result.after - result.before
     say(
         f"PSNR to the teacher on held-out crops: {result.before:.2f} -> {result.after:.2f} dB ({gained:+.2f})"
@@ -218,14 +220,16 @@ def _distill(
     return result
 
 
-def _latency(teacher: RestorationModel, student_onnx: Path, example: Tensor, size: int) -> dict[str, Latency]:
+def _latency(
+    teacher: RestorationModel, student_onnx: Path, example: Tensor, frame: tuple[int, int]
+) -> dict[str, Latency]:
     """Student against the teacher's plain export, interleaved in one run."""
     with tempfile.TemporaryDirectory() as folder:
         say("exporting the teacher for comparison")
         teacher_onnx = Path(folder) / "teacher.onnx"
         export_onnx(teacher, teacher_onnx, example=example)
         say("timing teacher and student in ONNX Runtime, in turn")
-        shapes = teacher.input_shapes(size, size)
+        shapes = teacher.input_shapes(*frame)
         return compare_latency({"teacher": teacher_onnx, "student": student_onnx}, *shapes)
 
 
@@ -234,8 +238,18 @@ def _onnx_metadata(metadata: dict[str, str]) -> dict[str, str]:
     return {"generator": f"csa2glmha {__version__}", **{key: metadata[key] for key in kept}}
 
 
-def _picture(teacher: RestorationModel, student: RestorationModel, image: EvaluationImage) -> Tensor:
-    return comparison(image.input, restore(teacher)(image.input), restore(student)(image.input), image.truth)
+def _write_pictures(
+    output: Path, teacher: RestorationModel, student: RestorationModel, example: Example, spectral: bool
+) -> None:
+    """Teacher, student and their difference on one image; of spectra also those of a few pixels."""
+    before, after = restore(teacher)(example.inputs), restore(student)(example.inputs)
+    if spectral:
+        write_image(output / PICTURE_FILE, spectral_comparison(before, after, example.truth))
+        with atomic_path(output / SPECTRA_FILE) as temporary:
+            plot_spectra(temporary, before, after, example.truth)
+    else:
+        picture = comparison(example.inputs[0][0], before, after, example.truth)
+        write_image(output / PICTURE_FILE, picture)
 
 
 def distill_file(
@@ -264,17 +278,34 @@ def distill_file(
             f"--teacher {teacher}: is not the checkpoint this student was made from (its SHA-256 begins with "
             f"{original.checkpoint.sha256[:12]}, the student's teacher's with {str(expected)[:12]})"
         )
+    _check_mask(student, loaded.checkpoint.metadata.get("mask_sha256"), options.mask)
     output = output or student.with_name(f"{student.stem}-distilled.safetensors")
     ensure_writable(output, overwrite)
-    images = _open_data(original.model, options)
-    for note in images.notes:
+    data = open_data(original.model, options)
+    for note in data.notes:
         say(note)
     torch.manual_seed(options.seed)
-    loaded.model.to(place)
-    original.model.to(place).requires_grad_(False)
-    result = _distill(loaded.model, original.model, images, options)
-    save_student(output, loaded.model.cpu(), loaded.checkpoint.metadata | {"seed": str(options.seed)})
+    network, teacher_network = loaded.model, original.model
+    if isinstance(network, MST) and isinstance(teacher_network, MST) and options.mask is not None:
+        network = unbake_mask(network, teacher_network)
+    network.to(place).requires_grad_(True)
+    teacher_network.to(place).requires_grad_(False)
+    result = _distill(network, teacher_network, data, options)
+    if options.mask is not None:
+        network = _bake(network, data)
+    save_student(output, network.cpu(), loaded.checkpoint.metadata | {"seed": str(options.seed)})
     return output, result
+
+
+def _check_mask(student: Path, expected: str | None, mask: Path | None) -> None:
+    """Refuse a mask other than the one that a student was made for, or none where it needs one."""
+    if expected is None:
+        if mask is not None:
+            raise UsageError(f"--mask {mask}: {student} has no mask baked in; leave it out")
+    elif mask is None:
+        raise UsageError(f"{student}: has a mask baked in; give its file, --mask")
+    elif sha256_of(mask) != expected:
+        raise UsageError(f"--mask {mask}: is not the mask that {student} was made for")
 
 
 def export_file(model: Path, output: Path | None, opset: int | None, overwrite: bool) -> ExportReport:

@@ -2,40 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from csa2glmha.data.batches import Example
+from csa2glmha.data.cassi_data import CassiData, open_scenes
 from csa2glmha.data.degrade import parse_degradation
 from csa2glmha.data.images import MemoryImages, bundled_images
-from csa2glmha.data.sources import open_images
+from csa2glmha.data.open import refuse_image_options, refuse_mask
+from csa2glmha.data.sources import IMAGE_CHANNELS, image_example, is_spectral, open_inputs
 from csa2glmha.device import resolve_device
 from csa2glmha.errors import UsageError
 from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import progress, say
-from csa2glmha.report.document import render_table
-from csa2glmha.report.evaluate import Restore, evaluation_image, restore
+from csa2glmha.report.document import METRICS, render_table
+from csa2glmha.report.evaluate import Restore, restore
 from csa2glmha.report.quality import QualityMeter, json_value
 from csa2glmha.storage import load_model
 
 
-def open_model(path: Path, device: str) -> tuple[Restore, int]:
-    """A checkpoint, student or ONNX file as a function on (C, H, W), and its number of input channels."""
+@dataclass(frozen=True)
+class OpenModel:
+    """A model file that can be run.
+
+    Attributes:
+        run: the model.
+        architecture: its name; "" if an ONNX file does not say.
+        channels, bands: of its (first) input and its output.
+        size: height and width, if it holds for one size only.
+    """
+
+    run: Restore
+    architecture: str
+    channels: int
+    bands: int
+    size: tuple[int, int] | None
+
+
+def open_model(path: Path, device: str) -> OpenModel:
+    """Open a checkpoint, student or ONNX file."""
     if path.suffix.lower() == ".onnx":
-        onnx_model = OnnxModel(path)
-        return lambda image: onnx_model(image.unsqueeze(0))[0], onnx_model.in_channels
+        network = OnnxModel(path)
+        taken = len(network.input_names)
+        return OpenModel(
+            lambda inputs: network(*inputs[:taken])[0],
+            network.metadata.get("architecture", "mst" if taken > 1 else ""),
+            network.in_channels,
+            network.out_channels,
+            network.fixed_size,
+        )
     model = load_model(path).model.to(resolve_device(device))
-    return restore(model), model.in_channels
+    return OpenModel(
+        restore(model), model.architecture, model.in_channels, model.out_channels, model.fixed_size
+    )
 
 
 def evaluate_file(
     model: Path, options: ConvertOptions, teacher: Path | None, crop: int | None
 ) -> dict[str, Any]:
-    """PSNR and SSIM of a model, per image and on average, as JSON values.
+    """Quality of a model, per image and on average, as JSON values.
 
     Args:
         model: checkpoint, student or ONNX file.
-        options: of them data, targets, degrade, device and seed.
+        options: of them data, targets, degrade, mask, mat_key, device and seed.
         teacher: also compare with this model's outputs.
         crop: judge on the central square of this side; None takes whole images.
 
@@ -43,42 +75,37 @@ def evaluate_file(
         UsageError: nothing to compare with: neither targets, a degradation, nor a teacher.
         Csa2GlmhaError: a file or folder cannot be used.
     """
-    data, targets, degrade = options.data, options.targets, options.degrade
-    if targets is None and degrade is None and teacher is None:
-        raise UsageError(
-            "nothing to compare with: give --targets DIR, --degrade noise:25 for clean images, or --teacher"
-        )
     if crop is not None and crop < 1:
         raise UsageError(f"--crop {crop}: give a side in pixels, e.g. 256")
-    degradation = None if degrade is None else parse_degradation(degrade)
-    run, channels = open_model(model, options.device)
-    reference = None if teacher is None else open_model(teacher, options.device)[0]
-    if data is None:
-        images: Any = MemoryImages(bundled_images(channels))
-        say(f"no --data: judging on {len(images)} photographs bundled with scikit-image")
-    else:
-        images, notes = open_images(data, channels, targets)
-        for note in notes:
-            say(note)
-    meters = {name: QualityMeter() for name in ("input", "truth", "teacher")}
-    for index in progress(range(len(images)), what="evaluating", unit="image"):
-        image = evaluation_image(images, index, degradation, options.seed, crop)
-        output = run(image.input).clamp(0, 1)
-        if image.truth is not None:
-            meters["truth"].add(image.name, output, image.truth)
-            if image.input.shape == image.truth.shape:
-                meters["input"].add(image.name, image.input.clamp(0, 1), image.truth)
+    opened = open_model(model, options.device)
+    reference = None if teacher is None else open_model(teacher, options.device).run
+    examples = (_cassi if opened.architecture == "mst" else _images)(opened, options, teacher, crop)
+    spectral = is_spectral(opened.channels, opened.bands)
+    meters = {name: QualityMeter(spectral) for name in ("input", "truth", "teacher")}
+    for index in progress(range(len(examples)), what="evaluating", unit="image"):
+        example = examples[index]
+        output = opened.run(example.inputs).clamp(0, 1)
+        if example.truth is not None:
+            meters["truth"].add(example.name, output, example.truth)
+            given = example.inputs[0][0]
+            if given.shape == example.truth.shape:
+                meters["input"].add(example.name, given.clamp(0, 1), example.truth)
         if reference is not None:
-            meters["teacher"].add(image.name, output, reference(image.input).clamp(0, 1))
+            meters["teacher"].add(example.name, output, reference(example.inputs).clamp(0, 1))
+    if not any(meter.images for meter in meters.values()):
+        raise UsageError(
+            f"{options.data}: no ground truth to compare with; give --teacher to compare with its outputs"
+        )
     return {
         "model": str(model),
-        "data": None if data is None else str(data),
-        "degradation": degrade,
+        "data": None if options.data is None else str(options.data),
+        "degradation": options.degrade,
         "seed": options.seed,
-        "images": len(images),
+        "images": len(examples),
         **{
             name: {
                 "mean": {key: json_value(value) for key, value in meter.mean().items()},
+                **({"bands": meter.bands()} if spectral else {}),
                 "per_image": {
                     quality.name: {key: json_value(value) for key, value in quality.values.items()}
                     for quality in meter.images
@@ -90,6 +117,71 @@ def evaluate_file(
     }
 
 
+class _Lazy(Sequence[Example]):
+    """Examples that are read when they are needed: a folder may not fit into memory."""
+
+    def __init__(self, count: int, read: Callable[[int], Example]) -> None:
+        self._count, self._read = count, read
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._read(index)
+
+
+def _images(
+    model: OpenModel, options: ConvertOptions, teacher: Path | None, crop: int | None
+) -> Sequence[Example]:
+    refuse_mask(model.architecture or "this model", options.mask)
+    data, targets, degrade = options.data, options.targets, options.degrade
+    spectral = is_spectral(model.channels, model.bands)
+    if targets is None and teacher is None and (degrade is None or spectral):
+        cubes = "--targets DIR of cubes" if spectral else "--targets DIR, --degrade noise:25 for clean images"
+        raise UsageError(f"nothing to compare with: give {cubes}, or --teacher")
+    degradation = None if degrade is None else parse_degradation(degrade)
+    if data is None:
+        if model.channels not in IMAGE_CHANNELS:
+            raise UsageError(f"no images of {model.channels} channels come with this tool: give --data DIR")
+        images: Any = MemoryImages(bundled_images(model.channels))
+        say(f"no --data: judging on {len(images)} photographs bundled with scikit-image")
+    else:
+        images, notes = open_inputs(data, model.channels, targets, model.bands, options.mat_key)
+        for note in notes:
+            say(note)
+    return _Lazy(
+        len(images),
+        lambda index: image_example(images, index, degradation, options.seed, crop, not spectral),
+    )
+
+
+def _cassi(
+    model: OpenModel, options: ConvertOptions, teacher: Path | None, crop: int | None
+) -> Sequence[Example]:
+    refuse_image_options(model.architecture, options)
+    if crop is not None:
+        raise UsageError(f"--crop {crop}: a scene belongs to its place under the mask; leave it out")
+    if model.size is not None and options.mask is None:
+        raise UsageError(f"{model.architecture} with a mask baked in: give the file of that mask, --mask")
+    scenes, mask, recorded, _, notes = open_scenes(
+        options.data, options.mask, options.mat_key, model.channels, options.input_size, options.seed
+    )
+    for note in notes:
+        say(note)
+    if model.size is not None and tuple(mask.shape) != model.size:
+        height, width = model.size
+        raise UsageError(
+            f"--mask {options.mask}: has {mask.shape[0]}x{mask.shape[1]} pixels, the one baked in has "
+            f"{height}x{width}"
+        )
+    if recorded and teacher is None:
+        raise UsageError(
+            f"nothing to compare with: {options.data} holds recorded measurements; give --teacher"
+        )
+    data = CassiData(scenes, scenes, recorded, mask, model.channels, 1, str(options.data), notes)
+    return _Lazy(len(scenes), lambda index: data.example(scenes, index))
+
+
 def describe_evaluation(found: dict[str, Any]) -> str:
     """The same for people."""
     labels = {
@@ -97,16 +189,17 @@ def describe_evaluation(found: dict[str, Any]) -> str:
         "truth": "output against truth",
         "teacher": "output against teacher",
     }
+    known = [key for key in labels if key in found]
+    metrics = [metric for metric in METRICS if metric[0] in found[known[0]]["mean"]]
     rows = []
-    for key, label in labels.items():
-        if key in found:
-            mean = found[key]["mean"]
-            psnr, ssim = mean["psnr"], mean["ssim"]
-            rows.append(
-                (
-                    label,
-                    f"{psnr:.3f} dB" if isinstance(psnr, float) else str(psnr),
-                    f"{ssim:.4f}" if isinstance(ssim, float) else str(ssim),
-                )
+    for key in known:
+        mean = found[key]["mean"]
+        values = [(mean[name], unit, digits) for name, _, unit, _, digits in metrics]
+        rows.append(
+            (
+                labels[key],
+                *(f"{v:.{digits}f}{unit}" if isinstance(v, float) else str(v) for v, unit, digits in values),
             )
-    return render_table(rows, (f"{found['model']}, {found['images']} images", "PSNR", "SSIM"))
+        )
+    header = (f"{found['model']}, {found['images']} images", *(label for _, label, _, _, _ in metrics))
+    return render_table(rows, header)

@@ -23,7 +23,8 @@ def inspect_model(checkpoint: Path, ranks: Ranks, input_size: int) -> dict[str, 
     """
     loaded = load_model(checkpoint)
     model = loaded.model
-    shapes = model.input_shapes(input_size, input_size)
+    height, width = model.fixed_size or (input_size, input_size)
+    shapes = model.input_shapes(height, width)
     now = count_complexity(model, *shapes)
     found: dict[str, Any] = {
         "file": str(checkpoint),
@@ -38,7 +39,7 @@ def inspect_model(checkpoint: Path, ranks: Ranks, input_size: int) -> dict[str, 
         "flops": now.flops,
     }
     if loaded.is_student:
-        keep = ("tool_version", "teacher_sha256", "seed", "ranks", "task", "attention")
+        keep = ("tool_version", "teacher_sha256", "seed", "ranks", "task", "attention", "mask")
         metadata = loaded.checkpoint.metadata
         found["student"] = {key: metadata[key] for key in keep if key in metadata}
         found["layers"] = [
@@ -51,6 +52,8 @@ def inspect_model(checkpoint: Path, ranks: Ranks, input_size: int) -> dict[str, 
                 "rank_q": layer.config.rank_q,
                 "rank_k": layer.config.rank_k,
                 "rank_v": layer.config.rank_v,
+                "rank_pos": layer.config.rank_pos,
+                "route": layer.config.route,
             }
             for name, layer in glmha_layers(model).items()
         ]
@@ -60,8 +63,8 @@ def inspect_model(checkpoint: Path, ranks: Ranks, input_size: int) -> dict[str, 
         found["notes"].append(f"the attention of {model.architecture} cannot be converted yet")
         found["layers"] = []
         return found
-    student = copy.deepcopy(model)
-    replace_layers(student, plan_layers(layers, ranks))
+    student, configs = copy.deepcopy(model), plan_layers(layers, ranks)
+    replace_layers(student, configs)
     then = count_complexity(student, *shapes)
     found["estimate"] = {"ranks": str(ranks), "params": then.params, "macs": then.macs, "flops": then.flops}
     found["layers"] = [
@@ -73,6 +76,7 @@ def inspect_model(checkpoint: Path, ranks: Ranks, input_size: int) -> dict[str, 
             "macs": now.modules[name].macs,
             "params_estimate": then.modules[name].params,
             "macs_estimate": then.modules[name].macs,
+            "route": configs[name].route,
         }
         for name, layer in layers.items()
     ]

@@ -11,7 +11,7 @@ import torch
 
 from csa2glmha import __version__
 from csa2glmha.attention.glmha import GLMHAConfig
-from csa2glmha.data.sources import Data
+from csa2glmha.data.batches import Data
 from csa2glmha.distill.loop import DistillResult
 from csa2glmha.export.onnx import ExportReport
 from csa2glmha.export.runtime import Latency
@@ -34,6 +34,7 @@ class Measurements:
     before: Complexity
     after: Complexity
     seconds: dict[str, float]
+    frame: tuple[int, int]
     distillation: DistillResult | None = None
     quality: dict[str, Judged] | None = None
     judged_images: int = 0
@@ -63,9 +64,10 @@ def build_report(measured: Measurements) -> dict[str, Any]:
             "hyperparameters": measured.teacher.model.hyperparameters,
         },
         "options": settings,
-        "input_size": options.input_size,
+        "input_size": list(measured.frame),
         "complexity": {
             "input_shapes": [list(shape) for shape in measured.before.input_shapes],
+            "input_shapes_after": [list(shape) for shape in measured.after.input_shapes],
             "before": _complexity(measured.before),
             "after": _complexity(measured.after),
         },
@@ -77,7 +79,9 @@ def build_report(measured: Measurements) -> dict[str, Any]:
                 "rank_q": config.rank_q,
                 "rank_k": config.rank_k,
                 "rank_v": config.rank_v,
+                "rank_pos": config.rank_pos,
                 "attention": config.attention,
+                "route": config.route,
                 "macs_before": measured.before.modules[name].macs,
                 "macs_after": measured.after.modules[name].macs,
                 "params_before": measured.before.modules[name].params,
@@ -85,6 +89,7 @@ def build_report(measured: Measurements) -> dict[str, Any]:
                 "key_error": measured.fits[name].key_error,
                 "row_error": measured.fits[name].row_error,
                 "value_error": measured.fits[name].value_error,
+                "embedded_error": measured.fits[name].embedded_error,
                 "logit_error": measured.fits[name].logit_error,
                 "guide_explained": measured.fits[name].guide_explained,
             }
@@ -95,11 +100,12 @@ def build_report(measured: Measurements) -> dict[str, Any]:
     if data is not None:
         report["data"] = {
             "source": data.source,
-            "training_images": len(data.train),
-            "held_out_images": len(data.held_out),
+            "training_images": data.training_images,
+            "held_out_images": data.held_out_images,
             "judged_images": measured.judged_images,
-            "judged_on": f"central {options.input_size} x {options.input_size} pixels of held-out images",
-            "degradation": None if data.degradation is None else data.degradation.spec,
+            "judged_on": f"central {measured.frame[0]} x {measured.frame[1]} pixels of held-out images",
+            "degradation": data.degradation,
+            "spectral": data.spectral,
             "notes": list(data.notes),
         }
     if measured.quality is not None:

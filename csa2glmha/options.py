@@ -27,14 +27,25 @@ class ConvertOptions(BaseModel):
     rank_q: StrictInt | str | None = Field(None, description="Rank of queries; full unless given.")
     rank_k: StrictInt | str | None = Field(None, description="Rank of keys, instead of --rank.")
     rank_v: StrictInt | str | None = Field(None, description="Rank of values, instead of --rank.")
+    rank_pos: StrictInt | str | None = Field(
+        None, description="MST, MST++: rank of the values that the positional embedding is made from; full."
+    )
     attention: Literal["expanded", "compact"] = Field(
         "expanded", description="expanded: softmax over c x c logits; compact: over r keys, as in the paper."
     )
-    data: Path | None = Field(None, description="Folder of images to calibrate, distil and judge on.")
-    targets: Path | None = Field(None, description="Folder of their ground truth, paired by file name.")
+    data: Path | None = Field(
+        None, description="Folder to calibrate, distil and judge on: images, for MST also cubes."
+    )
+    targets: Path | None = Field(
+        None, description="Folder of their ground truth, paired by file name; for MST++ cubes."
+    )
     degrade: str | None = Field(
         None, description="Make inputs of clean images: noise:25, blur:1-2+noise:5, motion:15, jpeg:40, none."
     )
+    mask: Path | None = Field(
+        None, description="MST: file of the aperture mask; the student is made for this mask alone."
+    )
+    mat_key: str | None = Field(None, description="Name of the array in .mat and .npz files of --data.")
     calibration_crops: int = Field(32, ge=2, le=100_000, description="Crops for the attention statistics.")
     calibration_size: int = Field(128, ge=16, le=4096, description="Their side in pixels.")
     distill: bool = Field(True, description="Fine-tune against the original.")
@@ -59,7 +70,7 @@ class ConvertOptions(BaseModel):
         """
         from csa2glmha.attention.ranks import Ranks  # not at the top: --help need not wait for PyTorch
 
-        return Ranks.parse(self.rank, self.rank_q, self.rank_k, self.rank_v)
+        return Ranks.parse(self.rank, self.rank_q, self.rank_k, self.rank_v, self.rank_pos)
 
 
 def make_options(**values: Any) -> ConvertOptions:

@@ -21,12 +21,12 @@ from csa2glmha.data.cassi import (
 )
 from csa2glmha.data.images import ImageSet, MemoryImages, write_image
 from csa2glmha.data.spectral import (
-    SYNTHETIC_WAVELENGTHS,
     CubeSet,
     SpectralPairs,
     SyntheticSpectra,
     read_cube,
     synthetic_spectra,
+    wavelengths,
 )
 from csa2glmha.errors import DataError
 from csa2glmha.models import build_from_state
@@ -228,8 +228,11 @@ def test_synthetic_spectra():
     assert torch.allclose(red + green + blue, torch.ones(28), atol=1e-6)
     assert (red.diff() > 0).all()
     assert (blue.diff() < 0).all()
-    assert SYNTHETIC_WAVELENGTHS[int(green.argmax())] == pytest.approx(540, abs=8)
-    assert (SYNTHETIC_WAVELENGTHS[0], SYNTHETIC_WAVELENGTHS[-1]) == (450, 650)
+    assert float(wavelengths(28)[green.argmax()]) == pytest.approx(540, abs=8)
+    assert (wavelengths(28)[0], wavelengths(28)[-1]) == (450, 650)
+    assert (wavelengths(31)[0], wavelengths(31)[-1]) == (400, 700)
+    batch = torch.rand(2, 3, 4, 5)
+    assert torch.equal(synthetic_spectra(batch, 31)[1], synthetic_spectra(batch[1], 31))
     source = SyntheticSpectra(MemoryImages([("a", torch.rand(3, 4, 5))]))
     name, spectra, target = source.read(0)
     assert (len(source), name, spectra.shape, target) == (1, "a", (28, 4, 5), None)

@@ -23,12 +23,12 @@ BANDS = 28
 """Bands of the published MST."""
 
 
-def load_mask(path: Path, key: str = "mask") -> Tensor:
+def load_mask(path: Path, key: str | None = None) -> Tensor:
     """Read an aperture mask (H, W) of transmissions in [0, 1], float32.
 
     Args:
         path: a .mat, .npy, .npz or .tif file.
-        key: the mask's name in a .mat or .npz file.
+        key: the mask's name in a .mat or .npz file; without, there must be one 2-D array only.
 
     Raises:
         DataError: the file cannot be read, or holds no such 2-D array or values outside [0, 1].
@@ -42,7 +42,7 @@ def load_mask(path: Path, key: str = "mask") -> Tensor:
     return mask
 
 
-def load_measurement(path: Path, key: str = "meas_real", bands: int = BANDS) -> Tensor:
+def load_measurement(path: Path, key: str | None = None, bands: int = BANDS) -> Tensor:
     """Read a recorded measurement (H, W') stored relative to white, in the scale of :func:`measure`.
 
     A stored value of 1 becomes ``bands / 2``: what a white scene gives through a mask that is half open. The
@@ -50,7 +50,7 @@ def load_measurement(path: Path, key: str = "meas_real", bands: int = BANDS) -> 
 
     Args:
         path: a .mat, .npy, .npz or .tif file.
-        key: the measurement's name in a .mat or .npz file.
+        key: the measurement's name in a .mat or .npz file; without, there must be one 2-D array only.
         bands: bands of the model.
 
     Raises:
@@ -192,8 +192,8 @@ def _centre(cube: Tensor, height: int, width: int) -> Tensor:
     return cube[..., top : top + height, left : left + width]
 
 
-def _read_plane(path: Path, key: str) -> Tensor:
-    plane = read_array(path, 2, key, key_option="key")
+def _read_plane(path: Path, key: str | None) -> Tensor:
+    plane = read_array(path, 2, key)
     # A mask of zeros and ones may be stored as truth values, or as integers of any kind.
     if plane.dtype.kind in "biu" and plane.size and plane.min() >= 0 and plane.max() <= 1:
         return torch.from_numpy(plane.astype("float32"))

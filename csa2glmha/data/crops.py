@@ -9,12 +9,13 @@ There are three kinds of data, told apart by ``degradation`` and by the images t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from csa2glmha.data.batches import Batch, seeded, shuffled
 from csa2glmha.data.degrade import Degradation, reflect_pad
 from csa2glmha.errors import DataError, UsageError
 
@@ -76,64 +77,45 @@ def calibration_crops(
     )
 
 
-class CropStream(Iterator[tuple[Tensor, Tensor | None]]):
-    """Endless training batches: inputs (B, C, size, size) and references of the same shape, or None.
+@dataclass(frozen=True)
+class TrainingCrops:
+    """Training batches of crops, augmented by flips and rotations.
 
-    Every image is used once per pass, in an order shuffled anew for each pass; crops are augmented by
-    flips and rotations. All randomness comes from one seeded generator, so that :meth:`state_dict`
-    allows an exact continuation with the same images and arguments.
+    Every image is used once per pass, in an order shuffled anew for each pass.
+
+    Attributes:
+        images, degradation: see the module's three kinds of data.
+        size: side of the crops.
+        seed: of everything random.
+        clean_is_truth: the network's output for a degraded image should be the clean one. (It should not
+            where a network turns colours into spectra.)
 
     Raises:
-        UsageError: a size or batch below one, or a degradation for images that come with targets.
+        UsageError: a size below one, or a degradation for images that come with targets.
         DataError: there is no image, or one cannot be read.
     """
 
-    def __init__(
-        self, images: ImageSource, degradation: Degradation | None, size: int, batch: int, seed: int
-    ) -> None:
-        _check(images, size, batch)
-        self._images = images
-        self._degradation = degradation
-        self._size = size
-        self._batch = batch
-        self._generator = torch.Generator().manual_seed(seed)
-        self._order = torch.randperm(len(images), generator=self._generator)
-        self._position = 0
+    images: ImageSource
+    degradation: Degradation | None
+    size: int
+    seed: int
+    clean_is_truth: bool = True
 
-    def __next__(self) -> tuple[Tensor, Tensor | None]:
-        return _stack([self._next_crop() for _ in range(self._batch)])
+    def __post_init__(self) -> None:
+        _check(self.images, self.size, 1)
 
-    def _next_crop(self) -> tuple[Tensor, Tensor | None]:
-        if self._position == len(self._order):
-            self._order = torch.randperm(len(self._order), generator=self._generator)
-            self._position = 0
-        index = int(self._order[self._position])
-        self._position += 1
-        image, reference = _sample(self._images, index, self._degradation, self._size, self._generator)
-        return augment(image, reference, self._generator)
+    def batch(self, step: int, first: int, count: int) -> Batch:
+        """As :meth:`csa2glmha.data.batches.TrainingBatches.batch`; samples share nothing."""
+        inputs, truth = _stack([self.sample(number) for number in range(first, first + count)])
+        known = truth is not None and (self.degradation is None or self.clean_is_truth)
+        return Batch((inputs,), truth if known else None)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position: tensors and numbers only, so ``torch.load(weights_only=True)`` reads it."""
-        return {
-            "generator": self._generator.get_state(),
-            "order": self._order.clone(),
-            "position": self._position,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken.
-
-        Raises:
-            DataError: the state was taken on another number of images.
-        """
-        if len(state["order"]) != len(self._images):
-            raise DataError(
-                f"cannot resume: the run was saved with {len(state['order'])} training images, "
-                f"now there are {len(self._images)}; give the same images, or start a new run"
-            )
-        self._generator.set_state(state["generator"])
-        self._order = state["order"].clone()
-        self._position = int(state["position"])
+    def sample(self, number: int) -> tuple[Tensor, Tensor | None]:
+        """Input (C, size, size) and reference, or None."""
+        generator = seeded("crop", self.seed, number)
+        index = shuffled(number, len(self.images), self.seed)
+        image, reference = _sample(self.images, index, self.degradation, self.size, generator)
+        return augment(image, reference, generator)
 
 
 def _check(images: ImageSource, size: int, count: int) -> None:

@@ -8,11 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from csa2glmha.data.crops import ImageSource
+from csa2glmha.data.batches import Example, Inputs
+from csa2glmha.data.crops import ImageSource, TrainingCrops, calibration_crops
 from csa2glmha.data.degrade import Degradation, parse_degradation
 from csa2glmha.data.images import ImageSet, MemoryImages, bundled_images
+from csa2glmha.data.spectral import CubeSet, SpectralPairs
 from csa2glmha.errors import DataError
 
+#: Channels of gray and colour images, and of pairs of colour images.
+IMAGE_CHANNELS = (1, 3, 6)
+DUAL_PIXEL_CHANNELS = 6
 #: Names of the folders that hold the two views of dual-pixel images.
 VIEW_FOLDERS = (("inputL", "inputR"), ("left", "right"), ("l", "r"), ("l_view", "r_view"))
 #: At most this many images are held out of training.
@@ -60,23 +65,102 @@ class DualViews:
 
 
 @dataclass(frozen=True)
-class Data:
-    """The images of one job.
+class ImageData:
+    """Images as inputs of networks that take nothing else; see :class:`csa2glmha.data.batches.Data`.
 
     Attributes:
         train, held_out: disjoint sets of images.
-        degradation: makes inputs of clean images; None where the images are inputs already.
-        source: where they come from, for the report.
-        notes: things the user should know.
+        degrade: makes inputs of clean images; None where the images are inputs already.
+        source, notes: as in :class:`csa2glmha.data.batches.Data`.
         has_truth: a reference exists for the outputs.
+        spectral: the outputs' channels are bands of a spectrum.
     """
 
     train: ImageSource
     held_out: ImageSource
-    degradation: Degradation | None
+    degrade: Degradation | None
     source: str
     notes: tuple[str, ...]
     has_truth: bool
+    spectral: bool = False
+
+    @property
+    def degradation(self) -> str | None:
+        """What makes inputs of clean images, in the user's words."""
+        return None if self.degrade is None else self.degrade.spec
+
+    @property
+    def training_images(self) -> int:
+        return len(self.train)
+
+    @property
+    def held_out_images(self) -> int:
+        return len(self.held_out)
+
+    def frame(self, size: int) -> tuple[int, int]:
+        """A square."""
+        return size, size
+
+    def calibration(self, size: int, count: int, seed: int, held_out: bool = False) -> list[Inputs]:
+        """As :meth:`csa2glmha.data.batches.Data.calibration`."""
+        images = self.held_out if held_out else self.train
+        crops, _ = calibration_crops(images, self.degrade, size, count, seed)
+        return [(batch,) for batch in crops.split(2)]
+
+    def training(self, size: int, seed: int) -> TrainingCrops:
+        """Crops of side ``size`` of the training images."""
+        return TrainingCrops(self.train, self.degrade, size, seed, not self.spectral)
+
+    def examples(self, size: int, seed: int) -> list[Example]:
+        """The central squares of the held-out images."""
+        return [
+            image_example(self.held_out, index, self.degrade, seed, size, not self.spectral)
+            for index in range(len(self.held_out))
+        ]
+
+
+def image_example(
+    images: ImageSource,
+    index: int,
+    degradation: Degradation | None,
+    seed: int,
+    size: int | None,
+    clean_is_truth: bool = True,
+) -> Example:
+    """One image to judge on; degraded with a generator of its own, so that order does not matter.
+
+    Args:
+        images: clean ones if there is a degradation, otherwise inputs.
+        index: which.
+        degradation: makes the input.
+        seed: of the degradation.
+        size: cut to the central square of at most this side; None keeps whole images.
+        clean_is_truth: the network's output for a degraded image should be the clean one.
+    """
+    name, image, truth = images.read(index)
+    image, truth = _centre(image, size), None if truth is None else _centre(truth, size)
+    if degradation is not None:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        image, truth = degradation(image, generator), _wanted(image) if clean_is_truth else None
+    return Example(name, (image.unsqueeze(0),), truth)
+
+
+def _wanted(clean: Tensor) -> Tensor | None:
+    """What to make of an input that was clean; None if that is not known.
+
+    Of dual-pixel views (6, H, W) it is one view if they are the same.
+    """
+    if clean.shape[0] != 6:
+        return clean
+    left, right = clean.chunk(2)
+    return left if torch.equal(left, right) else None
+
+
+def _centre(image: Tensor, size: int | None) -> Tensor:
+    if size is None:
+        return image
+    top, left = (max(side - size, 0) // 2 for side in image.shape[-2:])
+    return image[..., top : top + size, left : left + size]
 
 
 def open_images(
@@ -87,15 +171,48 @@ def open_images(
     Raises:
         DataError: nothing usable, or dual-pixel views that are not there.
     """
-    if channels == 6:
+    if channels == DUAL_PIXEL_CHANNELS:
         return _open_views(folder, targets)
     images = ImageSet.find(folder, channels, targets)
-    return images, _skipped_note(folder, images)
+    return images, skipped_note(folder, images.skipped, images.describe_skipped())
 
 
-def prepare_data(
-    folder: Path | None, targets: Path | None, degrade: str | None, channels: int, seed: int
-) -> Data:
+def open_inputs(
+    folder: Path, channels: int, targets: Path | None, bands: int, mat_key: str | None
+) -> tuple[ImageSource, tuple[str, ...]]:
+    """Inputs of a network that makes ``bands`` channels of ``channels``, and notes on what was skipped.
+
+    Inputs are images, or cubes where no image has that many channels. Truth, where the bands are a
+    spectrum, is a folder of cubes.
+
+    Raises:
+        DataError: nothing usable.
+    """
+    if channels not in IMAGE_CHANNELS:
+        if targets is not None:
+            raise DataError(f"--targets {targets}: cubes as inputs cannot be paired yet; leave it out")
+        cubes = CubeSet.find(folder, channels, mat_key)
+        return cubes, skipped_note(folder, cubes.skipped)
+    if targets is not None and is_spectral(channels, bands):
+        pairs = SpectralPairs.find(folder, targets, bands, mat_key)
+        return pairs, skipped_note(folder, pairs.skipped)
+    return open_images(folder, channels, targets)
+
+
+def is_spectral(channels: int, bands: int) -> bool:
+    """Whether a network of so many channels in and out makes spectra, not images."""
+    return bands not in IMAGE_CHANNELS or (bands != channels and channels != DUAL_PIXEL_CHANNELS)
+
+
+def prepare_images(
+    folder: Path | None,
+    targets: Path | None,
+    degrade: str | None,
+    channels: int,
+    seed: int,
+    bands: int | None = None,
+    mat_key: str | None = None,
+) -> ImageData:
     """Open the images, split off the held-out ones.
 
     Args:
@@ -104,43 +221,64 @@ def prepare_data(
         degrade: as :func:`parse_degradation` reads it; None: the images are degraded already.
         channels: of the model's input.
         seed: decides the split.
+        bands: channels of the model's output, where that makes spectra.
+        mat_key: name of the array in .mat and .npz files.
 
     Raises:
         DataError, UsageError: no usable images, fewer than two, or a bad degradation.
     """
     degradation = None if degrade is None else parse_degradation(degrade)
+    spectral = bands is not None and is_spectral(channels, bands)
     notes: tuple[str, ...] = ()
     if folder is None:
-        names_and_images = bundled_images(3 if channels == 6 else channels)
+        if channels not in IMAGE_CHANNELS:
+            raise DataError(f"no images of {channels} channels come with this tool: give --data DIR")
+        names_and_images = bundled_images(3 if channels == DUAL_PIXEL_CHANNELS else channels)
         images: ImageSource = MemoryImages(names_and_images)
-        if channels == 6:
+        if channels == DUAL_PIXEL_CHANNELS:
             images = DualViews(images, {})
-        source = "photographs bundled with scikit-image: " + ", ".join(name for name, _ in names_and_images)
+        source = bundled_source(names_and_images)
         how = f"degraded by {degrade}" if degrade else "not degraded"
         notes = (
             f"no --data: calibrating on {len(images)} photographs bundled with scikit-image, {how}; "
             "images of the model's own task give a better student",
         )
-        if degrade is None:
+        if degrade is None and not spectral:
             degradation = parse_degradation("none")
             notes += ("no --degrade: if the model removes noise or blur, say which, e.g. --degrade noise:25",)
     else:
-        images, notes = open_images(folder, channels, targets)
+        images, notes = open_inputs(folder, channels, targets, bands or channels, mat_key)
         source = str(folder)
+    train, held_out = split(images, source, seed)
+    return ImageData(
+        train,
+        held_out,
+        degradation,
+        source,
+        notes,
+        targets is not None or (degradation is not None and not spectral),
+        spectral,
+    )
+
+
+def bundled_source(images: list[tuple[str, Tensor]]) -> str:
+    """How the report names the bundled photographs."""
+    return "photographs bundled with scikit-image: " + ", ".join(name for name, _ in images)
+
+
+def split(images: ImageSource, source: str, seed: int) -> tuple[Subset, Subset]:
+    """Training and held-out images; ``source`` names them in the message.
+
+    Raises:
+        DataError: fewer than two.
+    """
     if len(images) < 2:
         raise DataError(
             f"{source}: only {len(images)} usable image; give at least 2, since some are held out for judging"
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
     count = max(1, min(MAX_HELD_OUT, len(images) // 8))
-    return Data(
-        train=Subset(images, tuple(order[count:])),
-        held_out=Subset(images, tuple(order[:count])),
-        degradation=degradation,
-        source=source,
-        notes=notes,
-        has_truth=targets is not None or degradation is not None,
-    )
+    return Subset(images, tuple(order[count:])), Subset(images, tuple(order[:count]))
 
 
 def _open_views(folder: Path, targets: Path | None) -> tuple[ImageSource, tuple[str, ...]]:
@@ -148,14 +286,16 @@ def _open_views(folder: Path, targets: Path | None) -> tuple[ImageSource, tuple[
         left, right = folder / left_name, folder / right_name
         if left.is_dir() and right.is_dir():
             views = ImageSet.find(left, 3, right)
-            notes = _skipped_note(left, views)
+            notes = skipped_note(left, views.skipped, views.describe_skipped())
             if targets is not None:
                 pairs = ImageSet.find(left, 3, targets)
                 truth: dict[str, tuple[ImageSource, int]] = {
                     pairs.read(i)[0]: (pairs, i) for i in range(len(pairs))
                 }
                 known = tuple(i for i in range(len(views)) if views.read(i)[0] in truth)
-                return DualViews(Subset(views, known), truth), notes + _skipped_note(left, pairs)
+                return DualViews(Subset(views, known), truth), notes + skipped_note(
+                    left, pairs.skipped, pairs.describe_skipped()
+                )
             return DualViews(views, {}), notes
     expected = ", ".join(f"{left}/ and {right}/" for left, right in VIEW_FOLDERS)
     raise DataError(
@@ -163,9 +303,12 @@ def _open_views(folder: Path, targets: Path | None) -> tuple[ImageSource, tuple[
     )
 
 
-def _skipped_note(folder: Path, images: ImageSet) -> tuple[str, ...]:
-    if not images.skipped:
+def skipped_note(
+    folder: Path, skipped: list[tuple[Path, str]], summary: str | None = None
+) -> tuple[str, ...]:
+    """One note on files that were left out, each with its reason; none if there are none."""
+    if not skipped:
         return ()
-    first = ", ".join(f"{path.name} ({reason})" for path, reason in images.skipped[:3])
-    more = ", ..." if len(images.skipped) > 3 else ""
-    return (f"{folder}: {images.describe_skipped()}: {first}{more}",)
+    first = ", ".join(f"{path.name} ({reason})" for path, reason in skipped[:3])
+    more = ", ..." if len(skipped) > 3 else ""
+    return (f"{folder}: {summary or f'{len(skipped)} files skipped'}: {first}{more}",)

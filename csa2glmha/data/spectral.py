@@ -19,8 +19,9 @@ from csa2glmha.data.images import ImageSet
 from csa2glmha.errors import DataError
 from csa2glmha.progress import progress
 
-#: Wavelengths in nm of the 28 bands of synthetic spectra.
-SYNTHETIC_WAVELENGTHS = tuple(torch.linspace(450, 650, 28, dtype=torch.float64).tolist())
+#: Ranges in nm by number of bands: those of the published MST (KAIST) and MST++ (ARAD 1K).
+WAVELENGTH_RANGES = {28: (450.0, 650.0), 31: (400.0, 700.0)}
+VISIBLE_RANGE = (400.0, 700.0)
 
 _PRIMARIES_NM = (620.0, 540.0, 465.0)
 _PRIMARY_WIDTH_NM = 35.0
@@ -213,18 +214,25 @@ class SpectralPairs:
         return name, rgb, self.cubes.read(cube)[1]
 
 
-def synthetic_spectra(rgb: Tensor) -> Tensor:
-    """Make a spectral cube (28, H, W) of an RGB image (3, H, W), both in [0, 1].
+def wavelengths(bands: int) -> Tensor:
+    """Centres in nm, evenly spaced, of this many bands: (bands,).
 
-    Each wavelength of :data:`SYNTHETIC_WAVELENGTHS` gets a smooth mixture of the linearised R, G and B
-    (sRGB, IEC 61966-2-1), of weights that add up to one: gray gives a flat spectrum. No real spectra:
-    name every figure that rests on them "synthetic spectra".
+    The range is that of :data:`WAVELENGTH_RANGES`, for other numbers of bands the visible one.
+    """
+    return torch.linspace(*WAVELENGTH_RANGES.get(bands, VISIBLE_RANGE), bands)
+
+
+def synthetic_spectra(rgb: Tensor, bands: int = 28) -> Tensor:
+    """Make a spectral cube (..., bands, H, W) of an RGB image (..., 3, H, W), both in [0, 1].
+
+    Each of the :func:`wavelengths` gets a smooth mixture of the linearised R, G and B (sRGB,
+    IEC 61966-2-1), of weights that add up to one: gray gives a flat spectrum. No real spectra: name every
+    figure that rests on them "synthetic spectra".
     """
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    wavelengths = torch.tensor(SYNTHETIC_WAVELENGTHS)
-    distance = (wavelengths[:, None] - torch.tensor(_PRIMARIES_NM)) / _PRIMARY_WIDTH_NM
+    distance = (wavelengths(bands)[:, None] - torch.tensor(_PRIMARIES_NM)) / _PRIMARY_WIDTH_NM
     weights = torch.softmax(-distance.square() / 2, dim=1)
-    return torch.einsum("bc,chw->bhw", weights.to(linear), linear)
+    return torch.einsum("bc,...chw->...bhw", weights.to(linear), linear)
 
 
 @dataclass(frozen=True)
@@ -233,17 +241,19 @@ class SyntheticSpectra:
 
     Attributes:
         images: of 3 channels.
+        bands: of every cube.
     """
 
     images: ImageSource
+    bands: int = 28
 
     def __len__(self) -> int:
         return len(self.images)
 
     def read(self, index: int) -> tuple[str, Tensor, Tensor | None]:
-        """Return the image's name, its synthetic spectra (28, H, W), and None."""
+        """Return the image's name, its synthetic spectra (bands, H, W), and None."""
         name, rgb, _ = self.images.read(index)
-        return name, synthetic_spectra(rgb), None
+        return name, synthetic_spectra(rgb, self.bands), None
 
 
 def _list_files(folder: Path) -> list[tuple[str, Path]]:

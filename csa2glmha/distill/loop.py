@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from csa2glmha.data.batches import Inputs, TrainingBatches
 from csa2glmha.errors import Csa2GlmhaError
+from csa2glmha.models.base import run
 from csa2glmha.progress import manual_progress
 
 #: Steps that are timed, and kept, before the length of the rest is known.
@@ -45,10 +47,10 @@ class DistillSettings:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Crops kept away from training, with the teacher's outputs for them: (N, C, S, S) each."""
+    """Batches of inputs kept away from training, each with the teacher's outputs, (B, C, S, S)."""
 
-    inputs: Tensor
-    teacher: Tensor
+    inputs: Sequence[Inputs]
+    teacher: Sequence[Tensor]
 
 
 @dataclass
@@ -75,29 +77,26 @@ class DistillResult:
         return asdict(self)
 
 
-def agreement(model: nn.Module, held_out: HeldOut, batch: int = 4) -> float:
+def agreement(model: nn.Module, held_out: HeldOut) -> float:
     """Mean PSNR in dB between a model's outputs and the teacher's, data range 1."""
-    device = next(model.parameters()).device
-    total = 0.0
+    scores = []
     with torch.no_grad():
-        pairs = zip(held_out.inputs.split(batch), held_out.teacher.split(batch), strict=True)
-        for inputs, expected in pairs:
-            error = (model(inputs.to(device)).cpu() - expected).square().mean((1, 2, 3))
-            total += float((-10 * error.clamp(1e-20, 1e20).log10()).sum())
-    return total / len(held_out.inputs)
+        for inputs, expected in zip(held_out.inputs, held_out.teacher, strict=True):
+            error = (run(model, inputs).cpu() - expected).square().mean((1, 2, 3))
+            scores.append(-10 * error.clamp(1e-20, 1e20).log10())
+    return float(torch.cat(scores).double().mean())
 
 
-def teacher_outputs(teacher: nn.Module, inputs: Tensor, batch: int = 4) -> Tensor:
-    """The teacher's outputs for (N, C, S, S), on the CPU."""
-    device = next(teacher.parameters()).device
+def teacher_outputs(teacher: nn.Module, inputs: Sequence[Inputs]) -> HeldOut:
+    """Held-out inputs with the teacher's outputs, on the CPU."""
     with torch.no_grad():
-        return torch.cat([teacher(part.to(device)).cpu() for part in inputs.split(batch)])
+        return HeldOut(inputs, [run(teacher, each).cpu() for each in inputs])
 
 
 def distill(
     student: nn.Module,
     teacher: nn.Module,
-    batches: Iterator[tuple[Tensor, Tensor | None]],
+    batches: TrainingBatches,
     held_out: HeldOut,
     settings: DistillSettings,
     say: Callable[[str], None] = lambda _: None,
@@ -110,7 +109,7 @@ def distill(
 
     Args:
         student, teacher: on the same device, in eval mode.
-        batches: inputs (B, C, S, S); what comes with them is not used here.
+        batches: training data; their truth is not used here.
         held_out: decides what is kept.
         settings: length and step sizes.
         say: is told, before the bulk of the work, about how long it will take.
@@ -130,12 +129,12 @@ def distill(
         score = agreement(student, held_out)
         if not math.isfinite(score):
             return  # the next step's loss says so, or there is none and the best weights are kept
-        result.curve.append({"step": step, "loss": run.loss, "psnr": score})
+        result.curve.append({"step": step, "loss": training.loss, "psnr": score})
         if score > result.after:
             result.after, result.best_step = score, step
             best = copy.deepcopy(student.state_dict())
 
-    run = _Run(student, teacher, batches, settings)
+    training = _Run(student, teacher, batches, settings)
     try:
         total = settings.steps
         planned = settings.max_steps if total is None else total
@@ -143,7 +142,7 @@ def distill(
             return result
         timed = time.monotonic()
         for step in range(min(TIMED_STEPS, planned)):
-            run.step(step, planned)
+            training.step(step, planned)
             if step == 0:
                 timed = time.monotonic()  # the first step also allocates and tunes kernels
         seconds_per_step = (time.monotonic() - timed) / max(min(TIMED_STEPS, planned) - 1, 1)
@@ -158,14 +157,14 @@ def distill(
         with manual_progress(what="distilling", unit="step", total=planned) as bar:
             bar.update(min(TIMED_STEPS, planned))
             for step in range(min(TIMED_STEPS, planned), planned):
-                run.step(step, planned)
-                bar.set_postfix(loss=f"{run.loss:.2e}", psnr=f"{run.psnr:.2f}", refresh=False)
+                training.step(step, planned)
+                bar.set_postfix(loss=f"{training.loss:.2e}", psnr=f"{training.psnr:.2f}", refresh=False)
                 bar.update()
                 if (step + 1) % every == 0 or step + 1 == planned:
                     evaluate(step + 1)
     finally:
         student.load_state_dict(best)
-        result.steps, result.seconds = run.taken, time.monotonic() - started
+        result.steps, result.seconds = training.taken, time.monotonic() - started
     return result
 
 
@@ -176,11 +175,10 @@ class _Run:
         self,
         student: nn.Module,
         teacher: nn.Module,
-        batches: Iterator[tuple[Tensor, Tensor | None]],
+        batches: TrainingBatches,
         settings: DistillSettings,
     ) -> None:
         self.student, self.teacher, self.batches, self.settings = student, teacher, batches, settings
-        self.device = next(student.parameters()).device
         # The gradient near the teacher is mostly noise: a short second moment (0.99) made the agreement
         # swing by 3 dB between evaluations, 0.999 does not.
         self.optimizer = torch.optim.Adam(student.parameters(), settings.learning_rate, betas=(0.9, 0.999))
@@ -191,10 +189,11 @@ class _Run:
         """One optimizer step at its place in a schedule of ``total`` steps."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * schedule(step, total, self.settings.warmup)
-        inputs = next(self.batches)[0].to(self.device)
+        count = self.settings.batch
+        inputs = self.batches.batch(step, step * count, count).inputs
         with torch.no_grad():
-            expected = self.teacher(inputs)
-        difference = self.student(inputs) - expected
+            expected = run(self.teacher, inputs)
+        difference = run(self.student, inputs) - expected
         loss = difference.abs().mean()
         if not torch.isfinite(loss):
             raise Csa2GlmhaError(

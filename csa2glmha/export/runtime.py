@@ -86,6 +86,12 @@ class OnnxModel:
         """Channels of the output."""
         return int(self._session.get_outputs()[0].shape[1])
 
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """Height and width, if the file takes one size only."""
+        height, width = self._session.get_inputs()[0].shape[2:]
+        return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
     def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         expected = self._inputs[name]
         fits = len(shape) == len(expected) and all(
@@ -135,7 +141,7 @@ def compare_latency(
     compare them with :func:`ratio`.
 
     Args:
-        models: files by name; all take inputs of the same shapes.
+        models: files by name; all take inputs of the same shapes, some may need the first few only.
         shapes: of the inputs in call order, as ``RestorationModel.input_shapes`` gives them.
         threads: of ONNX Runtime within an operator; None leaves the choice to it.
         runs: timed rounds, one run of every file each.
@@ -156,7 +162,7 @@ def compare_latency(
     for index in range(warmup + runs):
         for name, model in loaded.items():
             start = time.perf_counter()
-            model(*inputs)
+            model(*inputs[: len(model.input_names)])
             elapsed = time.perf_counter() - start
             if index >= warmup:
                 samples[name].append(1000 * elapsed)

@@ -8,7 +8,7 @@ its logits lack gives the scales, the static bias and the guide. Pointwise layer
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from csa2glmha.attention.canonical import ChannelAttention, Projection
 from csa2glmha.attention.glmha import GLMHA, GLMHAConfig, GuidedAttention, pooled_statistics
 from csa2glmha.attention.layers import AttentionLayer, attention_layers, replace_layers
 from csa2glmha.attention.pointwise import PointwiseGLMHA
+from csa2glmha.data.batches import Inputs
 from csa2glmha.initialize.compact import compact_factors
 from csa2glmha.initialize.corrections import set_corrections
 from csa2glmha.initialize.factorize import SeparableFactors, factorize
@@ -27,6 +28,7 @@ from csa2glmha.initialize.fit import LayerFit
 from csa2glmha.initialize.moments import LayerMoments
 from csa2glmha.initialize.pointwise import fill_pointwise
 from csa2glmha.initialize.statistics import CENTRED, LayerStatistics, SideStatistics, has_offset
+from csa2glmha.models.base import run
 from csa2glmha.progress import manual_progress, progress
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -35,19 +37,15 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 def initialise_student(
     teacher: ModelT,
     configs: dict[str, GLMHAConfig],
-    images: Tensor | None,
-    batch: int = 2,
-    shared_inputs: tuple[Tensor, ...] = (),
+    batches: Sequence[Inputs] | None,
 ) -> tuple[ModelT, dict[str, LayerFit]]:
     """A student with every named CSA layer replaced, initialised from the teacher's statistics.
 
     Args:
         teacher: in eval mode; it is not changed.
         configs: configuration of each layer to replace.
-        images: (N, C, H, W) calibration inputs as the teacher expects them; may be None when every layer
-            is at full rank, which needs none.
-        batch: images per forward pass.
-        shared_inputs: further inputs of the teacher that are the same for every image, such as MST's mask.
+        batches: calibration inputs as the teacher expects them, a few images each; may be None when every
+            layer is at full rank, which needs none.
 
     Returns:
         The student, in eval mode on the teacher's device, and how well each layer fits.
@@ -61,9 +59,9 @@ def initialise_student(
     approximate = {name: layer for name, layer in layers.items() if not configs[name].full}
     statistics: dict[str, LayerStatistics | LayerMoments] = {}
     if approximate:
-        if images is None:
+        if batches is None:
             raise ValueError("a rank below full needs calibration images")
-        statistics = gather_statistics(teacher, approximate, configs, images, batch, shared_inputs)
+        statistics = gather_statistics(teacher, approximate, configs, batches)
     with torch.no_grad():
         for name in progress(layers, what="factorising", unit="layer"):
             core, form = _core(student, name), layers[name].form
@@ -79,8 +77,8 @@ def initialise_student(
             for name, layer in approximate.items()
             if configs[name].bias_rank and not layer.form.embedded
         }
-        if inexact and images is not None:
-            _fit_corrections(teacher, student, inexact, images, batch, shared_inputs, fits)
+        if inexact and batches is not None:
+            _fit_corrections(teacher, student, inexact, batches, fits)
     for parameter in student.parameters():
         parameter.requires_grad_(True)
     return student, fits
@@ -90,9 +88,7 @@ def gather_statistics(
     teacher: nn.Module,
     layers: dict[str, AttentionLayer],
     configs: dict[str, GLMHAConfig],
-    images: Tensor,
-    batch: int,
-    shared_inputs: tuple[Tensor, ...] = (),
+    batches: Sequence[Inputs],
 ) -> dict[str, LayerStatistics | LayerMoments]:
     """First pass: the moments that each layer's configuration needs."""
     statistics: dict[str, LayerStatistics | LayerMoments] = {}
@@ -118,7 +114,7 @@ def gather_statistics(
             gathered.add(x)
 
     with _observe(layers, see):
-        _run(teacher, images, batch, shared_inputs, "statistics")
+        _run(teacher, batches, "statistics")
     return statistics
 
 
@@ -146,13 +142,11 @@ def _observe(layers: dict[str, AttentionLayer], see: Callable[[str, tuple[Any, .
 
 
 @torch.no_grad()
-def _run(model: nn.Module, images: Tensor, batch: int, shared_inputs: tuple[Tensor, ...], what: str) -> None:
-    device = next(model.parameters()).device
-    shared = [each.to(device) for each in shared_inputs]
-    with manual_progress(what=what, unit="image", total=len(images)) as bar:
-        for part in images.split(batch):
-            model(part.to(device), *shared)
-            bar.update(len(part))
+def _run(model: nn.Module, batches: Sequence[Inputs], what: str) -> None:
+    with manual_progress(what=what, unit="image", total=sum(len(inputs[0]) for inputs in batches)) as bar:
+        for inputs in batches:
+            run(model, inputs)
+            bar.update(len(inputs[0]))
 
 
 def _fill(core: GLMHA, form: ChannelAttention, statistics: LayerStatistics | None, fit: LayerFit) -> None:
@@ -264,9 +258,7 @@ def _fit_corrections(
     teacher: nn.Module,
     student: nn.Module,
     layers: dict[str, AttentionLayer],
-    images: Tensor,
-    batch: int,
-    shared_inputs: tuple[Tensor, ...],
+    batches: Sequence[Inputs],
     fits: dict[str, LayerFit],
 ) -> None:
     """Second pass: scales, static bias and guide of every layer with approximate logits."""
@@ -282,7 +274,7 @@ def _fit_corrections(
         kept.features.append(pooled_statistics(x).cpu())
 
     with _observe(layers, see):
-        _run(teacher, images, batch, shared_inputs, "logit corrections")
+        _run(teacher, batches, "logit corrections")
     for name in progress(layers, what="fitting corrections", unit="layer"):
         kept = samples.pop(name)
         set_corrections(

@@ -40,6 +40,17 @@ class RestorationModel(nn.Module):
         return ((batch, self.in_channels, height, width),)
 
 
+def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    """The model's output for one batch of inputs, which are moved to the model's device.
+
+    Inputs that the model does not take are left out: one with a mask baked in takes no mask.
+    """
+    device = next(model.parameters()).device
+    taken = len(getattr(model, "input_names", inputs))
+    output: Tensor = model(*(each.to(device) for each in inputs[:taken]))
+    return output
+
+
 def reflect_pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad (B, C, H, W) at the bottom and right by reflection to the next multiple.
 

@@ -11,6 +11,7 @@ the same way, and its attention shifts what it makes of the mask back onto the s
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -143,9 +144,12 @@ class MST(SpectralUNet, RestorationModel):
         )
         self.hyperparameters = {"dim": dim, "num_blocks": list(num_blocks)}
         if fixed is not None:
-            self.hyperparameters["mask_size"] = list(fixed)
-            self.fixed_size = fixed
-            self.input_names = ("input",)
+            self._fix_size(fixed)
+
+    def _fix_size(self, mask_size: tuple[int, int]) -> None:
+        self.hyperparameters["mask_size"] = list(mask_size)
+        self.fixed_size = mask_size
+        self.input_names = ("input",)
 
     @property
     def in_channels(self) -> int:
@@ -218,7 +222,7 @@ def bake_mask(model: MST, mask: Tensor) -> MST:
     """The same network for one mask, whose whole branch is evaluated now and kept as constants.
 
     Args:
-        model: not converted yet, and without a mask; it is not changed.
+        model: without a mask baked in, converted or not; it is not changed.
         mask: dispersed mask (1, dim, H, W'), of the size of every scene to come.
 
     Returns:
@@ -241,19 +245,51 @@ def bake_mask(model: MST, mask: Tensor) -> MST:
             f"W + {DISPERSION * (model.in_channels - 1)}), one mask dispersed by {DISPERSION} columns a "
             f"band, with H and W multiples of {multiple}"
         )
-    reference = next(model.parameters())
-    features = [mask.to(reference)]
-    for layer in model.encoder_layers:
-        features.append(list(layer.children())[2](features[-1]))
-    baked = MST(**model.hyperparameters, mask_size=(mask.shape[2], width)).to(reference).eval()
-    constants = {
-        f"{name}.mm.factors": module.mask_attention(features[module.mm.level], width >> module.mm.level)
-        for name, module in model.named_modules()
-        if isinstance(module, MSMSA) and isinstance(module.mm, MaskGuidance)
-    }
-    kept = {key: value.clone() for key, value in model.state_dict().items() if key in baked.state_dict()}
-    baked.load_state_dict(kept | constants)
+    baked = copy.deepcopy(model).eval()
+    features = [mask.to(next(model.parameters()))]
+    for layer in baked.encoder_layers:
+        assert isinstance(layer, nn.ModuleList)
+        features.append(layer[2](features[-1]))
+        del layer[2]
+    for attention in list(baked.modules()):
+        guidance = getattr(attention, "mm", None)
+        if isinstance(guidance, MaskGuidance):
+            level = guidance.level
+            constant = BakedGuidance(guidance.conv1.out_channels, mask.shape[2] >> level, width >> level)
+            constant.factors = guidance(features[level], width >> level)
+            attention.mm = constant
+    baked._fix_size((mask.shape[2], width))
     return baked
+
+
+def unbake_mask(baked: MST, original: MST) -> MST:
+    """The inverse of :func:`bake_mask`, with the mask branch of the network it was made from.
+
+    Args:
+        baked: with a mask baked in, converted or not; it is not changed.
+        original: the network whose mask branch it had; not converted, not changed.
+
+    Returns:
+        A network of initial cube and mask, in eval mode.
+    """
+    model = copy.deepcopy(baked).eval()
+    for layer, source in zip(model.encoder_layers, original.encoder_layers, strict=True):
+        assert isinstance(layer, nn.ModuleList) and isinstance(source, nn.ModuleList)
+        layer.append(copy.deepcopy(source[2]))
+    for name, attention in list(model.named_modules()):
+        if isinstance(getattr(attention, "mm", None), BakedGuidance):
+            attention.mm = copy.deepcopy(original.get_submodule(f"{name}.mm"))
+    del model.hyperparameters["mask_size"]
+    model.fixed_size, model.input_names = None, MST.input_names
+    return model
+
+
+def freeze_mask_branch(model: MST) -> None:
+    """Keep training away from what makes the factors of the mask, so that the mask can be baked in."""
+    branch = [module for module in model.modules() if isinstance(module, MaskGuidance)]
+    downsamples = [layer[2] for layer in model.encoder_layers if isinstance(layer, nn.ModuleList)]
+    for module in (*branch, *downsamples):
+        module.requires_grad_(False)
 
 
 def hyperparameters_from(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -12,6 +12,19 @@ from csa2glmha.report.complexity import format_macs, format_params
 
 Row = tuple[str, str, str, str]
 
+REPORT_FILES = ("report.json", "report.md")
+PICTURE_FILE, SPECTRA_FILE = "comparison.png", "spectra.png"
+
+#: Metrics in the order of the headline: name, label, unit, digits to the teacher and to the truth.
+METRICS = (
+    ("psnr", "PSNR", " dB", 2, 3),
+    ("ssim", "SSIM", "", 4, 4),
+    ("psnr_bands", "PSNR, mean of bands", " dB", 2, 3),
+    ("sam", "spectral angle", " deg", 3, 3),
+    ("mrae", "MRAE", "", 4, 4),
+    ("rmse", "RMSE", "", 5, 5),
+)
+
 
 def headline_rows(report: dict[str, Any]) -> list[Row]:
     """The table: what, before, after, ratio."""
@@ -27,21 +40,19 @@ def headline_rows(report: dict[str, Any]) -> list[Row]:
         rows.append(_ratio_row("ONNX latency", teacher, student, lambda value: f"{value:.0f} ms"))
     quality = report.get("quality", {})
     student_quality = quality.get("student", {})
-    for metric, unit in (("psnr", " dB"), ("ssim", "")):
-        digits = 2 if metric == "psnr" else 4
+    for metric, label, unit, digits, _ in METRICS:
         start = quality.get("initialisation", {}).get("teacher", {}).get(metric)
         value = student_quality.get("teacher", {}).get(metric)
         if value is not None:
             note = "" if start is None else f"{_number(start, digits)} before distillation"
-            rows.append((f"{metric.upper()} to teacher", "", _number(value, digits) + unit, note))
-    for metric, unit in (("psnr", " dB"), ("ssim", "")):
-        digits = 3 if metric == "psnr" else 4
+            rows.append((f"{label} to teacher", "", _number(value, digits) + unit, note))
+    for metric, label, unit, _, digits in METRICS:
         teacher_value = quality.get("teacher", {}).get("truth", {}).get(metric)
         value = student_quality.get("truth", {}).get(metric)
         if isinstance(teacher_value, float) and isinstance(value, float):
             rows.append(
                 (
-                    f"{metric.upper()} to truth",
+                    f"{label} to truth",
                     _number(teacher_value, digits) + unit,
                     _number(value, digits) + unit,
                     f"{value - teacher_value:+.{digits}f}{unit}",
@@ -73,28 +84,29 @@ def render_table(rows: Iterable[Iterable[str]], header: Iterable[str]) -> str:
 
 def headline(report: dict[str, Any]) -> str:
     """What `convert` prints at the end."""
-    size = report["input_size"]
-    title = f"{report['teacher']['file']} at {size} x {size}"
+    height, width = report["input_size"]
+    title = f"{report['teacher']['file']} at {height} x {width}"
     return render_table(headline_rows(report), (title, "before", "after", "ratio"))
 
 
-def markdown(report: dict[str, Any], picture: str) -> str:
+def markdown(report: dict[str, Any]) -> str:
     """The report for people."""
     teacher, options = report["teacher"], report["options"]
-    size = report["input_size"]
+    height, width = report["input_size"]
     lines = [
         f"# {teacher['file']}: channel attention to GLMHA",
         "",
-        f"{teacher['architecture']}, input {size} x {size}, rank {_ranks(options)}, "
+        f"{teacher['architecture']}, input {height} x {width}, rank {_ranks(options)}, "
         f"{options['attention']} attention. Made by {report['tool']} on {report['device']}.",
         "",
         *_markdown_table(headline_rows(report), ("", "before", "after", "ratio")),
         "",
-        f"![input, teacher, student, difference]({picture})",
+        *_pictures(report),
         "",
         "MACs count one multiply-add of convolutions and matrix products as one; "
         "FLOPs are twice that plus element-wise arithmetic. "
         "PSNR and SSIM are means over images, values clipped to [0, 1].",
+        *_spectral_note(report),
     ]
     data = report.get("data")
     if data:
@@ -115,7 +127,8 @@ def markdown(report: dict[str, Any], picture: str) -> str:
             *(f"- note: {note}" for note in data["notes"]),
         ]
     lines += ["", "## Distillation", "", *_distillation(report)]
-    lines += ["", "## Layers", "", *_layer_table(report)]
+    lines += _bands(report)
+    lines += ["", "## Layers", "", *_routes(report), "", *_layer_table(report)]
     onnx = report.get("onnx")
     if onnx:
         lines += [
@@ -164,10 +177,50 @@ def markdown(report: dict[str, Any], picture: str) -> str:
     return "\n".join(lines)
 
 
-def _ranks(options: dict[str, Any]) -> str:
-    extra = [
-        f"{name[-1]} {options[name]}" for name in ("rank_q", "rank_k", "rank_v") if options[name] is not None
+def _spectral_note(report: dict[str, Any]) -> list[str]:
+    if not report.get("data", {}).get("spectral"):
+        return []
+    return [
+        "PSNR is that of a whole cube; the mean of the bands' PSNR is what papers on spectral imaging give. "
+        "The spectral angle (SAM) is in degrees; MRAE leaves out values that are zero in the reference."
     ]
+
+
+def _bands(report: dict[str, Any]) -> list[str]:
+    """PSNR and SSIM of every band, where there are bands."""
+    quality = report.get("quality", {})
+    teacher, student = quality.get("teacher", {}), quality.get("student", {})
+    columns = [
+        ("PSNR to teacher, dB", student.get("teacher_bands", {}).get("psnr"), 2),
+        ("SSIM to teacher", student.get("teacher_bands", {}).get("ssim"), 4),
+        ("teacher's PSNR to truth, dB", teacher.get("truth_bands", {}).get("psnr"), 2),
+        ("student's", student.get("truth_bands", {}).get("psnr"), 2),
+        ("teacher's SSIM to truth", teacher.get("truth_bands", {}).get("ssim"), 4),
+        ("student's", student.get("truth_bands", {}).get("ssim"), 4),
+    ]
+    known = [(name, values, digits) for name, values, digits in columns if values]
+    if not known:
+        return []
+    rows = [
+        (str(band + 1), *(_number(values[band], digits) for _, values, digits in known))
+        for band in range(len(known[0][1]))
+    ]
+    return ["", "## Bands", "", *_markdown_table(rows, ("band", *(name for name, _, _ in known)))]
+
+
+def _routes(report: dict[str, Any]) -> list[str]:
+    """How the layers compute; in one line for all that do it alike."""
+    groups: dict[str, list[str]] = {}
+    for layer in report["layers"]:
+        groups.setdefault(layer["route"], []).append(layer["name"])
+    if len(groups) == 1:
+        return [f"All layers: {next(iter(groups))}."]
+    return [f"- {route}: {', '.join(f'`{name}`' for name in names)}" for route, names in groups.items()]
+
+
+def _ranks(options: dict[str, Any]) -> str:
+    parts = ("q", "k", "v", "pos")
+    extra = [f"{part} {options[f'rank_{part}']}" for part in parts if options.get(f"rank_{part}") is not None]
     return str(options["rank"]) + (f" ({', '.join(extra)})" if extra else "")
 
 
@@ -226,7 +279,17 @@ def _markdown_table(rows: Iterable[Iterable[str]], header: Iterable[str]) -> lis
     ]
 
 
-def write_report(output: Path, report: dict[str, Any], picture: str) -> None:
+def _pictures(report: dict[str, Any]) -> list[str]:
+    if not report.get("data", {}).get("spectral"):
+        return [f"![input, teacher, student, difference]({PICTURE_FILE})"]
+    return [
+        f"![a few bands of teacher, student, difference]({PICTURE_FILE})",
+        "",
+        f"![spectra of teacher and student at three pixels]({SPECTRA_FILE})",
+    ]
+
+
+def write_report(output: Path, report: dict[str, Any]) -> None:
     """Write report.json and report.md into a folder.
 
     Raises:
@@ -234,7 +297,7 @@ def write_report(output: Path, report: dict[str, Any], picture: str) -> None:
     """
     for name, text in (
         ("report.json", json.dumps(report, indent=2, allow_nan=False) + "\n"),
-        ("report.md", markdown(report, picture)),
+        ("report.md", markdown(report)),
     ):
         with atomic_path(output / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor
 
 #: How much the difference between student and teacher is amplified to be visible at all.
 DIFFERENCE_GAIN = 20
+#: Bands of a spectrum that are shown, evenly spread.
+BANDS_SHOWN = 4
+#: Pixels whose spectra are plotted.
+PIXELS_SHOWN = 3
 _CAPTION_HEIGHT = 28
 _GAP = 6
 
@@ -33,6 +41,96 @@ def comparison(
     ]
     if truth is not None:
         panels.append(("truth", truth))
+    return _row(panels)
+
+
+def spectral_comparison(
+    teacher: Tensor, student: Tensor, truth: Tensor | None, gain: int = DIFFERENCE_GAIN
+) -> Tensor:
+    """A few bands of teacher, student, amplified difference and truth: a row a band, with captions.
+
+    Every row has a brightness of its own, that of the teacher's brightest pixels in that band.
+
+    Args:
+        teacher, student, truth: (bands, H, W), not below 0.
+        gain: the difference is shown as 0.5 + gain * (student - teacher), in the data's own units.
+
+    Returns:
+        (3, H', W').
+    """
+    bands = len(teacher)
+    rows: list[Tensor] = []
+    for band in _spread(bands, BANDS_SHOWN):
+        white = max(float(np.quantile(teacher[band].numpy(), 0.995)), 1e-3)
+        panels = [
+            (f"teacher, band {band + 1} of {bands}", teacher[band : band + 1] / white),
+            ("student", student[band : band + 1] / white),
+            (f"difference x{gain}", 0.5 + gain * (student - teacher)[band : band + 1]),
+        ]
+        if truth is not None:
+            panels.append(("truth", truth[band : band + 1] / white))
+        if rows:
+            rows.append(torch.ones(3, _GAP, rows[0].shape[2]))
+        rows.append(_row(panels))
+    return torch.cat(rows, 1)
+
+
+def plot_spectra(path: Path, teacher: Tensor, student: Tensor, truth: Tensor | None) -> None:
+    """Write a PNG of the spectra of teacher, student and truth (bands, H, W) at a few pixels.
+
+    They are the most colourful pixels, one in each part of the image.
+    """
+    pixels = colourful_pixels(teacher, PIXELS_SHOWN)
+    figure = Figure(figsize=(3.4 * (1 + len(pixels)), 3.2), dpi=110, layout="constrained")
+    image, *plots = figure.subplots(1, 1 + len(pixels))
+    shown = teacher.mean(0)
+    image.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=max(float(shown.max()), 1e-3))
+    image.set_axis_off()
+    image.set_title("teacher, mean of the bands", fontsize=9)
+    bands = np.arange(1, len(teacher) + 1)
+    top = 1.08 * max(
+        float(each[:, row, column].max()) for row, column in pixels for each in (teacher, student)
+    )
+    for letter, (row, column), plot in zip("abc", pixels, plots, strict=False):
+        image.plot(column, row, "o", markersize=9, markerfacecolor="none", markeredgecolor="#e4572e")
+        image.annotate(
+            letter, (column, row), (7, -4), textcoords="offset points", color="#e4572e", weight="bold"
+        )
+        if truth is not None:
+            plot.plot(bands, truth[:, row, column].numpy(), color="#9a9a9a", linewidth=3, label="truth")
+        plot.plot(bands, teacher[:, row, column].numpy(), color="#1b4965", linewidth=1.6, label="teacher")
+        plot.plot(
+            bands, student[:, row, column].numpy(), "--", color="#e4572e", linewidth=1.6, label="student"
+        )
+        plot.set_title(f"{letter}: row {row}, column {column}", fontsize=9)
+        plot.set_xlabel("band", fontsize=8)
+        plot.set_ylim(0, max(top, 1e-3))
+        plot.tick_params(labelsize=8)
+    plots[0].legend(fontsize=8, frameon=False)
+    figure.savefig(path, format="png")
+
+
+def colourful_pixels(cube: Tensor, count: int) -> list[tuple[int, int]]:
+    """The pixel (row, column) of the most uneven spectrum in each of ``count`` vertical strips."""
+    smooth = F.avg_pool2d(cube.unsqueeze(0).float(), 5, 1, 2)[0]
+    uneven = smooth.std(0)
+    width = cube.shape[2]
+    found = []
+    for strip in range(count):
+        left, right = width * strip // count, max(width * (strip + 1) // count, width * strip // count + 1)
+        index = int(uneven[:, left:right].argmax())
+        row, column = divmod(index, min(right, width) - left)
+        found.append((row, left + column))
+    return found
+
+
+def _spread(count: int, shown: int) -> list[int]:
+    """Indices in the middle of ``shown`` equal parts of ``count``."""
+    shown = min(count, shown)
+    return [(2 * index + 1) * count // (2 * shown) for index in range(shown)]
+
+
+def _row(panels: list[tuple[str, Tensor]]) -> Tensor:
     columns: list[Tensor] = []
     for index, (caption, image) in enumerate(panels):
         if index:

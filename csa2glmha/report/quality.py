@@ -116,10 +116,11 @@ def json_value(value: float) -> float | str | None:
 
 @dataclass(frozen=True)
 class Quality:
-    """The metrics of one image by name."""
+    """The metrics of one image by name; ``bands`` has those with a value for every band, of spectra."""
 
     name: str
     values: dict[str, float]
+    bands: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -152,10 +153,9 @@ class QualityMeter:
                 f"{name}: a batch of shape {_shape(output)} is not one image; add its images singly"
             )
         try:
-            values = self._measure(output, reference)
+            quality = Quality(name, *self._measure(output, reference))
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
-        quality = Quality(name, values)
         self.images.append(quality)
         return quality
 
@@ -170,17 +170,30 @@ class QualityMeter:
         metrics = self.images[0].values
         return {metric: _mean([image.values[metric] for image in self.images]) for metric in metrics}
 
-    def _measure(self, output: Tensor, reference: Tensor) -> dict[str, float]:
+    def bands(self) -> dict[str, list[float]]:
+        """Return ``psnr`` (dB) and ``ssim`` of every band, means over the images; empty if not spectral."""
+        if not self.images:
+            return {}
+        listed = {metric: [image.bands[metric] for image in self.images] for metric in self.images[0].bands}
+        return {
+            metric: [_mean(list(band)) for band in zip(*values, strict=True)]
+            for metric, values in listed.items()
+        }
+
+    def _measure(self, output: Tensor, reference: Tensor) -> tuple[dict[str, float], dict[str, list[float]]]:
+        bands = {"ssim": per_band_ssim(output, reference, self.data_range)}
         values = {
             "psnr": psnr(output, reference, self.data_range),
-            "ssim": ssim(output, reference, self.data_range),
+            "ssim": _mean(bands["ssim"]),
         }
-        if self.spectral:
-            values["psnr_bands"] = _mean(per_band_psnr(output, reference, self.data_range))
-            values["sam"] = sam(output, reference)
-            values["mrae"] = mrae(output, reference)
-            values["rmse"] = rmse(output, reference)
-        return values
+        if not self.spectral:
+            return values, {}
+        bands["psnr"] = per_band_psnr(output, reference, self.data_range)
+        values["psnr_bands"] = _mean(bands["psnr"])
+        values["sam"] = sam(output, reference)
+        values["mrae"] = mrae(output, reference)
+        values["rmse"] = rmse(output, reference)
+        return values, bands
 
 
 _Metric = Callable[[Tensor, Tensor], float]

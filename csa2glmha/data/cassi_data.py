@@ -1,0 +1,316 @@
+"""Snapshots of a CASSI camera for training and judging: simulated from cubes, or recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from csa2glmha.data.arrays import SUFFIX_LIST, SUFFIXES, read_array
+from csa2glmha.data.batches import Batch, Example, Inputs, seeded, shuffled
+from csa2glmha.data.cassi import (
+    CassiScenes,
+    initial_cube,
+    load_mask,
+    load_measurement,
+    measure,
+    shifted_mask,
+)
+from csa2glmha.data.crops import ImageSource, augment, random_crop
+from csa2glmha.data.folders import list_files
+from csa2glmha.data.images import ImageSet, MemoryImages, bundled_images
+from csa2glmha.data.sources import bundled_source, skipped_note, split
+from csa2glmha.data.spectral import CubeSet, SyntheticSpectra
+from csa2glmha.errors import DataError, UsageError
+from csa2glmha.models.mst import DISPERSION
+from csa2glmha.progress import progress
+
+
+@dataclass
+class Measurements:
+    """The recorded measurements of a folder, all through one mask.
+
+    Attributes:
+        mask: (H, W).
+        bands: of the model.
+        skipped: files left out, each with the reason.
+    """
+
+    mask: Tensor
+    bands: int
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    _entries: list[tuple[str, Tensor]] = field(default_factory=list)
+
+    @classmethod
+    def find(cls, folder: Path, mask: Tensor, bands: int, mat_key: str | None = None) -> Measurements:
+        """Search a folder and its subfolders for measurements that fit the mask.
+
+        Args:
+            folder: searched for mat, npy, npz, tif and tiff files, in any case.
+            mask: (H, W); measurements are of the same height, and wider by the dispersion.
+            bands: of the model.
+            mat_key: name of the measurement in .mat and .npz files; without, each must hold one 2-D array.
+
+        Raises:
+            DataError: the folder is missing, or nothing in it can be used; the first reason is given.
+        """
+        found = cls(mask, bands)
+        height, width = mask.shape[0], mask.shape[1] + DISPERSION * (bands - 1)
+        for name, path in progress(_array_files(folder), what="reading measurements", unit="file"):
+            try:
+                measurement = load_measurement(path, mat_key, bands)
+            except DataError as error:
+                found.skipped.append((path, str(error)))
+                continue
+            if tuple(measurement.shape) != (height, width):
+                found.skipped.append((path, f"{_size(measurement)}, the mask needs {height}x{width}"))
+            else:
+                found._entries.append((name, measurement))
+        if not found._entries:
+            path, reason = found.skipped[0] if found.skipped else (folder, f"it has no {SUFFIX_LIST} file")
+            raise DataError(
+                f"no measurement in {str(folder)!r} fits a mask of {_size(mask)}: {path.name}: {reason}"
+            )
+        return found
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def read(self, index: int) -> tuple[str, Tensor, Tensor | None]:
+        """Return the name (path inside the folder, with ``/``), the measurement (1, H, W'), and None."""
+        name, measurement = self._entries[index]
+        return name, measurement.unsqueeze(0), None
+
+
+@dataclass(frozen=True)
+class CassiCrops:
+    """Training batches through parts of the mask, one part for all samples of a step.
+
+    Cubes are cropped, flipped and turned before they are measured, so the camera's geometry stays as it is.
+    Recorded measurements are cut where the mask is; such a cut also holds light from beside the scene.
+
+    Attributes:
+        scenes: cubes, or recorded measurements (1, H, W').
+        recorded: they are measurements.
+        mask: (H, W).
+        bands: of the model.
+        size: side of the parts.
+        seed: of everything random.
+    """
+
+    scenes: ImageSource
+    recorded: bool
+    mask: Tensor
+    bands: int
+    size: int
+    seed: int
+
+    def batch(self, step: int, first: int, count: int) -> Batch:
+        """Initial cubes (count, bands, size, size), dispersed mask (1, bands, size, W'), and cubes."""
+        generator = seeded("mask", self.seed, step)
+        top, left = (
+            int(torch.randint(side - self.size + 1, (), generator=generator)) for side in self.mask.shape
+        )
+        window = self.mask[top : top + self.size, left : left + self.size]
+        measurements, cubes = [], []
+        for number in range(first, first + count):
+            _, scene, _ = self.scenes.read(shuffled(number, len(self.scenes), self.seed))
+            if self.recorded:
+                spread = scene.shape[-1] - self.mask.shape[1]
+                measurements.append(scene[0, top : top + self.size, left : left + self.size + spread])
+            else:
+                source = seeded("crop", self.seed, number)
+                cube, _ = augment(random_crop(scene, None, self.size, source)[0], None, source)
+                cubes.append(cube)
+                measurements.append(measure(cube, window))
+        inputs = (initial_cube(torch.stack(measurements), self.bands), shifted_mask(window, self.bands))
+        return Batch(inputs, torch.stack(cubes) if cubes else None)
+
+
+@dataclass(frozen=True)
+class CassiData:
+    """Initial cubes and masks as inputs of MST; see :class:`csa2glmha.data.batches.Data`.
+
+    Attributes:
+        train, held_out: cubes, or recorded measurements (1, H, W'); disjoint.
+        recorded: they are measurements.
+        mask: (H, W), the whole.
+        bands: of the model.
+        multiple: heights and widths are multiples of it.
+        source, notes: as in :class:`csa2glmha.data.batches.Data`.
+    """
+
+    train: ImageSource
+    held_out: ImageSource
+    recorded: bool
+    mask: Tensor
+    bands: int
+    multiple: int
+    source: str
+    notes: tuple[str, ...]
+
+    @property
+    def degradation(self) -> str:
+        """What makes the inputs, for the report."""
+        return "none, recorded measurements" if self.recorded else "simulated CASSI measurement, noise-free"
+
+    @property
+    def training_images(self) -> int:
+        return len(self.train)
+
+    @property
+    def held_out_images(self) -> int:
+        return len(self.held_out)
+
+    @property
+    def spectral(self) -> bool:
+        return True
+
+    @property
+    def dispersed_mask(self) -> Tensor:
+        """MST's second input, (1, bands, H, W')."""
+        return shifted_mask(self.mask, self.bands)
+
+    def frame(self, size: int) -> tuple[int, int]:
+        """Height and width of the mask, whatever is asked for."""
+        return int(self.mask.shape[0]), int(self.mask.shape[1])
+
+    def check_side(self, size: int, option: str) -> None:
+        """Refuse crops that the mask or the model has no room for.
+
+        Raises:
+            UsageError: with the option's name.
+        """
+        largest = min(self.mask.shape) // self.multiple * self.multiple
+        if size > largest or size % self.multiple:
+            raise UsageError(
+                f"{option} {size}: does not fit a mask of {_size(self.mask)}; give a multiple of "
+                f"{self.multiple} up to {largest}"
+            )
+
+    def calibration(self, size: int, count: int, seed: int, held_out: bool = False) -> list[Inputs]:
+        """As :meth:`csa2glmha.data.batches.Data.calibration`, every batch through a part of the mask."""
+        scenes = self.held_out if held_out else self.train
+        crops = CassiCrops(scenes, self.recorded, self.mask, self.bands, size, seed)
+        return [
+            crops.batch(step, first, min(2, count - first)).inputs
+            for step, first in enumerate(range(0, count, 2))
+        ]
+
+    def training(self, size: int, seed: int) -> CassiCrops:
+        """Parts of side ``size``."""
+        return CassiCrops(self.train, self.recorded, self.mask, self.bands, size, seed)
+
+    def examples(self, size: int, seed: int) -> list[Example]:
+        """Whole held-out scenes through the whole mask."""
+        return [self.example(self.held_out, index) for index in range(len(self.held_out))]
+
+    def example(self, scenes: ImageSource, index: int) -> Example:
+        """One of the scenes, cut to the mask's size from its centre."""
+        if self.recorded:
+            name, measurement, truth = scenes.read(index)
+            cube = initial_cube(measurement[0], self.bands)
+        else:
+            name, cube, truth = CassiScenes(scenes, self.mask).read(index)
+        return Example(name, (cube.unsqueeze(0), self.dispersed_mask), truth)
+
+
+def prepare_cassi(
+    folder: Path | None,
+    mask: Path | None,
+    mat_key: str | None,
+    bands: int,
+    multiple: int,
+    size: int,
+    seed: int,
+) -> CassiData:
+    """Open scenes and mask, split off the held-out scenes.
+
+    Args:
+        folder: of cubes, of recorded measurements, or of images, which become synthetic spectra; None takes
+            the photographs that come with scikit-image, likewise.
+        mask: file of the aperture mask; None makes a random one of ``size`` x ``size``.
+        mat_key: name of the array in .mat and .npz files.
+        bands, multiple: of the model.
+        size: of the mask, if there is no file.
+        seed: decides the split, and the random mask.
+
+    Raises:
+        DataError, UsageError: nothing usable, fewer than two scenes, or no mask for recorded measurements.
+    """
+    scenes, aperture, recorded, source, notes = open_scenes(folder, mask, mat_key, bands, size, seed)
+    bad = [side for side in aperture.shape if side % multiple]
+    if bad:
+        raise DataError(
+            f"mask of {_size(aperture)}: this model needs height and width in multiples of {multiple}; cut it"
+        )
+    train, held_out = split(scenes, source, seed)
+    return CassiData(train, held_out, recorded, aperture, bands, multiple, source, notes)
+
+
+def open_scenes(
+    folder: Path | None, mask: Path | None, mat_key: str | None, bands: int, size: int, seed: int
+) -> tuple[ImageSource, Tensor, bool, str, tuple[str, ...]]:
+    """Scenes, mask (H, W), whether they are recorded, the report's name for them, and notes."""
+    notes: tuple[str, ...] = ()
+    if mask is None:
+        aperture = (torch.rand(size, size, generator=seeded("aperture", seed)) < 0.5).float()
+        notes += (f"no --mask: a random one of {size}x{size} is used, and the student keeps its mask input",)
+    else:
+        aperture = load_mask(mask)
+    if folder is None:
+        photographs = bundled_images(3)
+        notes += (
+            f"no --data: calibrating on synthetic spectra of {len(photographs)} photographs bundled with "
+            "scikit-image; cubes of the model's own task give a better student",
+        )
+        scenes: ImageSource = SyntheticSpectra(MemoryImages(photographs), bands)
+        return scenes, aperture, False, f"synthetic spectra of {bundled_source(photographs)}", notes
+    kind = folder_kind(folder, mat_key)
+    if kind == "images":
+        images = ImageSet.find(folder, 3)
+        notes += skipped_note(folder, images.skipped, images.describe_skipped())
+        notes += (f"{folder} holds images: synthetic spectra are made of them",)
+        return SyntheticSpectra(images, bands), aperture, False, f"synthetic spectra of {folder}", notes
+    if kind == "cubes":
+        cubes = CubeSet.find(folder, bands, mat_key)
+        return cubes, aperture, False, str(folder), notes + skipped_note(folder, cubes.skipped)
+    if mask is None:
+        raise UsageError(
+            f"{folder} holds recorded measurements: give the mask they were taken through, --mask"
+        )
+    recorded = Measurements.find(folder, aperture, bands, mat_key)
+    return recorded, aperture, True, str(folder), notes + skipped_note(folder, recorded.skipped)
+
+
+def folder_kind(folder: Path, mat_key: str | None) -> str:
+    """What a folder holds: "cubes" if there is a 3-D array file, "measurements" if a 2-D one, or "images".
+
+    TIFF files hold either: with 1, 3 or 4 channels they are images.
+
+    Raises:
+        DataError: the folder is missing.
+    """
+    planes = False
+    for _, path in _array_files(folder):
+        for ndim in (3, 2):
+            try:
+                shape = read_array(path, ndim, mat_key).shape
+            except DataError:
+                continue
+            if path.suffix.lower() in (".tif", ".tiff") and (ndim == 2 or min(shape) <= 4):
+                continue
+            if ndim == 3:
+                return "cubes"
+            planes = True
+    return "measurements" if planes else "images"
+
+
+def _array_files(folder: Path) -> list[tuple[str, Path]]:
+    return list_files(folder, SUFFIXES, "folder", f"{SUFFIX_LIST} files, or images")
+
+
+def _size(plane: Tensor) -> str:
+    return "x".join(map(str, plane.shape))

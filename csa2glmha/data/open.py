@@ -1,0 +1,78 @@
+"""The data that a network is converted, trained and judged on, from what the user names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from csa2glmha.data.batches import Data
+from csa2glmha.data.cassi_data import CassiData, prepare_cassi
+from csa2glmha.data.sources import ImageData, prepare_images
+from csa2glmha.errors import UsageError
+from csa2glmha.models import RestorationModel
+from csa2glmha.options import ConvertOptions
+
+
+def open_data(model: RestorationModel, options: ConvertOptions) -> Data:
+    """Open the images, cubes or measurements that a network takes, and split off the held-out ones.
+
+    Args:
+        model: the teacher.
+        options: of them data, targets, degrade, mask, mat_key, input_size, crop, calibration_size and seed.
+
+    Raises:
+        DataError, UsageError: nothing usable, or an option that this network has no use for.
+    """
+    if "mask" in model.input_names:
+        return _open_cassi(model, options)
+    refuse_mask(model.architecture, options.mask)
+    return prepare_images(
+        options.data,
+        options.targets,
+        options.degrade,
+        model.in_channels,
+        options.seed,
+        model.out_channels,
+        options.mat_key,
+    )
+
+
+def refuse_mask(architecture: str, mask: Path | None) -> None:
+    """Raise UsageError for a mask where the network takes none."""
+    if mask is not None:
+        raise UsageError(f"--mask {mask}: {architecture} takes no mask; leave it out")
+
+
+def refuse_image_options(architecture: str, options: ConvertOptions) -> None:
+    """Raise UsageError for options that make or pair images where the network takes CASSI snapshots."""
+    if options.degrade is not None:
+        raise UsageError(
+            f"--degrade {options.degrade}: {architecture}'s inputs are CASSI measurements, simulated from "
+            "cubes; leave it out"
+        )
+    if options.targets is not None:
+        raise UsageError(
+            f"--targets {options.targets}: for {architecture}, give the cubes as --data; leave this out"
+        )
+
+
+def _open_cassi(model: RestorationModel, options: ConvertOptions) -> CassiData:
+    refuse_image_options(model.architecture, options)
+    data = prepare_cassi(
+        options.data,
+        options.mask,
+        options.mat_key,
+        model.in_channels,
+        model.size_multiple,
+        options.input_size,
+        options.seed,
+    )
+    data.check_side(options.calibration_size, "--calibration-size")
+    data.check_side(options.crop, "--crop")
+    if options.mask is not None and "input_size" in options.model_fields_set:
+        raise UsageError(
+            f"--input-size {options.input_size}: with --mask the size is the mask's; leave it out"
+        )
+    return data
+
+
+__all__ = ["CassiData", "ImageData", "open_data", "refuse_image_options", "refuse_mask"]
