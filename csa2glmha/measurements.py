@@ -136,6 +136,7 @@ def build_report(measured: Measurements) -> dict[str, Any]:
 def _complexity(complexity: Complexity) -> dict[str, Any]:
     return {
         "params": complexity.params,
+        "constants": complexity.constants,
         "macs": complexity.macs,
         "conv_macs": complexity.conv_macs,
         "flops": complexity.flops,

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from csa2glmha.data.batches import Inputs
 from csa2glmha.models.restormer import Restormer
 
 # Networks this small are slower on several threads, and one thread adds up in one order.
@@ -25,6 +27,11 @@ def shared() -> Path:
     if not folder:
         pytest.skip("CSA2GLMHA_SHARED is unset: no folder with real checkpoints and images")
     return Path(folder)
+
+
+def batches(images: Tensor, size: int = 2, *shared_inputs: Tensor) -> list[Inputs]:
+    """Images (N, C, H, W) as inputs of a network, a few at a time, with what they share."""
+    return [(part, *shared_inputs) for part in images.split(size)]
 
 
 def _tiny_restormer(seed: int = 0, **changes: Any) -> Restormer:

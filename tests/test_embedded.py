@@ -9,18 +9,21 @@ import torch
 
 from csa2glmha.attention import Ranks, attention_layers, plan_layers
 from csa2glmha.data import ImageSet, calibration_crops, parse_degradation
+from csa2glmha.data.batches import Example
+from csa2glmha.data.sources import image_example
 from csa2glmha.embedded import demo_options, embedded_teacher
 from csa2glmha.initialize import initialise_student
 from csa2glmha.options import make_options
-from csa2glmha.report.evaluate import EvaluationImage, evaluation_images, judge, restore
+from csa2glmha.report.evaluate import judge, restore
 from csa2glmha.storage import load
+from tests.conftest import batches
 
 NOISE = parse_degradation("noise:25")
 
 
-def cbsd68_crops(shared: Path, count: int, size: int) -> list[EvaluationImage]:
+def cbsd68_crops(shared: Path, count: int, size: int) -> list[Example]:
     images = ImageSet.find(shared / "data" / "cbsd68", 3)
-    return evaluation_images(images, NOISE, seed=0, size=size)[:count]
+    return [image_example(images, index, NOISE, 0, size) for index in range(count)]
 
 
 def test_small_enough_to_ship() -> None:
@@ -48,7 +51,7 @@ def test_rank_8_initialisation_of_the_shared_denoiser(shared: Path) -> None:
     images = ImageSet.find(shared / "data" / "bsds_train", 3)
     inputs, _ = calibration_crops(images, NOISE, size=96, count=12, seed=0)
     configs = plan_layers(attention_layers(teacher), Ranks(k=8, v=8))
-    student, _ = initialise_student(teacher, configs, inputs)
+    student, _ = initialise_student(teacher, configs, batches(inputs))
     quality = judge(
         {"teacher": restore(teacher), "student": restore(student)},
         cbsd68_crops(shared, 10, 128),

@@ -409,6 +409,8 @@ def test_runs_alternate_and_warm_up_is_not_counted(monkeypatch: pytest.MonkeyPat
     seconds = [0.0]
 
     class Fake:
+        input_names = ("input",)
+
         def __init__(self, path: Path, threads: int | None) -> None:
             self.name = path.name
             assert threads == 1

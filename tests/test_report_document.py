@@ -11,16 +11,23 @@ import torch
 from torch import Tensor
 
 from csa2glmha.attention import Ranks, attention_layers, plan_layers
-from csa2glmha.data.degrade import parse_degradation
-from csa2glmha.data.images import MemoryImages
+from csa2glmha.data.batches import Example
+from csa2glmha.data.degrade import Degradation, parse_degradation
+from csa2glmha.data.images import MemoryImages, read_image
+from csa2glmha.data.sources import image_example
 from csa2glmha.device import resolve_device
 from csa2glmha.errors import UsageError
 from csa2glmha.initialize import initialise_student
 from csa2glmha.inspection import describe, inspect_model
 from csa2glmha.models.restormer import Restormer
 from csa2glmha.report.document import headline, headline_rows, markdown, render_table, write_report
-from csa2glmha.report.evaluate import EvaluationImage, Judged, evaluation_images, judge, restore
-from csa2glmha.report.pictures import comparison
+from csa2glmha.report.evaluate import Judged, judge, restore
+from csa2glmha.report.pictures import (
+    colourful_pixels,
+    comparison,
+    plot_spectra,
+    spectral_comparison,
+)
 from csa2glmha.storage import save_student, student_metadata
 from tests.conftest import MakeRestormer
 
@@ -37,7 +44,7 @@ REPORT: dict[str, Any] = {
         "hyperparameters": {"dim": 48},
     },
     "options": {"rank": 8, "rank_q": 16, "rank_k": None, "rank_v": None, "attention": "expanded"},
-    "input_size": 256,
+    "input_size": [256, 256],
     "complexity": {
         "before": {"params": 26_126_644, "macs": 154_900_000_000, "flops": 310_000_000_000},
         "after": {"params": 22_213_184, "macs": 105_000_000_000, "flops": 211_000_000_000},
@@ -45,13 +52,15 @@ REPORT: dict[str, Any] = {
     "layers": [
         {
             "name": "latent.0.attn", "heads": 8, "head_channels": 48, "rank_q": 48, "rank_k": 8, "rank_v": 8,
-            "macs_before": 612_000_000, "macs_after": 200_000_000, "params_before": 602_000,
-            "params_after": 190_000, "key_error": [0.01, 0.25, 0.1], "row_error": [], "value_error": [0.02],
+            "route": "logits from maps",
+            "macs_before": 612_000_000, "macs_after": 200_000_000, "params_before": 602_000, "params_after": 190_000,
+            "key_error": [0.01, 0.25, 0.1], "row_error": [], "value_error": [0.02],
             "logit_error": 0.1, "guide_explained": 0.4,
         },
         {
             "name": "refinement.0.attn", "heads": 1, "head_channels": 8, "rank_q": 8, "rank_k": 8,
-            "rank_v": 8, "macs_before": 1000, "macs_after": 900, "params_before": 100, "params_after": 100,
+            "rank_v": 8, "route": "as it was", "macs_before": 1000, "macs_after": 900,
+            "params_before": 100, "params_after": 100,
             "key_error": [], "row_error": [], "value_error": [], "logit_error": 0.0, "guide_explained": 0.0,
         },
     ],
@@ -145,12 +154,12 @@ def test_render_table() -> None:
 
 
 def test_markdown_tells_everything() -> None:
-    text = markdown(report(), "picture.png")
+    text = markdown(report())
     assert text.startswith("# denoise.pth: channel attention to GLMHA\n")
     for part in (
         "restormer, input 256 x 256, rank 8 (q 16), expanded attention. Made by csa2glmha 0.1.0 on cpu.",
         "| MACs | 154.9 G | 105.0 G | 0.678 |",
-        "![input, teacher, student, difference](picture.png)",
+        "![input, teacher, student, difference](comparison.png)",
         "- source: photos",
         "- degradation: noise:25; truth known",
         "- 28 images for calibration and distillation, 4 held out",
@@ -174,7 +183,7 @@ def test_markdown_tells_everything() -> None:
 
 
 def test_markdown_tables_are_well_formed() -> None:
-    rows = [line for line in markdown(report(), "p.png").splitlines() if line.startswith("|")]
+    rows = [line for line in markdown(report()).splitlines() if line.startswith("|")]
     assert len(rows) > 15
     previous = ""
     for row in rows:
@@ -185,7 +194,7 @@ def test_markdown_tables_are_well_formed() -> None:
 
 @pytest.mark.parametrize("missing", [*((name,) for name in OPTIONAL), OPTIONAL], ids="+".join)
 def test_markdown_without_what_was_not_measured(missing: tuple[str, ...]) -> None:
-    text = markdown(report(*missing), "p.png")
+    text = markdown(report(*missing))
     titles = {"data": "## Data", "onnx": "## ONNX", "latency_ms": "## Latency"}
     for name, title in titles.items():
         assert (title in text) is (name not in missing)
@@ -198,23 +207,57 @@ def test_markdown_without_truth() -> None:
     unknown["data"]["degradation"] = None
     for judged in unknown["quality"].values():
         judged.pop("truth", None)
-    text = markdown(unknown, "p.png")
+    text = markdown(unknown)
     assert "- degradation: none, the images are inputs as they are; no ground truth" in text
     assert "to truth" not in text
+
+
+def spectral_report() -> dict[str, Any]:
+    spectral = report()
+    spectral["data"]["spectral"] = True
+    spectral["complexity"]["after"]["constants"] = 11_900_000
+    values = {"psnr": 40.0, "ssim": 0.99, "psnr_bands": 41.0, "sam": 1.25, "mrae": 0.04, "rmse": 0.01}
+    bands = {"psnr": [40.0, 42.0], "ssim": [0.98, 1.0]}
+    spectral["quality"] = {
+        "teacher": {"truth": values, "truth_bands": bands},
+        "student": {"truth": values, "teacher": values, "truth_bands": bands, "teacher_bands": bands},
+    }
+    return spectral
+
+
+def test_spectral_reports_have_their_metrics_and_pictures() -> None:
+    rows = {row[0]: row[1:] for row in headline_rows(spectral_report())}
+    assert rows["spectral angle to teacher"] == ("", "1.250 deg", "")
+    assert rows["PSNR, mean of bands to truth"] == ("41.000 dB", "41.000 dB", "+0.000 dB")
+    assert rows["MRAE to truth"] == ("0.0400", "0.0400", "+0.0000")
+    assert rows["constants of the mask"] == ("", "11.90 M", "")
+    text = markdown(spectral_report())
+    assert "(comparison.png)" in text and "(spectra.png)" in text
+    assert "| 2 | 42.00 | 1.0000 | 42.00 | 42.00 | 1.0000 | 1.0000 |" in text
+    assert "spectra.png" not in markdown(report())
+    assert "## Bands" not in markdown(report())
+
+
+def test_layers_that_compute_alike_are_named_once() -> None:
+    alike = report()
+    for layer in alike["layers"]:
+        layer["route"] = "one way"
+    assert "All layers: one way." in markdown(alike)
+    assert "- as it was: `refinement.0.attn`" in markdown(report())
 
 
 # --- the files
 
 
 def test_files_are_written(tmp_path: Path) -> None:
-    write_report(tmp_path, report(), "p.png")
+    write_report(tmp_path, report())
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
     text = (tmp_path / "report.json").read_text(encoding="utf-8")
     assert json.loads(text, parse_constant=refuse) == report()
-    assert (tmp_path / "report.md").read_text(encoding="utf-8") == markdown(report(), "p.png")
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == markdown(report())
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["report.json", "report.md"]
 
 
@@ -224,7 +267,7 @@ def test_json_that_others_could_not_read_is_not_written(tmp_path: Path, value: f
     bad = report()
     bad["layers"][0]["logit_error"] = value
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_report(tmp_path, bad, "p.png")
+        write_report(tmp_path, bad)
     assert (tmp_path / "report.json").read_text() == "earlier"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -244,11 +287,11 @@ def gray(value: float, size: int = 16) -> Tensor:
 
 def test_judge_by_hand() -> None:
     images = [
-        EvaluationImage("a", gray(0.5), gray(0.5)),
-        EvaluationImage("b", gray(0.5), gray(0.6)),
-        EvaluationImage("c", gray(0.5), None),
+        Example("a", (gray(0.5).unsqueeze(0),), gray(0.5)),
+        Example("b", (gray(0.5).unsqueeze(0),), gray(0.6)),
+        Example("c", (gray(0.5).unsqueeze(0),), None),
     ]
-    models = {"student": lambda x: x + 0.01, "teacher": lambda x: x}
+    models = {"student": lambda x: x[0][0] + 0.01, "teacher": lambda x: x[0][0]}
     found = judge(models, images, "teacher")
     # Teacher: no error on a, 0.1 on b, c has no truth. Student: 0.01 and 0.09.
     assert found["teacher"].truth["psnr"] == math.inf
@@ -259,32 +302,39 @@ def test_judge_by_hand() -> None:
 
 
 def test_judge_clips_outputs() -> None:
-    images = [EvaluationImage("a", gray(0.5), gray(1.0))]
-    found = judge({"m": lambda x: x + 5, "reference": lambda x: x + 7}, images, "reference")
+    images = [Example("a", (gray(0.5).unsqueeze(0),), gray(1.0))]
+    found = judge({"m": lambda x: x[0][0] + 5, "reference": lambda x: x[0][0] + 7}, images, "reference")
     assert found["m"].truth["psnr"] == found["m"].teacher["psnr"] == math.inf
 
 
 def test_judge_without_truth_or_reference() -> None:
-    found = judge({"m": lambda x: x}, [EvaluationImage("a", gray(0.5), None)])
+    found = judge({"m": lambda x: x[0][0]}, [Example("a", (gray(0.5).unsqueeze(0),), None)])
     assert found["m"] == Judged({}, {})
     assert found["m"].to_json() == {}
 
 
-def test_evaluation_images_do_not_depend_on_their_neighbours() -> None:
+def examples(
+    items: list[tuple[str, Tensor]], degradation: Degradation | None, seed: int, size: int | None = None
+) -> list[Example]:
+    images = MemoryImages(items)
+    return [image_example(images, index, degradation, seed, size) for index in range(len(items))]
+
+
+def test_examples_do_not_depend_on_their_neighbours() -> None:
     items = [(str(i), torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(i))) for i in range(3)]
     noise = parse_degradation("noise:25")
-    found = evaluation_images(MemoryImages(items), noise, seed=1, size=16)
-    again = evaluation_images(MemoryImages(items[:2]), noise, seed=1, size=16)
-    other = evaluation_images(MemoryImages(items), noise, seed=2, size=16)
+    found = examples(items, noise, seed=1, size=16)
+    again = examples(items[:2], noise, seed=1, size=16)
+    other = examples(items, noise, seed=2, size=16)
     for index, image in enumerate(found):
         assert image.truth is not None
         assert torch.equal(image.truth, items[index][1][:, 2:18, 7:23])  # the centre
-        assert image.input.shape == (3, 16, 16)
-        assert not torch.equal(image.input, other[index].input)
+        assert image.inputs[0].shape == (1, 3, 16, 16)
+        assert not torch.equal(image.inputs[0], other[index].inputs[0])
         if index < 2:
-            assert torch.equal(image.input, again[index].input)
-    whole = evaluation_images(MemoryImages(items), None, seed=0)
-    assert [tuple(image.input.shape) for image in whole] == [(3, 20, 30)] * 3
+            assert torch.equal(image.inputs[0], again[index].inputs[0])
+    whole = examples(items, None, seed=0)
+    assert [tuple(image.inputs[0].shape) for image in whole] == [(1, 3, 20, 30)] * 3
     assert [image.truth for image in whole] == [None] * 3
 
 
@@ -292,8 +342,8 @@ def test_dual_pixel_models_can_be_judged(make_restormer: MakeRestormer) -> None:
     """Of two equal views the clean one is what the model should give; of others that is unknown."""
     model = make_restormer(in_channels=6, dual_pixel=True)
     view = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
-    items = MemoryImages([("same", torch.cat((view, view))), ("other", torch.cat((view, view.flip(2))))])
-    same, other = evaluation_images(items, parse_degradation("blur:1"), 0)
+    items = [("same", torch.cat((view, view))), ("other", torch.cat((view, view.flip(2))))]
+    same, other = examples(items, parse_degradation("blur:1"), 0)
     assert same.truth is not None
     assert torch.equal(same.truth, view)
     assert other.truth is None
@@ -326,6 +376,35 @@ def test_comparison_shows_the_panels_side_by_side(inputs: int, outputs: int, wit
     assert (captions < 0.5).any()  # something is written
     assert float(picture.min()) >= 0
     assert float(picture.max()) <= 1
+
+
+def test_spectral_comparison_has_a_row_for_a_band() -> None:
+    teacher = torch.rand(28, 30, 40, generator=torch.Generator().manual_seed(0))
+    picture = spectral_comparison(teacher, teacher + 0.01, None, gain=20)
+    assert picture.shape[2] == 3 * 40 + 2 * 6
+    assert picture.shape[1] == 4 * 30 + 4 * 28 + 3 * 6
+    differences = picture[:, :, 2 * (40 + 6) :]
+    assert int((differences - 0.7).abs().lt(1e-5).all(2).all(0).sum()) == 4 * 30
+    assert spectral_comparison(teacher[:2], teacher[:2], teacher[:2]).shape[1] == 2 * 30 + 2 * 28 + 6
+
+
+def test_colourful_pixels_are_apart() -> None:
+    cube = torch.zeros(3, 40, 60)
+    cube[0, 10:15, 10:15] = 1.0  # uneven spectra at three places, the first ones close to each other
+    cube[1, 10:15, 16:21] = 0.9
+    cube[2, 30:35, 50:55] = 0.8
+    found = colourful_pixels(cube, 2)
+    assert found == [(12, 12), (32, 52)]
+    assert len(set(colourful_pixels(torch.zeros(3, 4, 4), 3))) == 3
+
+
+def test_spectra_are_plotted(tmp_path: Path) -> None:
+    teacher = torch.rand(5, 24, 32, generator=torch.Generator().manual_seed(0))
+    plot_spectra(tmp_path / "a.png", teacher, teacher, None)
+    plot_spectra(tmp_path / "b.png", teacher, 0.5 * teacher, teacher)
+    first, second = (read_image(tmp_path / name, 3) for name in ("a.png", "b.png"))
+    assert first.shape == second.shape
+    assert not torch.equal(first, second)
 
 
 # --- inspection

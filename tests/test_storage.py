@@ -17,7 +17,7 @@ from csa2glmha.errors import CheckpointError, Csa2GlmhaError
 from csa2glmha.initialize import initialise_student
 from csa2glmha.models.restormer import Restormer
 from csa2glmha.storage import load, load_model, save_student, student_metadata
-from tests.conftest import MakeRestormer
+from tests.conftest import MakeRestormer, batches
 
 SHA = "ab" * 32
 
@@ -31,7 +31,7 @@ def make_student(teacher: Restormer, ranks: Ranks, attention: str = "expanded") 
     names = ("encoder_level2.0.attn", "latent.0.attn")
     layers = {name: layer for name, layer in attention_layers(teacher).items() if name in names}
     calibration = torch.rand(2, teacher.in_channels, 16, 16, generator=torch.Generator().manual_seed(1))
-    student, _ = initialise_student(teacher, plan_layers(layers, ranks, attention), calibration)
+    student, _ = initialise_student(teacher, plan_layers(layers, ranks, attention), batches(calibration))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in student.parameters():

@@ -37,7 +37,9 @@ class _Variable:
         return "x".join(map(str, self.shape))
 
 
-def read_array(path: Path, ndim: int, key: str | None = None, key_option: str = "--mat-key") -> Array:
+def read_array(
+    path: Path, ndim: int, key: str | None = None, key_option: str = "--mat-key", usual: str = ""
+) -> Array:
     """Read the array of ``ndim`` dimensions from a .mat, .npy, .npz or .tif file, values as stored.
 
     MATLAB arrays have the axis order that MATLAB shows, also in version 7.3 files, which hold them reversed.
@@ -48,6 +50,7 @@ def read_array(path: Path, ndim: int, key: str | None = None, key_option: str = 
         key: its name in a .mat or .npz file; without, there must be one such array only. The other formats
             hold one array without a name, and need no key.
         key_option: what the user sets the key with, for messages.
+        usual: the name to prefer where several arrays fit and no key says which.
 
     Raises:
         DataError: the file cannot be read, or does not hold that array.
@@ -61,7 +64,7 @@ def read_array(path: Path, ndim: int, key: str | None = None, key_option: str = 
         variables = reader(path)
     except Exception as error:  # damaged bytes make the decoders fail in any way there is
         raise _unreadable(path, error) from error
-    variable = _choose(path, variables, ndim, key, key_option)
+    variable = _choose(path, variables, ndim, key, key_option, usual)
     try:
         return variable.load()
     except Exception as error:
@@ -93,7 +96,7 @@ def to_float32(array: Array, path: Path) -> npt.NDArray[np.float32]:
 
 
 def _choose(
-    path: Path, variables: dict[str, _Variable], ndim: int, key: str | None, key_option: str
+    path: Path, variables: dict[str, _Variable], ndim: int, key: str | None, key_option: str, usual: str
 ) -> _Variable:
     where = repr(str(path))
     held = ", ".join(f"{name} ({variable})".strip() for name, variable in variables.items())
@@ -102,9 +105,13 @@ def _choose(
         if key not in variables:
             raise DataError(f"{where} has no array {key!r}, but {held}; name another with {key_option}")
         variables = {key: variables[key]}
-    fitting = [
-        variable for variable in variables.values() if len(variable.shape) == ndim and 0 not in variable.shape
-    ]
+    fitting = {
+        name: variable
+        for name, variable in variables.items()
+        if len(variable.shape) == ndim and 0 not in variable.shape
+    }
+    if usual in fitting:
+        return fitting[usual]
     if not fitting:
         which = "is" if key is None else f"named {key!r} is"
         raise DataError(
@@ -113,7 +120,7 @@ def _choose(
         )
     if len(fitting) > 1:
         raise DataError(f"{where} holds several {ndim}-D arrays: {held}; say which with {key_option}")
-    return fitting[0]
+    return next(iter(fitting.values()))
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

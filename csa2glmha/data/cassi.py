@@ -28,12 +28,12 @@ def load_mask(path: Path, key: str | None = None) -> Tensor:
 
     Args:
         path: a .mat, .npy, .npz or .tif file.
-        key: the mask's name in a .mat or .npz file; without, there must be one 2-D array only.
+        key: the mask's name in a .mat or .npz file; without, it is "mask" or the only 2-D array.
 
     Raises:
         DataError: the file cannot be read, or holds no such 2-D array or values outside [0, 1].
     """
-    mask = _read_plane(path, key)
+    mask = _read_plane(path, key, "mask")
     low, high = mask.min().item(), mask.max().item()
     if low < 0 or high > 1:
         raise DataError(
@@ -50,13 +50,13 @@ def load_measurement(path: Path, key: str | None = None, bands: int = BANDS) -> 
 
     Args:
         path: a .mat, .npy, .npz or .tif file.
-        key: the measurement's name in a .mat or .npz file; without, there must be one 2-D array only.
+        key: the measurement's name in a .mat or .npz file; without, it is "meas_real" or the only 2-D array.
         bands: bands of the model.
 
     Raises:
         DataError: the file cannot be read or holds no such 2-D array.
     """
-    return _read_plane(path, key) * (bands / 2)
+    return _read_plane(path, key, "meas_real") * (bands / 2)
 
 
 def disperse(cube: Tensor, step: int = DISPERSION) -> Tensor:
@@ -192,8 +192,8 @@ def _centre(cube: Tensor, height: int, width: int) -> Tensor:
     return cube[..., top : top + height, left : left + width]
 
 
-def _read_plane(path: Path, key: str | None) -> Tensor:
-    plane = read_array(path, 2, key)
+def _read_plane(path: Path, key: str | None, usual: str) -> Tensor:
+    plane = read_array(path, 2, key, usual=usual)
     # A mask of zeros and ones may be stored as truth values, or as integers of any kind.
     if plane.dtype.kind in "biu" and plane.size and plane.min() >= 0 and plane.max() <= 1:
         return torch.from_numpy(plane.astype("float32"))

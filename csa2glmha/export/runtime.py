@@ -158,11 +158,12 @@ def compare_latency(
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.rand(shape, generator=generator) for shape in shapes]
     loaded = {name: OnnxModel(path, threads) for name, path in models.items()}
+    given = {name: inputs[: len(model.input_names)] for name, model in loaded.items()}
     samples: dict[str, list[float]] = {name: [] for name in models}
     for index in range(warmup + runs):
         for name, model in loaded.items():
             start = time.perf_counter()
-            model(*inputs[: len(model.input_names)])
+            model(*given[name])
             elapsed = time.perf_counter() - start
             if index >= warmup:
                 samples[name].append(1000 * elapsed)

@@ -74,6 +74,7 @@ class Complexity:
         macs: multiply-accumulates of convolutions and matrix products.
         flops: floating-point operations of all operators.
         params: elements of all parameters, each tensor once.
+        constants: elements of all buffers, such as the factors of a mask.
         conv_macs: the part of ``macs`` that convolutions do.
         by_operator: MACs by operator name, such as ``"convolution"`` and ``"bmm"``.
         modules: the same figures by qualified module name; ``""`` is the whole model.
@@ -84,6 +85,7 @@ class Complexity:
     macs: int
     flops: int
     params: int
+    constants: int
     conv_macs: int
     by_operator: dict[str, int]
     modules: dict[str, ModuleCount]
@@ -132,6 +134,7 @@ def count_complexity(model: nn.Module, *inputs: Tensor | tuple[int, ...]) -> Com
         macs=total.macs,
         flops=total.flops,
         params=total.params,
+        constants=sum(buffer.numel() for buffer in model.buffers()),
         conv_macs=total.conv_macs,
         by_operator=dict(counter.by_operator),
         modules=modules,

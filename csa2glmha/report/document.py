@@ -34,6 +34,8 @@ def headline_rows(report: dict[str, Any]) -> list[Row]:
         _ratio_row("MACs", before["macs"], after["macs"], format_macs),
         _ratio_row("FLOPs", before["flops"], after["flops"], format_macs),
     ]
+    if after.get("constants"):
+        rows.insert(1, ("constants of the mask", "", format_params(after["constants"]), ""))
     latency = report.get("latency_ms")
     if latency:
         teacher, student = latency["teacher"]["median"], latency["student"]["median"]

@@ -78,7 +78,7 @@ def spectral_comparison(
 def plot_spectra(path: Path, teacher: Tensor, student: Tensor, truth: Tensor | None) -> None:
     """Write a PNG of the spectra of teacher, student and truth (bands, H, W) at a few pixels.
 
-    They are the most colourful pixels, one in each part of the image.
+    They are the most colourful pixels that are apart from each other.
     """
     pixels = colourful_pixels(teacher, PIXELS_SHOWN)
     figure = Figure(figsize=(3.4 * (1 + len(pixels)), 3.2), dpi=110, layout="constrained")
@@ -111,16 +111,15 @@ def plot_spectra(path: Path, teacher: Tensor, student: Tensor, truth: Tensor | N
 
 
 def colourful_pixels(cube: Tensor, count: int) -> list[tuple[int, int]]:
-    """The pixel (row, column) of the most uneven spectrum in each of ``count`` vertical strips."""
-    smooth = F.avg_pool2d(cube.unsqueeze(0).float(), 5, 1, 2)[0]
-    uneven = smooth.std(0)
-    width = cube.shape[2]
+    """Pixels (row, column) of the most uneven spectra of (bands, H, W), away from each other."""
+    uneven = F.avg_pool2d(cube.unsqueeze(0).float(), 5, 1, 2)[0].std(0)
+    height, width = uneven.shape
+    apart = max(min(height, width) // 4, 1)
     found = []
-    for strip in range(count):
-        left, right = width * strip // count, max(width * (strip + 1) // count, width * strip // count + 1)
-        index = int(uneven[:, left:right].argmax())
-        row, column = divmod(index, min(right, width) - left)
-        found.append((row, left + column))
+    for _ in range(count):
+        row, column = divmod(int(uneven.argmax()), width)
+        found.append((row, column))
+        uneven[max(row - apart, 0) : row + apart, max(column - apart, 0) : column + apart] = -1
     return found
 
 
