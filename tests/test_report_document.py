@@ -53,7 +53,8 @@ REPORT: dict[str, Any] = {
         {
             "name": "latent.0.attn", "heads": 8, "head_channels": 48, "rank_q": 48, "rank_k": 8, "rank_v": 8,
             "route": "logits from maps",
-            "macs_before": 612_000_000, "macs_after": 200_000_000, "params_before": 602_000, "params_after": 190_000,
+            "macs_before": 612_000_000, "macs_after": 200_000_000,
+            "params_before": 602_000, "params_after": 190_000,
             "key_error": [0.01, 0.25, 0.1], "row_error": [], "value_error": [0.02],
             "logit_error": 0.1, "guide_explained": 0.4,
         },
