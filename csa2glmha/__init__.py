@@ -14,14 +14,14 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "convert", "load"]
 
 if TYPE_CHECKING:
-    from csa2glmha.convert import convert
+    from csa2glmha.pipeline import convert
     from csa2glmha.storage import load
 
 
 def __getattr__(name: str) -> Any:
     # Resolved on first use: `csa2glmha --help` and --version need not wait for PyTorch.
     if name == "convert":
-        from csa2glmha.convert import convert
+        from csa2glmha.pipeline import convert
 
         return convert
     if name == "load":

@@ -100,7 +100,7 @@ def convert(
 
     Example: csa2glmha convert denoiser.pth --rank 8 --data photos --degrade noise:25
     """
-    from csa2glmha.convert import run_conversion
+    from csa2glmha.pipeline import run_conversion
     from csa2glmha.report.document import headline
 
     values = {} if recipe is None else read_recipe(recipe)
@@ -138,7 +138,7 @@ def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def distill(student: Path, teacher: Path, output: Path | None, overwrite: bool, **given: Any) -> None:
     """Fine-tune STUDENT against its teacher on your own images."""
-    from csa2glmha.convert import distill_file
+    from csa2glmha.pipeline import distill_file
 
     options = make_options(**given_only(given))
     written, result = distill_file(student, teacher, output, overwrite, options)
@@ -154,7 +154,7 @@ def distill(student: Path, teacher: Path, output: Path | None, overwrite: bool, 
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def export(student: Path, output: Path | None, opset: int | None, overwrite: bool) -> None:
     """Export STUDENT (or an unconverted checkpoint) to ONNX and compare it with PyTorch."""
-    from csa2glmha.convert import export_file
+    from csa2glmha.pipeline import export_file
 
     result = export_file(student, output, opset, overwrite)
     for size in result.parity:
@@ -187,7 +187,7 @@ def evaluate(model: Path, teacher: Path | None, crop: int | None, as_json: bool,
 @settings("device", "seed")
 def demo(**given: Any) -> None:
     """Compress the small denoiser that comes with the package, in a few minutes."""
-    from csa2glmha.convert import run_conversion
+    from csa2glmha.pipeline import run_conversion
     from csa2glmha.embedded import demo_options, embedded_teacher
     from csa2glmha.report.document import headline
 

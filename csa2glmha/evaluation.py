@@ -79,8 +79,9 @@ def evaluate_file(
         raise UsageError(f"--crop {crop}: give a side in pixels, e.g. 256")
     opened = open_model(model, options.device)
     reference = None if teacher is None else open_model(teacher, options.device).run
-    examples = (_cassi if opened.architecture == "mst" else _images)(opened, options, teacher, crop)
-    spectral = is_spectral(opened.channels, opened.bands)
+    cassi = opened.architecture == "mst"
+    examples = (_cassi if cassi else _images)(opened, options, teacher, crop)
+    spectral = cassi or is_spectral(opened.channels, opened.bands)
     meters = {name: QualityMeter(spectral) for name in ("input", "truth", "teacher")}
     for index in progress(range(len(examples)), what="evaluating", unit="image"):
         example = examples[index]

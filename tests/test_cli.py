@@ -277,7 +277,7 @@ def test_full_disk_leaves_nothing_half_written(checkpoint: Path, photos: Path, t
     """A limit on file sizes stands in for the full disk: writes fail half-way just the same."""
     output = tmp_path / "out"
     limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    limited += "from csa2glmha.cli import main; import torch, csa2glmha.convert; "
+    limited += "from csa2glmha.cli import main; import torch, csa2glmha.pipeline; "
     limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000)); main()"
     arguments = ["convert", checkpoint, "--rank", "3", "--data", photos, "--degrade", "noise:25"]
     command = [sys.executable, "-c", limited, *arguments, "--no-distill", *QUICK, "-o", output]

@@ -288,24 +288,32 @@ def open_scenes(
 def folder_kind(folder: Path, mat_key: str | None) -> str:
     """What a folder holds: "cubes" if there is a 3-D array file, "measurements" if a 2-D one, or "images".
 
-    TIFF files hold either: with 1, 3 or 4 channels they are images.
+    TIFF files hold any of these: with 1, 3 or 4 channels they are images.
 
     Raises:
         DataError: the folder is missing.
     """
-    planes = False
+    kind = "images"
     for _, path in _array_files(folder):
-        for ndim in (3, 2):
-            try:
-                shape = read_array(path, ndim, mat_key).shape
-            except DataError:
-                continue
-            if path.suffix.lower() in (".tif", ".tiff") and (ndim == 2 or min(shape) <= 4):
-                continue
-            if ndim == 3:
-                return "cubes"
-            planes = True
-    return "measurements" if planes else "images"
+        image_too = path.suffix.lower() in (".tif", ".tiff")
+        shapes = [shape for ndim in (3, 2) if (shape := _shape(path, ndim, mat_key)) is not None]
+        if not shapes:
+            # No array that fits, or several: reading it as a cube will say so.
+            kind = kind if image_too or kind == "measurements" else "cubes"
+        elif image_too and (len(shapes[0]) == 2 or min(shapes[0]) <= 4):
+            continue
+        elif len(shapes[0]) == 3:
+            return "cubes"
+        else:
+            kind = "measurements"
+    return kind
+
+
+def _shape(path: Path, ndim: int, mat_key: str | None) -> tuple[int, ...] | None:
+    try:
+        return tuple(read_array(path, ndim, mat_key).shape)
+    except DataError:
+        return None
 
 
 def _array_files(folder: Path) -> list[tuple[str, Path]]:

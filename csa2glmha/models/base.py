@@ -19,7 +19,7 @@ class RestorationModel(nn.Module):
     #: Names of the inputs in call order; they become the names in the ONNX file.
     input_names: tuple[str, ...] = ("input",)
     #: Feature maps are halved this often, so heights and widths are padded to this multiple inside.
-    size_multiple: ClassVar[int] = 8
+    size_multiple: int = 8
     #: Height and width, where the network holds for one size only.
     fixed_size: tuple[int, int] | None = None
 

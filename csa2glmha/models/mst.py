@@ -126,8 +126,6 @@ class MST(SpectralUNet, RestorationModel):
 
     architecture = "mst"
     input_names: tuple[str, ...] = ("input", "mask")
-    #: Of the published three levels. Inputs are not padded: the mask would no longer fit the scene.
-    size_multiple = 4
 
     def __init__(
         self,
@@ -143,6 +141,8 @@ class MST(SpectralUNet, RestorationModel):
             guides=1 if fixed is None else 0,
         )
         self.hyperparameters = {"dim": dim, "num_blocks": list(num_blocks)}
+        # Inputs are not padded: the mask would no longer fit the scene.
+        self.size_multiple = 2 ** (len(num_blocks) - 1)
         if fixed is not None:
             self._fix_size(fixed)
 
@@ -189,7 +189,7 @@ class MST(SpectralUNet, RestorationModel):
         if self.fixed_size is not None:
             self._check_fixed(cube, mask)
             return
-        multiple = 2 ** (len(self.hyperparameters["num_blocks"]) - 1)
+        multiple = self.size_multiple
         batch, channels, height, width = cube.shape
         if channels != self.in_channels or height % multiple or width % multiple:
             raise DataError(
@@ -232,7 +232,7 @@ def bake_mask(model: MST, mask: Tensor) -> MST:
         DataError: the mask's shape does not fit the network.
     """
     width = mask.shape[-1] - DISPERSION * (model.in_channels - 1)
-    multiple = 2 ** len(model.encoder_layers)
+    multiple = model.size_multiple
     if (
         mask.ndim != 4
         or tuple(mask.shape[:2]) != (1, model.in_channels)
