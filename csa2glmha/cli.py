@@ -187,8 +187,8 @@ def evaluate(model: Path, teacher: Path | None, crop: int | None, as_json: bool,
 @settings("device", "seed")
 def demo(**given: Any) -> None:
     """Compress the small denoiser that comes with the package, in a few minutes."""
-    from csa2glmha.pipeline import run_conversion
     from csa2glmha.embedded import demo_options, embedded_teacher
+    from csa2glmha.pipeline import run_conversion
     from csa2glmha.report.document import headline
 
     options = make_options(**demo_options(), **given_only(given))

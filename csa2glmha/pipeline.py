@@ -210,7 +210,8 @@ def _distill(
     settings = distill_settings(options)
     if isinstance(student, MST) and options.mask is not None:
         freeze_mask_branch(student)
-    held = data.calibration(options.calibration_size, HELD_OUT_CROPS, options.seed + 1, held_out=True)
+    side = data.judging_size(options.calibration_size)
+    held = data.calibration(side, HELD_OUT_CROPS, options.seed + 1, held_out=True)
     batches = data.training(settings.crop, options.seed + 2)
     result = distill(student, teacher, batches, teacher_outputs(teacher, held), settings, say)
     gained = result.after - result.before

@@ -76,6 +76,10 @@ class Data(Protocol):
         """Height and width of the examples where a side of ``size`` is asked for."""
         ...
 
+    def judging_size(self, size: int) -> int:
+        """Side of the crops that decide which weights are kept, where calibration takes ``size``."""
+        ...
+
     def calibration(self, size: int, count: int, seed: int, held_out: bool = False) -> list[Inputs]:
         """Inputs of ``count`` crops of side ``size`` in batches of two, spread evenly over the images."""
         ...

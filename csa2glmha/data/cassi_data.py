@@ -27,6 +27,9 @@ from csa2glmha.errors import DataError, UsageError
 from csa2glmha.models.mst import DISPERSION
 from csa2glmha.progress import progress
 
+#: Largest side of what distillation is judged on.
+MAX_JUDGING_SIZE = 256
+
 
 @dataclass
 class Measurements:
@@ -189,6 +192,14 @@ class CassiData:
                 f"{option} {size}: does not fit a mask of {_size(self.mask)}; give a multiple of "
                 f"{self.multiple} up to {largest}"
             )
+
+    def judging_size(self, size: int) -> int:
+        """All of the mask, as far as time allows.
+
+        What helps on small parts of it need not help on the whole: on MST-S, 320 steps on parts of 96 x 96
+        brought students 1.3 dB closer to the teacher there, and no closer on 256 x 256.
+        """
+        return min(*self.mask.shape, MAX_JUDGING_SIZE) // self.multiple * self.multiple
 
     def calibration(self, size: int, count: int, seed: int, held_out: bool = False) -> list[Inputs]:
         """As :meth:`csa2glmha.data.batches.Data.calibration`, every batch through a part of the mask."""

@@ -101,6 +101,10 @@ class ImageData:
         """A square."""
         return size, size
 
+    def judging_size(self, size: int) -> int:
+        """The same: any size will do."""
+        return size
+
     def calibration(self, size: int, count: int, seed: int, held_out: bool = False) -> list[Inputs]:
         """As :meth:`csa2glmha.data.batches.Data.calibration`."""
         images = self.held_out if held_out else self.train
