@@ -15,8 +15,9 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from csa2glmha import __version__
-from csa2glmha.errors import Csa2GlmhaError
+from csa2glmha.errors import Csa2GlmhaError, InterruptedRunError, UsageError
 from csa2glmha.options import ConvertOptions, make_options, read_recipe
+from csa2glmha.progress import is_first_process
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 EXISTING = click.Path(path_type=Path)
@@ -166,7 +167,6 @@ def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
 def distill(student: Path, teacher: Path, output: Path | None, overwrite: bool, **given: Any) -> None:
     """Fine-tune STUDENT against its teacher on your own images."""
     from csa2glmha.convert import distill_file
-    from csa2glmha.progress import is_first_process
 
     options = make_options(**given_only(given))
     written, result = distill_file(student, teacher, output, overwrite, options)
@@ -259,7 +259,9 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"csa2glmha: {' '.join(message.split())}", err=True)
+    # Of several processes all see a wrong option or an interrupt; other failures may be those of one.
+    if is_first_process() or code not in (UsageError.exit_code, InterruptedRunError.exit_code):
+        click.echo(f"csa2glmha: {' '.join(message.split())}", err=True)
     return code
 
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def is_first_process() -> bool:
-    """Whether this is the one that talks, of several that a launcher such as ``accelerate launch`` started."""
+    """Whether this is the one that talks and writes, of several that a launcher may have started."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -170,7 +170,15 @@ class _Training:
         """As far as it got."""
         at = self.at
         return DistillResult(
-            at.taken, self.seconds, at.before, at.psnr, at.best_step, at.skipped, at.stopped, at.stages, at.curve
+            at.taken,
+            self.seconds,
+            at.before,
+            at.psnr,
+            at.best_step,
+            at.skipped,
+            at.stopped,
+            at.stages,
+            at.curve,
         )
 
     # --- a stage
@@ -297,7 +305,7 @@ class _Training:
 
         def backward(loss: Tensor) -> None:
             loss = loss / len(parts)
-            (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+            (loss if scaler is None else scaler.scale(loss)).backward()
 
         seen = [stage.accumulate(part, backward) for part in parts]
         known = [error for _, error in seen if error is not None]
@@ -314,9 +322,9 @@ class _Training:
             self.say(f"step {at.taken}: loss or gradient is not finite, the step is skipped")
         if at.skipped_in_a_row == MAX_SKIPPED:
             at.stopped = (
-                f"stopped at step {at.taken}: loss or gradient was not finite {MAX_SKIPPED} times in a row, the "
-                "best weights before that are kept; lower --learning-rate, give --precision fp32, or look for "
-                "invalid images"
+                f"stopped at step {at.taken}: loss or gradient was not finite {MAX_SKIPPED} times in a row; "
+                "the best weights before that are kept. Lower --learning-rate, give --precision fp32, or "
+                "look for invalid images"
             )
             self.say(at.stopped)
 

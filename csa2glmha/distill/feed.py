@@ -41,18 +41,13 @@ def feed(
     loader = DataLoader(
         parts,
         batch_size=None,
-        sampler=count(step * settings.accumulate),  # type: ignore[arg-type]  # an endless one has no length
+        sampler=count(step * settings.accumulate),  # endless
         num_workers=settings.workers,
         worker_init_fn=_leave_signals_to_the_trainer,
-        collate_fn=_as_it_is,
     )
     following = iter(loader)
     while True:
         yield [next(following) for _ in range(settings.accumulate)]
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

@@ -43,7 +43,9 @@ class TrainingLog:
         append: go on with what is there; otherwise it is replaced.
     """
 
-    def __init__(self, path: Path | None = None, tensorboard: Path | None = None, append: bool = False) -> None:
+    def __init__(
+        self, path: Path | None = None, tensorboard: Path | None = None, append: bool = False
+    ) -> None:
         self.path, self._tensorboard, self._append = path, tensorboard, append
         self._file: Any = None
         self._writer: SummaryWriter | None = None

@@ -98,7 +98,9 @@ class LayerStage:
     ) -> None:
         self._teacher, self._processes, self._loss = teacher, processes, LOSSES[settings.loss]
         self._pairs = approximate_layers(student, teacher)
-        self._scales = output_deviations({name: pair[1] for name, pair in self._pairs.items()}, teacher, held_out)
+        self._scales = output_deviations(
+            {name: pair[1] for name, pair in self._pairs.items()}, teacher, held_out
+        )
         self.parameters = [
             parameter
             for module, _ in self._pairs.values()

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from csa2glmha.checkpoint import write_safetensors
-from csa2glmha.errors import CheckpointError, OutputError, UsageError
+from csa2glmha.errors import CheckpointError, InterruptedRunError, OutputError, UsageError
 from csa2glmha.files import atomic_path, sha256_of
 
 FORMAT, FORMAT_VERSION = "csa2glmha-state", 1
 POSITION_FILE, TENSOR_FILE = "state.json", "tensors.safetensors"
+#: Beside the states, the student that the training began with, where that is needed in the end.
+INITIAL_FILE = "initial.safetensors"
 KEPT = 2
 
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
@@ -157,7 +159,7 @@ class StateFolder:
         """
         steps = self.steps()
         if not steps:
-            if self.path.exists():
+            if self.path.exists() and not (self.path.is_dir() and all(map(_is_ours, self.path.iterdir()))):
                 raise CheckpointError(
                     f"--resume: {self.path} holds no state of csa2glmha; move it away, or choose another "
                     "place with -o"
@@ -213,10 +215,15 @@ class StateFolder:
         """Delete the states, and the folder if nothing else is in it."""
         if not self.path.is_dir():
             return
-        for entry in self.path.iterdir():
-            name = entry.name.removeprefix(_DAMAGED_PREFIX)
-            if _STEP_FOLDER.fullmatch(name) or name.startswith(_TEMPORARY_PREFIX):
+        # Killed on the way, this leaves whole states or none.
+        for step in reversed(self.steps()):
+            with contextlib.suppress(OSError):
+                self._folder(step).rename(self.path / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        for entry in filter(_is_ours, list(self.path.iterdir())):
+            if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
         self._newest = None
@@ -277,6 +284,34 @@ class StateFolder:
                     f"--resume: {folder} is of another run: {name} was {_short(then)} and is {_short(now)}; "
                     "repeat that run's options, or start over with --overwrite and without --resume"
                 )
+
+
+@contextlib.contextmanager
+def resumable(path: Path) -> Iterator[None]:
+    """Turn an interrupt within into an error that says how to resume, if a folder has a state to do so.
+
+    Raises:
+        InterruptedRunError: instead of KeyboardInterrupt.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        steps = StateFolder(path, {}).steps()
+        if not steps:
+            raise
+        raise InterruptedRunError(
+            f"interrupted; the state of step {steps[0]} is in {path}: repeat the command with --resume to "
+            "continue"
+        ) from None
+
+
+def _is_ours(entry: Path) -> bool:
+    name = entry.name
+    if entry.is_dir():
+        return bool(
+            _STEP_FOLDER.match(name.removeprefix(_DAMAGED_PREFIX)) or name.startswith(_TEMPORARY_PREFIX)
+        )
+    return name == INITIAL_FILE or name.startswith(_TEMPORARY_PREFIX)
 
 
 def _state(position: Position, tensors: Mapping[str, Tensor], scaler: dict[str, Any]) -> State:
