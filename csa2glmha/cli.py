@@ -214,7 +214,7 @@ def evaluate(model: Path, teacher: Path | None, crop: int | None, as_json: bool,
     "-o", "--output", default="demo-output", show_default=True, metavar="DIR", help="Output folder."
 )
 @click.option("--overwrite", is_flag=True, help="Replace existing results.")
-@settings("device", "seed")
+@settings("resume", "device", "seed")
 def demo(**given: Any) -> None:
     """Compress the small denoiser that comes with the package, in a few minutes."""
     from csa2glmha.convert import run_conversion

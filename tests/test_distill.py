@@ -270,9 +270,7 @@ def test_a_stage_ends_early_only_when_the_rate_is_low_and_nothing_is_gained() ->
     assert ends(25, 50.0, 111.0)  # nothing but rounding is left
 
 
-def test_early_stop_ends_the_stage(
-    pair: Pair, held_out: HeldOut, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_early_stop_ends_the_stage(pair: Pair, held_out: HeldOut, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "gains_nothing_more", lambda scores, step, *_: step >= 3)
     result = train(pair, held_out, steps=20)
     # What the first stage leaves goes to the second.

@@ -243,7 +243,9 @@ def test_two_processes_train_as_one_with_the_doubled_batch(originals: Pair, tmp_
     assert results[0]["skipped"] == results[1]["skipped"] == expected.skipped == 1
     assert results[0]["after"] == results[1]["after"] == pytest.approx(expected.after, abs=1e-2)
     start = originals[1].state_dict()
-    assert max(float((value - start[name]).abs().max()) for name, value in student.state_dict().items()) > 3e-3
+    assert (
+        max(float((value - start[name]).abs().max()) for name, value in student.state_dict().items()) > 3e-3
+    )
     assert (tmp_path / "log").read_text().count('"end"') > 0
 
 
@@ -347,7 +349,9 @@ def complaint(log: Path, code: int, *arguments: Any) -> str:
 
 def test_distill_command_and_what_it_refuses(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     log, better = tmp_path / "log", tmp_path / "better.safetensors"
-    converted = start(log, "convert", checkpoint, "--rank", "3", "--no-distill", *QUICK, "-o", tmp_path / "out")
+    converted = start(
+        log, "convert", checkpoint, "--rank", "3", "--no-distill", *QUICK, "-o", tmp_path / "out"
+    )
     assert converted.wait(timeout=120) == 0, log.read_text()
     common = ["distill", tmp_path / "out" / "student.safetensors", "--teacher", checkpoint, "--data", photos]
     common += [*TRAINING, "--calibration-size", "32"][:-2] + ["-o", better]

@@ -118,7 +118,9 @@ def test_it_repairs_what_was_broken(pair: Pair) -> None:
             layer = student.get_submodule(name)
             layer.output.mul_(0.3)  # type: ignore[operator, union-attr]
     others = {name: value for name, value in weights(student).items() if not name.startswith(APPROXIMATE)}
-    result = distill(student, teacher, Crops(), held_out, settings(steps=60, learning_rate=1e-2, stages="layers"))
+    result = distill(
+        student, teacher, Crops(), held_out, settings(steps=60, learning_rate=1e-2, stages="layers")
+    )
     assert result.after > result.before + 1
     for name, value in others.items():
         assert torch.equal(student.state_dict()[name], value), name
