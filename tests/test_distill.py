@@ -310,7 +310,7 @@ def test_many_in_a_row_end_the_training_with_the_best_weights(pair: Pair, held_o
 
 
 def test_a_skipped_step_leaves_weights_and_moments_alone(pair: Pair, held_out: HeldOut) -> None:
-    teacher, student = pair
+    student = pair[1]
     before = weights(student)
     result = train(pair, held_out, Crops(bad=range(100)), steps=5)
     assert result.skipped == 5 and result.after == result.before
@@ -329,7 +329,7 @@ class Interrupting(Crops):
 
 @pytest.mark.parametrize("learning_rate", [1e-3, 1.0])
 def test_interrupt_leaves_the_best_weights(pair: Pair, held_out: HeldOut, learning_rate: float) -> None:
-    teacher, student = pair
+    student = pair[1]
     before, start = agreement(student, held_out), weights(student)
     with pytest.raises(KeyboardInterrupt):
         train(pair, held_out, Interrupting(), learning_rate=learning_rate)

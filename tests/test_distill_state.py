@@ -121,7 +121,7 @@ def test_all_states_damaged(tmp_path: Path) -> None:
     for step in (5, 10):
         (tmp_path / "state" / f"step-{step:08d}" / "state.json").write_text("{}")
     before = contents(tmp_path)
-    with pytest.raises(Csa2GlmhaError, match="every state in .* is damaged") as caught:
+    with pytest.raises(Csa2GlmhaError, match=r"every state in .* is damaged") as caught:
         folder(tmp_path).load()
     assert "nothing was deleted" in message_of(caught) and caught.value.exit_code == 1
     assert contents(tmp_path) == before
@@ -209,7 +209,7 @@ def test_a_full_disk_keeps_earlier_states(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
-    with pytest.raises(Csa2GlmhaError, match="cannot save a state in .*: No space left on device") as caught:
+    with pytest.raises(Csa2GlmhaError, match=r"cannot save a state in .*: No space left on device") as caught:
         states.save(make_state(15))
     message_of(caught)
     assert contents(tmp_path) == before
