@@ -23,6 +23,8 @@ def __getattr__(name: str) -> Any:
     if name == "convert":
         from csa2glmha.convert import convert
 
+        # The import above left the module of that name here.
+        globals()[name] = convert
         return convert
     if name == "load":
         from csa2glmha.storage import load

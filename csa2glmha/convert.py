@@ -27,6 +27,7 @@ from csa2glmha.distill.job import (
     STATE_FOLDER,
     DistillJob,
     check_training,
+    check_truth,
     find_state,
     identity_of,
     load_initial,
@@ -109,6 +110,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     exact = all(config.full for config in configs.values())
     distilled = not exact and options.distill and options.distill_steps != 0
     data = open_data(teacher, options)
+    check_truth(options, data, teacher.out_channels)
     layer_configs = {name: config.to_json() for name, config in configs.items()}
     identity = identity_of(options, data, {"the teacher": loaded.checkpoint.sha256, "layers": layer_configs})
     states = StateFolder(output / STATE_FOLDER, identity, options.state_minutes, say)
@@ -320,6 +322,7 @@ def _distill_file(
         )
     _check_mask(student, loaded.checkpoint.metadata.get("mask_sha256"), options.mask)
     data = open_data(original.model, options)
+    check_truth(options, data, original.model.out_channels)
     hashes = {"the teacher": original.checkpoint.sha256, "the student": loaded.checkpoint.sha256}
     states = StateFolder(
         _beside(output, STATE_FOLDER), identity_of(options, data, hashes), options.state_minutes, say

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from csa2glmha.distill import DistillResult, HeldOut, TrainingLog, agreement, distill, schedule
+from csa2glmha.distill import DistillResult, HeldOut, StateFolder, TrainingLog, agreement, distill, schedule
 from csa2glmha.distill import engine as engine_module
 from csa2glmha.distill.held_out import errors
-from csa2glmha.errors import UsageError
+from csa2glmha.errors import DataError, UsageError
 from csa2glmha.models.restormer import Restormer
 from tests.conftest import MakeRestormer
 from tests.distilling import Crops, assert_same, make_held_out, make_pair, settings, weights
@@ -201,6 +201,45 @@ def test_truth_has_its_weight(pair: Pair, held_out: HeldOut) -> None:
 def test_truth_that_is_not_there(pair: Pair, held_out: HeldOut) -> None:
     with pytest.raises(UsageError, match="--truth-weight: these images come without a ground truth"):
         train(pair, held_out, truth_weight=0.1)
+
+
+# --- data that fails
+
+
+class Failing(Crops):
+    def batch(self, step: int, first: int, count: int) -> Any:
+        if step == 7:
+            raise DataError("photos/a.png: cannot be read; check it")
+        return super().batch(step, first, count)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_fails_says_so_and_keeps_the_state(
+    pair: Pair, held_out: HeldOut, tmp_path: Path, workers: int
+) -> None:
+    teacher, student = pair
+    states = StateFolder(tmp_path / "state", {})
+    with pytest.raises(DataError, match=r"^photos/a.png: cannot be read; check it$"):
+        distill(student, teacher, Failing(), held_out, settings(workers=workers), states=states)
+    assert states.steps() == [7, 0]
+
+
+# --- half precision
+
+
+def test_a_scaled_loss_gives_the_same_steps(
+    pair: Pair, held_out: HeldOut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fp16 needs a GPU for, in float32 on the CPU."""
+    teacher, student = pair
+    twin = copy.deepcopy(student)
+    train((teacher, student), held_out, Crops(bad=range(3, 5)), steps=8)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    monkeypatch.setattr(engine_module.Processes, "scaler", scaler)
+    result = train((teacher, twin), held_out, Crops(bad=range(3, 5)), steps=8)
+    for name, value in student.state_dict().items():
+        torch.testing.assert_close(twin.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    assert result.skipped == 2 and scaler.get_scale() == 256.0  # halved by each
 
 
 # --- budget and early stop

@@ -306,7 +306,7 @@ def wait_for_state(process: subprocess.Popen[str], folder: Path, step: int, log:
         time.sleep(0.02)
 
 
-def test_convert_killed_interrupted_and_resumed(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+def test_convert_killed_and_resumed(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     common = ["convert", checkpoint, "--rank", "3", "--data", photos, *TRAINING, *QUICK]
     common += ["--distill-steps", "40", "--state-minutes", "0"]
@@ -317,14 +317,7 @@ def test_convert_killed_interrupted_and_resumed(checkpoint: Path, photos: Path, 
     wait_for_state(killed, output / "state", 3, log)
     killed.kill()
     killed.wait()
-
-    stopped = start(log, *common, "-o", output, "--resume")
-    wait_for_state(stopped, output / "state", taken(output) + 3, log)
-    stopped.send_signal(signal.SIGTERM)
-    assert stopped.wait(timeout=60) == 130, log.read_text()
-    assert "repeat the command with --resume to continue" in log.read_text()
     assert not (output / "student.safetensors").exists()
-
     ended = start(log, *common, "-o", output, "--resume")
     assert ended.wait(timeout=120) == 0, log.read_text()
     assert undisturbed.wait(timeout=120) == 0, log.read_text()
@@ -358,8 +351,9 @@ def test_distill_command_and_what_it_refuses(checkpoint: Path, photos: Path, tmp
     begun = [*common, "--distill-steps", "100000"]
     process = start(log, *begun)
     wait_for_state(process, tmp_path / "better-state", 0, log)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 130, log.read_text()
+    assert "repeat the command with --resume to continue" in log.read_text().splitlines()[-1]
 
     assert "--resume to continue it" in complaint(log, 1, *begun)
     changed = complaint(log, 2, *common, "--distill-steps", "6", "--resume")
@@ -393,6 +387,15 @@ def test_requests_that_make_no_sense(
         cli.main()
     line = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 2 and expected in line and line.startswith("csa2glmha: ")
+    assert not output.exists()
+
+
+def test_a_truth_that_is_not_there_is_missed_before_any_work(
+    checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(Csa2GlmhaError, match="--truth-weight: these images come without a ground truth"):
+        convert(checkpoint, data=photos, truth_weight=0.1, output=output, crop=32)
     assert not output.exists()
 
 

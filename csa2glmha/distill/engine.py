@@ -25,10 +25,9 @@ from csa2glmha.distill.log import STEPS_PER_ENTRY, TrainingLog
 from csa2glmha.distill.processes import Processes
 from csa2glmha.distill.result import DistillResult
 from csa2glmha.distill.settings import END, LAYERS, DistillSettings
-from csa2glmha.distill.stages import Stage, approximate_layers, known_truth, make_stage
+from csa2glmha.distill.stages import Stage, approximate_layers, make_stage
 from csa2glmha.distill.state import Position, State, StateFolder
-from csa2glmha.errors import CheckpointError, OutputError
-from csa2glmha.models.base import run
+from csa2glmha.errors import CheckpointError, Csa2GlmhaError, OutputError
 from csa2glmha.progress import manual_progress
 
 #: Steps that are timed, and kept, before the length of a stage is known; the first is left out of the median,
@@ -138,10 +137,6 @@ class _Training:
             self.started -= self.at.seconds
             self.log.write("resume", step=self.at.taken)
             return
-        if self.settings.truth_weight and END in self.names:
-            batch = self.batches.batch(0, 0, 1)
-            with torch.no_grad():
-                known_truth(batch, run(self.teacher, batch.inputs))
         self.processes.same_weights(self.student)
         self.best = _copy(self.student)
         at = self.at
@@ -162,6 +157,8 @@ class _Training:
                 self.run_stage(self.names[at.stage], stop, state)
                 state = None
             self.save(None)
+            if stop.made:
+                raise KeyboardInterrupt
         result = self.result()
         self.log.write("end", **result.to_json())
         return result
@@ -229,7 +226,11 @@ class _Training:
             bar.initial = bar.n = at.step
             while at.planned is None or (at.step < at.planned and not at.ended and not at.stopped):
                 began = time.monotonic()
-                stopping = self.step(name, stage, optimizer, following, stop)
+                try:
+                    stopping = self.step(name, stage, optimizer, following, stop)
+                except Csa2GlmhaError:  # of the data: weights and position are still those of the last step
+                    self.save(optimizer)
+                    raise
                 if at.step == at.planned or (
                     at.planned is not None and at.step % schedule.evaluation_interval(at.planned) == 0
                 ):

@@ -16,7 +16,8 @@ from csa2glmha.distill.held_out import HeldOut, teacher_outputs
 from csa2glmha.distill.log import TrainingLog, check_tensorboard
 from csa2glmha.distill.processes import check_precision, launched_processes
 from csa2glmha.distill.result import DistillResult
-from csa2glmha.distill.settings import DistillSettings
+from csa2glmha.distill.settings import LAYERS, DistillSettings
+from csa2glmha.distill.stages import known_truth
 from csa2glmha.distill.state import INITIAL_FILE, State, StateFolder
 from csa2glmha.errors import CheckpointError
 from csa2glmha.files import sha256_of
@@ -70,6 +71,14 @@ def check_training(options: ConvertOptions, device: torch.device) -> None:
         check_tensorboard()
 
 
+def check_truth(options: ConvertOptions, data: Data, channels: int) -> None:
+    """Raise UsageError if a ground truth of so many channels is to be learned and there is none."""
+    if options.truth_weight and options.distill_stages != LAYERS:
+        sample = data.training(options.crop, options.seed + 2).batch(0, 0, 1)
+        height_and_width = sample.inputs[0].shape[-2:]
+        known_truth(sample, torch.empty(1, channels, *height_and_width))
+
+
 def identity_of(options: ConvertOptions, data: Data, more: Mapping[str, Any]) -> dict[str, Any]:
     """What a run must share with a state to go on from it, by the name that the user knows it by.
 
@@ -78,11 +87,16 @@ def identity_of(options: ConvertOptions, data: Data, more: Mapping[str, Any]) ->
         data: the numbers of its images count.
         more: hashes and shapes of the networks.
     """
-    values = options.model_dump(mode="json", exclude=_FREE | {"batch", "accumulate"})
+    ranks = {name for name in ConvertOptions.model_fields if name.startswith("rank")}
+    values = options.model_dump(mode="json", exclude=_FREE | {"batch", "accumulate"} | ranks)
     for name in ("data", "targets", "mask"):
         path = getattr(options, name)
         values[name] = None if path is None else str(path.resolve())
-    identity = {**more, **{"--" + name.replace("_", "-"): value for name, value in values.items()}}
+    identity = {
+        "the ranks": str(options.ranks),
+        **more,
+        **{"--" + name.replace("_", "-"): value for name, value in values.items()},
+    }
     identity["the number of images a step"] = options.batch * options.accumulate * launched_processes()
     identity["the number of images"] = [data.training_images, data.held_out_images]
     if options.mask is not None:
