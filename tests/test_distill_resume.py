@@ -331,16 +331,22 @@ def test_convert_killed_and_resumed(checkpoint: Path, photos: Path, tmp_path: Pa
     assert reports[0]["distillation"]["curve"][-1]["psnr"] == reports[1]["distillation"]["curve"][-1]["psnr"]
 
 
-def complaint(log: Path, code: int, *arguments: Any) -> str:
-    log.unlink(missing_ok=True)
-    assert start(log, *arguments).wait(timeout=60) == code, log.read_text()
-    assert "Traceback" not in log.read_text()
-    lines = [line for line in log.read_text().splitlines() if line.startswith("csa2glmha: ")]
-    assert len(lines) == 1
+def complaint(capsys: pytest.CaptureFixture[str], code: int, *arguments: Any) -> str:
+    """Run a command that must fail in this process; returns its one line."""
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["csa2glmha", *map(str, arguments)])
+        cli.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == code, error
+    lines = [line for line in error.splitlines() if line.startswith("csa2glmha: ")]
+    assert len(lines) == 1 and "Traceback" not in error
     return lines[0]
 
 
-def test_distill_command_and_what_it_refuses(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+def test_distill_command_and_what_it_refuses(
+    checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log, better = tmp_path / "log", tmp_path / "better.safetensors"
     converted = start(
         log, "convert", checkpoint, "--rank", "3", "--no-distill", *QUICK, "-o", tmp_path / "out"
@@ -355,10 +361,10 @@ def test_distill_command_and_what_it_refuses(checkpoint: Path, photos: Path, tmp
     assert process.wait(timeout=60) == 130, log.read_text()
     assert "repeat the command with --resume to continue" in log.read_text().splitlines()[-1]
 
-    assert "--resume to continue it" in complaint(log, 1, *begun)
-    changed = complaint(log, 2, *common, "--distill-steps", "6", "--resume")
+    assert "--resume to continue it" in complaint(capsys, 1, *begun)
+    changed = complaint(capsys, 2, *common, "--distill-steps", "6", "--resume")
     assert "--distill-steps was 100000 and is 6" in changed
-    assert "--seed was 0 and is 1" in complaint(log, 2, *begun, "--resume", "--seed", "1")
+    assert "--seed was 0 and is 1" in complaint(capsys, 2, *begun, "--resume", "--seed", "1")
     assert not better.exists()
 
     done = start(log, *common, "--distill-steps", "6", "--overwrite")
@@ -382,12 +388,17 @@ def test_requests_that_make_no_sense(
     arguments: list[str], expected: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["csa2glmha", "convert", str(checkpoint), "-o", str(output), *arguments])
-        cli.main()
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert ended.value.code == 2 and expected in line and line.startswith("csa2glmha: ")
+    assert expected in complaint(capsys, 2, "convert", checkpoint, "-o", output, *arguments)
     assert not output.exists()
+
+
+def test_a_budget_replaces_that_of_the_recipe(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("distill_minutes: 6")
+    arguments = ["convert", checkpoint, "--recipe", recipe, "--distill-steps", "5", "--data", "/no/such"]
+    assert "/no/such" in complaint(capsys, 1, *arguments, "-o", tmp_path / "out")
 
 
 def test_a_truth_that_is_not_there_is_missed_before_any_work(
