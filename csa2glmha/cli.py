@@ -15,8 +15,9 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from csa2glmha import __version__
-from csa2glmha.errors import Csa2GlmhaError
+from csa2glmha.errors import Csa2GlmhaError, InterruptedRunError, UsageError
 from csa2glmha.options import ConvertOptions, make_options, read_recipe
+from csa2glmha.progress import is_first_process
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 EXISTING = click.Path(path_type=Path)
@@ -39,12 +40,13 @@ def settings(*names: str) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         for name in reversed(names):
             field = ConvertOptions.model_fields[name]
-            shown = "" if field.default is None else f" [default: {field.default}]"
-            option = click.option(
-                "--" + name.replace("_", "-"),
-                metavar=METAVARS.get(name, "N"),
-                help=f"{field.description}{shown}",
-            )
+            flag = "--" + name.replace("_", "-")
+            if field.annotation is bool:
+                option = click.option(flag, is_flag=True, default=None, help=field.description)
+            else:
+                shown = "" if field.default is None else f" [default: {field.default}]"
+                metavar = METAVARS.get(name, "N")
+                option = click.option(flag, metavar=metavar, help=f"{field.description}{shown}")
             command = option(command)
         return command
 
@@ -64,12 +66,34 @@ METAVARS = {
     "mask": "FILE",
     "mat_key": "NAME",
     "distill_minutes": "M",
+    "distill_stages": "STAGES",
     "learning_rate": "RATE",
+    "loss": "NAME",
+    "truth_weight": "W",
+    "precision": "NAME",
+    "state_minutes": "M",
+    "tensorboard": "DIR",
     "device": "NAME",
 }
 RANKS = ("rank", "rank_q", "rank_k", "rank_v", "rank_pos")
 DATA = ("data", "targets", "degrade", "mask", "mat_key")
-TRAINING = ("distill_steps", "distill_minutes", "batch", "crop", "learning_rate")
+TRAINING = (
+    "distill_steps",
+    "distill_minutes",
+    "distill_stages",
+    "batch",
+    "accumulate",
+    "crop",
+    "learning_rate",
+    "loss",
+    "truth_weight",
+    "precision",
+    "activation_checkpointing",
+    "workers",
+    "resume",
+    "state_minutes",
+    "tensorboard",
+)
 
 
 def given_only(values: dict[str, Any]) -> dict[str, Any]:
@@ -105,6 +129,10 @@ def convert(
 
     values = {} if recipe is None else read_recipe(recipe)
     values |= given_only(given)
+    # One budget replaces the other.
+    for name, other in (("distill_steps", "distill_minutes"), ("distill_minutes", "distill_steps")):
+        if given[name] is not None and given[other] is None:
+            values.pop(other, None)
     # Flags can only switch from the default; what a recipe switched stays.
     values |= {"distill": False} if no_distill else {}
     values |= {"latency": False} if no_latency else {}
@@ -142,6 +170,8 @@ def distill(student: Path, teacher: Path, output: Path | None, overwrite: bool, 
 
     options = make_options(**given_only(given))
     written, result = distill_file(student, teacher, output, overwrite, options)
+    if not is_first_process():
+        return
     click.echo(f"steps: {result.steps}")
     click.echo(f"PSNR to teacher: {result.before:.2f} -> {result.after:.2f} dB on held-out crops")
     click.echo(f"student: {written}")
@@ -184,7 +214,7 @@ def evaluate(model: Path, teacher: Path | None, crop: int | None, as_json: bool,
     "-o", "--output", default="demo-output", show_default=True, metavar="DIR", help="Output folder."
 )
 @click.option("--overwrite", is_flag=True, help="Replace existing results.")
-@settings("device", "seed")
+@settings("resume", "device", "seed")
 def demo(**given: Any) -> None:
     """Compress the small denoiser that comes with the package, in a few minutes."""
     from csa2glmha.embedded import demo_options, embedded_teacher
@@ -229,7 +259,9 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"csa2glmha: {' '.join(message.split())}", err=True)
+    # Of several processes all see a wrong option or an interrupt; other failures may be those of one.
+    if is_first_process() or code not in (UsageError.exit_code, InterruptedRunError.exit_code):
+        click.echo(f"csa2glmha: {' '.join(message.split())}", err=True)
     return code
 
 

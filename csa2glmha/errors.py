@@ -31,5 +31,11 @@ class ExportError(Csa2GlmhaError):
     """The ONNX export failed, or its outputs disagree with PyTorch's."""
 
 
+class InterruptedRunError(Csa2GlmhaError):
+    """Ctrl-C or SIGTERM ended a run that can be resumed; the message says how."""
+
+    exit_code = 130
+
+
 class OutputError(Csa2GlmhaError):
     """A result cannot be written without losing something."""

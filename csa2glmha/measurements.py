@@ -12,7 +12,7 @@ import torch
 from csa2glmha import __version__
 from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.data.batches import Data
-from csa2glmha.distill.loop import DistillResult
+from csa2glmha.distill.result import DistillResult
 from csa2glmha.export.onnx import ExportReport
 from csa2glmha.export.runtime import Latency
 from csa2glmha.initialize import LayerFit

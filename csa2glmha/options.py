@@ -51,9 +51,27 @@ class ConvertOptions(BaseModel):
     distill: bool = Field(True, description="Fine-tune against the original.")
     distill_steps: int | None = Field(None, ge=0, description="Distillation steps, instead of minutes.")
     distill_minutes: float = Field(6.0, gt=0, le=1e6, description="Time for distillation.")
-    batch: int = Field(4, ge=1, description="Crops per distillation step.")
+    distill_stages: Literal["both", "layers", "end"] = Field(
+        "both", description="layers: each against the teacher's; end: the output against the teacher's; both."
+    )
+    batch: int = Field(4, ge=1, description="Crops per distillation step, on each process.")
+    accumulate: int = Field(1, ge=1, le=4096, description="Times as many, in parts one after another.")
     crop: int = Field(96, ge=16, le=4096, description="Their side in pixels.")
     learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of the distillation.")
+    loss: Literal["l1", "charbonnier", "l2"] = Field("l1", description="l1, charbonnier or l2.")
+    truth_weight: float = Field(
+        0.0, ge=0, le=1e6, description="Weight of the loss against the ground truth; the teacher's is 1."
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Arithmetic of the distillation: fp32, bf16 or fp16."
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Distil in less memory: compute activations twice instead of keeping them."
+    )
+    workers: int = Field(0, ge=0, le=256, description="Processes that make batches beside each trainer.")
+    resume: bool = Field(False, description="Continue an interrupted run where it was.")
+    state_minutes: float = Field(5.0, ge=0, le=1e6, description="Minutes between states to resume from.")
+    tensorboard: Path | None = Field(None, description="Folder for TensorBoard's curves.")
     input_size: int = Field(256, ge=8, le=16384, description="Image side for MACs, latency and quality.")
     device: str = Field("auto", description="auto (a GPU when there is one), cpu, cuda, cuda:N or mps.")
     seed: int = Field(0, ge=0, lt=2**31, description="Of everything random.")
@@ -84,6 +102,8 @@ def make_options(**values: Any) -> ConvertOptions:
     except ValidationError as error:
         raise UsageError(_first_problem(error)) from None
     _ = options.ranks
+    if options.distill_steps is not None and "distill_minutes" in options.model_fields_set:
+        raise UsageError("--distill-steps and --distill-minutes exclude each other: give one of them")
     if options.targets is not None and options.data is None:
         raise UsageError("--targets needs --data: the folder of the inputs that the targets belong to")
     if options.targets is not None and options.degrade is not None:

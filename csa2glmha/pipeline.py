@@ -21,22 +21,30 @@ from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.data.images import bundled_images, write_image
 from csa2glmha.data.open import CassiData, open_data
 from csa2glmha.device import resolve_device
-from csa2glmha.distill.loop import (
-    DistillResult,
-    DistillSettings,
-    distill,
-    teacher_outputs,
+from csa2glmha.distill import DistillResult, State, StateFolder
+from csa2glmha.distill.job import (
+    LOG_FILE,
+    STATE_FOLDER,
+    DistillJob,
+    check_training,
+    check_truth,
+    find_state,
+    identity_of,
+    load_initial,
+    save_initial,
 )
-from csa2glmha.errors import ExportError, UsageError
+from csa2glmha.distill.processes import launched_processes, process_device
+from csa2glmha.distill.state import resumable
+from csa2glmha.errors import ExportError, OutputError, UsageError
 from csa2glmha.export.onnx import ExportReport, export_onnx
 from csa2glmha.export.runtime import Latency, compare_latency
 from csa2glmha.files import atomic_path, ensure_writable, prepare_output_dir, sha256_of
 from csa2glmha.initialize import initialise_student
 from csa2glmha.measurements import Measurements, build_report
 from csa2glmha.models import RestorationModel
-from csa2glmha.models.mst import MST, bake_mask, freeze_mask_branch, unbake_mask
+from csa2glmha.models.mst import MST, bake_mask, unbake_mask
 from csa2glmha.options import ConvertOptions, make_options
-from csa2glmha.progress import say
+from csa2glmha.progress import is_first_process, say
 from csa2glmha.report.complexity import count_complexity
 from csa2glmha.report.document import PICTURE_FILE, REPORT_FILES, SPECTRA_FILE, write_report
 from csa2glmha.report.evaluate import judge, restore
@@ -44,10 +52,7 @@ from csa2glmha.report.pictures import comparison, plot_spectra, spectral_compari
 from csa2glmha.storage import load_model, save_student, student_metadata
 
 STUDENT_FILE, ONNX_FILE = "student.safetensors", "model.onnx"
-OUTPUT_FILES = (STUDENT_FILE, ONNX_FILE, *REPORT_FILES, PICTURE_FILE, SPECTRA_FILE)
-
-#: Crops that decide which weights distillation keeps.
-HELD_OUT_CROPS = 8
+OUTPUT_FILES = (STUDENT_FILE, ONNX_FILE, *REPORT_FILES, PICTURE_FILE, SPECTRA_FILE, LOG_FILE)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,18 @@ def convert(checkpoint: str | Path, **options: Any) -> Conversion:
 
 def run_conversion(checkpoint: Path, options: ConvertOptions) -> Conversion:
     """As :func:`convert`, with validated options. All checks come before any work."""
+    output = options.output or Path(default_output(checkpoint, options))
+    with resumable(output / STATE_FOLDER):
+        return _run_conversion(checkpoint, options, output)
+
+
+def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> Conversion:
+    if launched_processes() > 1:
+        raise UsageError(
+            "convert runs in one process; use convert --no-distill, and launch distill with several processes"
+        )
     device = resolve_device(options.device)
+    check_training(options, device)
     loaded = load_model(checkpoint)
     teacher = loaded.model
     layers = attention_layers(teacher)
@@ -92,25 +108,37 @@ def run_conversion(checkpoint: Path, options: ConvertOptions) -> Conversion:
         raise UsageError(f"{checkpoint}: is a student already; convert the teacher's checkpoint instead")
     configs = plan_layers(layers, options.ranks, options.attention)
     exact = all(config.full for config in configs.values())
-    output = options.output or Path(default_output(checkpoint, options))
+    distilled = not exact and options.distill and options.distill_steps != 0
     data = open_data(teacher, options)
-    prepare_output_dir(output, OUTPUT_FILES, options.overwrite)
+    check_truth(options, data, teacher.out_channels)
+    layer_configs = {name: config.to_json() for name, config in configs.items()}
+    identity = identity_of(options, data, {"the teacher": loaded.checkpoint.sha256, "layers": layer_configs})
+    states = StateFolder(output / STATE_FOLDER, identity, options.state_minutes, say)
+    state = _prepare_output(output, states, options, distilled)
     for note in (*loaded.checkpoint.notes, *data.notes):
         say(note)
 
     seconds: dict[str, float] = {}
     torch.manual_seed(options.seed)
     teacher.to(device).requires_grad_(False)
-    with _timed(seconds, "initialise"):
-        inputs = None if exact else _calibration_inputs(data, options)
-        student, fits = initialise_student(teacher, configs, inputs)
+    if state is not None:
+        student, fits, seconds["initialise"] = load_initial(states)
+        student.to(device)
+    else:
+        with _timed(seconds, "initialise"):
+            inputs = None if exact else _calibration_inputs(data, options)
+            student, fits = initialise_student(teacher, configs, inputs)
     examples = data.examples(options.input_size, options.seed)
     candidates = {"teacher": restore(teacher)}
     distillation = None
-    if not exact and options.distill and options.distill_steps != 0:
+    if distilled:
         candidates["initialisation"] = restore(copy.deepcopy(student))
-        with _timed(seconds, "distill"):
-            distillation = _distill(student, teacher, data, options)
+        if state is None:
+            states.clear()
+            metadata = student_metadata(student, loaded.checkpoint.sha256, options.seed, {})
+            save_initial(states, student, metadata, fits, seconds["initialise"])
+        distillation = DistillJob(options, data, states, output / LOG_FILE).run(student, teacher, state)
+        seconds["distill"] = distillation.seconds
     if options.mask is not None:
         student = _bake(student, data)
     candidates["student"] = restore(student)
@@ -139,7 +167,9 @@ def run_conversion(checkpoint: Path, options: ConvertOptions) -> Conversion:
     )
     save_student(output / STUDENT_FILE, student, metadata)
     for name in OUTPUT_FILES:
-        if name != STUDENT_FILE:  # what is left of an earlier run belongs to another student
+        if name != STUDENT_FILE and (
+            name != LOG_FILE or distillation is None
+        ):  # what is left of an earlier run belongs to another student
             (output / name).unlink(missing_ok=True)
     example = examples[0].inputs[0]
     with _timed(seconds, "export"):
@@ -156,6 +186,7 @@ def run_conversion(checkpoint: Path, options: ConvertOptions) -> Conversion:
     _write_pictures(output, teacher, student, examples[0], data.spectral)
     report = build_report(measured)
     write_report(output, report)
+    states.clear()
     return Conversion(student, report, output)
 
 
@@ -192,33 +223,29 @@ def _calibration_inputs(data: Data, options: ConvertOptions) -> list[Inputs]:
     return data.calibration(options.calibration_size, options.calibration_crops, options.seed)
 
 
-def distill_settings(options: ConvertOptions) -> DistillSettings:
-    """The part of the options that concerns distillation."""
-    return DistillSettings(
-        steps=options.distill_steps,
-        minutes=options.distill_minutes,
-        batch=options.batch,
-        crop=options.crop,
-        learning_rate=options.learning_rate,
-    )
+def _prepare_output(
+    output: Path, states: StateFolder, options: ConvertOptions, distilled: bool
+) -> State | None:
+    """Make the output folder; returns the state to resume from, if that is wanted and there is one.
 
-
-def _distill(
-    student: RestorationModel, teacher: RestorationModel, data: Data, options: ConvertOptions
-) -> DistillResult:
-    """Distil on the training images of ``data``, judged on crops of its held-out ones."""
-    settings = distill_settings(options)
-    if isinstance(student, MST) and options.mask is not None:
-        freeze_mask_branch(student)
-    side = data.judging_size(options.calibration_size)
-    held = data.calibration(side, HELD_OUT_CROPS, options.seed + 1, held_out=True)
-    batches = data.training(settings.crop, options.seed + 2)
-    result = distill(student, teacher, batches, teacher_outputs(teacher, held), settings, say)
-    gained = result.after - result.before
-    say(
-        f"PSNR to the teacher on held-out crops: {result.before:.2f} -> {result.after:.2f} dB ({gained:+.2f})"
-    )
-    return result
+    Raises:
+        OutputError: something is in the way.
+        CheckpointError, UsageError: states cannot be used.
+    """
+    if options.resume and not distilled:
+        raise UsageError(
+            "--resume: this conversion does not distil, there is nothing to resume; leave it out"
+        )
+    state = find_state(states, options)
+    if options.resume and state is None and not options.overwrite and (output / REPORT_FILES[0]).exists():
+        raise OutputError(
+            f"--resume: {output} holds a finished conversion; pass --overwrite to start over, or choose "
+            "another folder with -o"
+        )
+    # A run that is killed early leaves a log without a state.
+    names = [name for name in OUTPUT_FILES if name != LOG_FILE or not options.resume]
+    prepare_output_dir(output, names, options.overwrite or state is not None)
+    return state
 
 
 def _latency(
@@ -267,7 +294,21 @@ def distill_file(
     Raises:
         Csa2GlmhaError: a file is unusable, or the teacher is not the student's.
     """
-    place = resolve_device(options.device)
+    output = output or student.with_name(f"{student.stem}-distilled.safetensors")
+    with resumable(_beside(output, STATE_FOLDER)):
+        return output, _distill_file(student, teacher, output, overwrite, options)
+
+
+def _beside(output: Path, name: str) -> Path:
+    """Where the states and the log of a student file are: "better-state", "better-distill.jsonl"."""
+    return output.with_name(f"{output.stem}-{name}")
+
+
+def _distill_file(
+    student: Path, teacher: Path, output: Path, overwrite: bool, options: ConvertOptions
+) -> DistillResult:
+    place = process_device(resolve_device(options.device))
+    check_training(options, place)
     loaded, original = load_model(student), load_model(teacher)
     if not loaded.is_student:
         raise UsageError(f"{student}: is not a student; make one with csa2glmha convert {student}")
@@ -280,9 +321,16 @@ def distill_file(
             f"{original.checkpoint.sha256[:12]}, the student's teacher's with {str(expected)[:12]})"
         )
     _check_mask(student, loaded.checkpoint.metadata.get("mask_sha256"), options.mask)
-    output = output or student.with_name(f"{student.stem}-distilled.safetensors")
-    ensure_writable(output, overwrite)
     data = open_data(original.model, options)
+    check_truth(options, data, original.model.out_channels)
+    hashes = {"the teacher": original.checkpoint.sha256, "the student": loaded.checkpoint.sha256}
+    states = StateFolder(
+        _beside(output, STATE_FOLDER), identity_of(options, data, hashes), options.state_minutes, say
+    )
+    options = options.model_copy(update={"overwrite": overwrite})
+    state, log = find_state(states, options), _beside(output, LOG_FILE)
+    ensure_writable(output, overwrite or state is not None)
+    ensure_writable(log, overwrite or options.resume)
     for note in data.notes:
         say(note)
     torch.manual_seed(options.seed)
@@ -291,11 +339,16 @@ def distill_file(
         network = unbake_mask(network, teacher_network)
     network.to(place).requires_grad_(True)
     teacher_network.to(place).requires_grad_(False)
-    result = _distill(network, teacher_network, data, options)
+    if state is None and is_first_process():
+        states.clear()
+    result = DistillJob(options, data, states, log).run(network, teacher_network, state)
+    if not is_first_process():
+        return result
     if options.mask is not None:
         network = _bake(network, data)
     save_student(output, network.cpu(), loaded.checkpoint.metadata | {"seed": str(options.seed)})
-    return output, result
+    states.clear()
+    return result
 
 
 def _check_mask(student: Path, expected: str | None, mask: Path | None) -> None:

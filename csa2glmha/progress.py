@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -9,6 +10,11 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
+
+
+def is_first_process() -> bool:
+    """Whether this is the one that talks and writes, of several that a launcher may have started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def progress(items: Iterable[T], *, what: str, unit: str) -> Iterable[T]:
@@ -25,6 +31,7 @@ def _style() -> dict[str, Any]:
     # Where standard error is not a terminal the bar refreshes rarely, so that a log stays readable.
     terminal = sys.stderr.isatty()
     return {
+        "disable": not is_first_process(),
         "file": sys.stderr,
         "dynamic_ncols": terminal,
         "mininterval": 0.2 if terminal else 30.0,
@@ -34,4 +41,5 @@ def _style() -> dict[str, Any]:
 
 def say(message: str) -> None:
     """Tell the user something, without tearing a progress bar apart."""
-    tqdm.write(message, file=sys.stderr)
+    if is_first_process():
+        tqdm.write(message, file=sys.stderr)

@@ -90,7 +90,8 @@ def converted(checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathF
 
 def test_convert_writes_everything(converted: Path, checkpoint: Path) -> None:
     names = {path.name for path in converted.iterdir()}
-    assert names == {"student.safetensors", "model.onnx", "report.json", "report.md", "comparison.png"}
+    files = {"student.safetensors", "model.onnx", "report.json", "report.md", "comparison.png"}
+    assert names == files | {"distill.jsonl"}
     report = json.loads((converted / "report.json").read_text())
     assert report["complexity"]["after"]["macs"] < report["complexity"]["before"]["macs"]
     assert report["distillation"]["after"] >= report["distillation"]["before"]
@@ -298,7 +299,7 @@ def test_interrupt_leaves_nothing_half_written(
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env={**os.environ, "COLUMNS": "80"})
         deadline = time.monotonic() + 120
-        while "distilling for" not in log.read_text() and time.monotonic() < deadline:
+        while "distilling layer by layer" not in log.read_text() and time.monotonic() < deadline:
             assert process.poll() is None, log.read_text()
             time.sleep(0.1)
         process.send_signal(number)
@@ -306,7 +307,8 @@ def test_interrupt_leaves_nothing_half_written(
     text = log.read_text()
     assert code == 130, text
     assert "Traceback" not in text and "interrupted" in text.splitlines()[-1]
-    assert list(output.iterdir()) == []
+    assert "--resume" in text.splitlines()[-1]
+    assert {entry.name for entry in output.iterdir()} == {"distill.jsonl", "state"}
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

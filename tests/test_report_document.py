@@ -77,11 +77,17 @@ REPORT: dict[str, Any] = {
         "student": {"truth": {"psnr": 31.23, "ssim": 0.8995}, "teacher": {"psnr": 55.0, "ssim": 0.9995}},
     },
     "distillation": {
-        "steps": 240, "seconds": 360.0, "before": 49.0, "after": 54.0, "best_step": 210,
+        "steps": 240, "seconds": 360.0, "before": 49.0, "after": 54.0, "best_step": 210, "skipped": 0,
+        "stopped": "",
+        "stages": [
+            {"stage": "layers", "steps": 70, "seconds": 108.0, "before": 49.0, "after": 51.5},
+            {"stage": "end", "steps": 170, "seconds": 252.0, "before": 51.5, "after": 54.0},
+        ],
         "curve": [
-            {"step": 0, "psnr": 49.0},
-            {"step": 210, "psnr": 54.0, "loss": 1e-3},
-            {"step": 240, "psnr": 53.9, "loss": 1e-3},
+            {"stage": "start", "step": 0, "psnr": 49.0, "minutes": 0.02},
+            {"stage": "layers", "step": 70, "psnr": 51.5, "loss": 2e-2, "minutes": 1.8},
+            {"stage": "end", "step": 210, "psnr": 54.0, "loss": 1e-3, "minutes": 5.26},
+            {"stage": "end", "step": 240, "psnr": 53.9, "loss": 1e-3, "minutes": 6.0},
         ],
     },
     "onnx": {
@@ -167,7 +173,8 @@ def test_markdown_tells_everything() -> None:
         "- note: photos: 1 file skipped (1 empty): a.png (empty)",
         "240 steps in 6.0 minutes; PSNR to the teacher on held-out crops 49.00 -> 54.00 dB",
         "(weights of step 210 kept)",
-        "| 210 | 54.00 |",
+        "| layer by layer | 70 | 1.8 | 49.00 -> 51.50 | +2.50 |",
+        "| end to end | 210 | 1.00e-03 | 54.00 | 5.3 |",
         "| latent.0.attn | 8 x 48 | full/8/8 | 612.0 M -> 200.0 M | 602.00 k -> 190.00 k | 0.250 | 0.020 |",
         "| refinement.0.attn | 1 x 8 | full/full/full | 1.0 k -> 900 | 100 -> 100 | exact | exact |",
         "model.onnx: 89.0 MB, opset 18, simplified.",

@@ -15,6 +15,9 @@ Row = tuple[str, str, str, str]
 REPORT_FILES = ("report.json", "report.md")
 PICTURE_FILE, SPECTRA_FILE = "comparison.png", "spectra.png"
 
+#: How reports name the stages of distillation.
+STAGE_TITLES = {"start": "start", "layers": "layer by layer", "end": "end to end"}
+
 #: Metrics in the order of the headline: name, label, unit, digits to the teacher and to the truth.
 METRICS = (
     ("psnr", "PSNR", " dB", 2, 3),
@@ -233,13 +236,46 @@ def _distillation(report: dict[str, Any]) -> list[str]:
     return [
         f"{result['steps']} steps in {result['seconds'] / 60:.1f} minutes; "
         f"PSNR to the teacher on held-out crops {result['before']:.2f} -> {result['after']:.2f} dB "
-        f"(weights of step {result['best_step']} kept).",
+        f"(weights of step {result['best_step']} kept)." + _troubles(result),
         "",
         *_markdown_table(
-            [(str(int(point["step"])), f"{point['psnr']:.2f}") for point in result["curve"]],
-            ("step", "PSNR to teacher, dB"),
+            [
+                (
+                    STAGE_TITLES[stage["stage"]],
+                    str(stage["steps"]),
+                    f"{stage['seconds'] / 60:.1f}",
+                    f"{stage['before']:.2f} -> {stage['after']:.2f}",
+                    f"{stage['after'] - stage['before']:+.2f}",
+                )
+                for stage in result["stages"]
+            ],
+            ("stage", "steps", "minutes", "PSNR to teacher, dB", "gained, dB"),
         ),
+        "",
+        *_markdown_table(
+            [
+                (
+                    STAGE_TITLES[point["stage"]],
+                    str(point["step"]),
+                    f"{point['loss']:.2e}" if "loss" in point else "",
+                    f"{point['psnr']:.2f}",
+                    f"{point['minutes']:.1f}",
+                )
+                for point in result["curve"]
+            ],
+            ("stage", "step", "loss", "PSNR to teacher, dB", "minutes"),
+        ),
+        "",
+        "The losses of the two stages are in units of their own.",
     ]
+
+
+def _troubles(result: dict[str, Any]) -> str:
+    """What did not go as planned, as further sentences."""
+    skipped = (
+        f" {result['skipped']} steps without a finite loss or gradient skipped." if result["skipped"] else ""
+    )
+    return skipped + (f" Training {result['stopped']}." if result["stopped"] else "")
 
 
 def _layer_table(report: dict[str, Any]) -> list[str]:

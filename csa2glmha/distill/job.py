@@ -1,0 +1,217 @@
+"""Distillation as `convert` and `distill` do it: settings, data and states from the user's options."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from csa2glmha.data.batches import Data
+from csa2glmha.distill.engine import distill
+from csa2glmha.distill.held_out import HeldOut, teacher_outputs
+from csa2glmha.distill.log import TrainingLog, check_tensorboard
+from csa2glmha.distill.processes import check_precision, launched_processes
+from csa2glmha.distill.result import DistillResult
+from csa2glmha.distill.settings import LAYERS, DistillSettings
+from csa2glmha.distill.stages import known_truth
+from csa2glmha.distill.state import INITIAL_FILE, State, StateFolder
+from csa2glmha.errors import CheckpointError
+from csa2glmha.files import sha256_of
+from csa2glmha.initialize import LayerFit
+from csa2glmha.models import RestorationModel
+from csa2glmha.models.mst import MST, freeze_mask_branch
+from csa2glmha.options import ConvertOptions
+from csa2glmha.progress import say
+from csa2glmha.storage import load_model, save_student
+
+STATE_FOLDER, LOG_FILE = "state", "distill.jsonl"
+
+#: Crops that decide which weights distillation keeps.
+HELD_OUT_CROPS = 8
+
+#: Options that may change when a run is resumed: they decide nothing about the weights (on the same machine).
+_FREE = {
+    "output",
+    "overwrite",
+    "resume",
+    "latency",
+    "device",
+    "workers",
+    "activation_checkpointing",
+    "state_minutes",
+    "tensorboard",
+}
+
+
+def distill_settings(options: ConvertOptions) -> DistillSettings:
+    """The part of the options that concerns distillation."""
+    return DistillSettings(
+        steps=options.distill_steps,
+        minutes=options.distill_minutes,
+        stages=options.distill_stages,
+        batch=options.batch,
+        accumulate=options.accumulate,
+        learning_rate=options.learning_rate,
+        loss=options.loss,
+        truth_weight=options.truth_weight,
+        precision=options.precision,
+        activation_checkpointing=options.activation_checkpointing,
+        workers=options.workers,
+    )
+
+
+def check_training(options: ConvertOptions, device: torch.device) -> None:
+    """Raise UsageError for options that this machine cannot train with."""
+    check_precision(options.precision, device)
+    if options.tensorboard is not None:
+        check_tensorboard()
+
+
+def check_truth(options: ConvertOptions, data: Data, channels: int) -> None:
+    """Raise UsageError if a ground truth of so many channels is to be learned and there is none."""
+    if options.truth_weight and options.distill_stages != LAYERS:
+        sample = data.training(options.crop, options.seed + 2).batch(0, 0, 1)
+        height_and_width = sample.inputs[0].shape[-2:]
+        known_truth(sample, torch.empty(1, channels, *height_and_width))
+
+
+def identity_of(options: ConvertOptions, data: Data, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run must share with a state to go on from it, by the name that the user knows it by.
+
+    Args:
+        options: all of them count that decide about the weights.
+        data: the numbers of its images count.
+        more: hashes and shapes of the networks.
+    """
+    ranks = {name for name in ConvertOptions.model_fields if name.startswith("rank")}
+    values = options.model_dump(mode="json", exclude=_FREE | {"batch", "accumulate"} | ranks)
+    for name in ("data", "targets", "mask"):
+        path = getattr(options, name)
+        values[name] = None if path is None else str(path.resolve())
+    identity = {
+        "the ranks": str(options.ranks),
+        **more,
+        **{"--" + name.replace("_", "-"): value for name, value in values.items()},
+    }
+    identity["the number of images a step"] = options.batch * options.accumulate * launched_processes()
+    identity["the number of images"] = [data.training_images, data.held_out_images]
+    if options.mask is not None:
+        identity["the mask"] = sha256_of(options.mask)
+    return identity
+
+
+def find_state(states: StateFolder, options: ConvertOptions) -> State | None:
+    """The state to resume from; None begins.
+
+    Raises:
+        OutputError: there is one, and nobody asked to resume or overwrite it.
+        CheckpointError, UsageError: as :meth:`StateFolder.load`.
+    """
+    if options.resume:
+        state = states.load()
+        where = f"{states.path}: there is no state, starting" if state is None else f"{states.path}: resuming"
+        say(f"{where} from {'the beginning' if state is None else f'step {state.position.taken}'}")
+        return state
+    if not options.overwrite:
+        states.check_free()
+    return None
+
+
+def save_initial(
+    states: StateFolder,
+    student: RestorationModel,
+    metadata: dict[str, str],
+    fits: Mapping[str, LayerFit],
+    seconds: float,
+) -> None:
+    """Keep the student that training begins with beside the states, for the comparison in the report.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    kept = {name: asdict(fit) | {"clusters": None} for name, fit in fits.items()}
+    metadata = metadata | {"fits": json.dumps(kept), "seconds": str(seconds)}
+    states.path.mkdir(parents=True, exist_ok=True)
+    save_student(states.path / INITIAL_FILE, student, metadata)
+
+
+def load_initial(states: StateFolder) -> tuple[RestorationModel, dict[str, LayerFit], float]:
+    """The student that training began with, how its layers fit, and the seconds that making it took.
+
+    Raises:
+        CheckpointError: it is not there, or damaged.
+    """
+    loaded = load_model(states.path / INITIAL_FILE)
+    metadata = loaded.checkpoint.metadata
+    try:
+        fits = {name: LayerFit(**fit) for name, fit in json.loads(metadata["fits"]).items()}
+        seconds = float(metadata["seconds"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"--resume: {states.path / INITIAL_FILE} is damaged; start over with --overwrite and without "
+            "--resume"
+        ) from error
+    return loaded.model, fits, seconds
+
+
+@dataclass(frozen=True)
+class DistillJob:
+    """One distillation of a user's.
+
+    Attributes:
+        options: of them those on distillation, data, device and seed.
+        data: to train on, and to judge on while training.
+        states: where they are kept.
+        log: path of the record.
+    """
+
+    options: ConvertOptions
+    data: Data
+    states: StateFolder
+    log: Path
+
+    def run(self, student: RestorationModel, teacher: RestorationModel, state: State | None) -> DistillResult:
+        """Train the student in place, from a state or from the beginning.
+
+        Raises:
+            Csa2GlmhaError: as :func:`csa2glmha.distill.distill`.
+        """
+        options = self.options
+        teacher.requires_grad_(False)
+        student.requires_grad_(True)
+        if isinstance(student, MST) and options.mask is not None:
+            freeze_mask_branch(student)
+        result = distill(
+            student,
+            teacher,
+            self.data.training(options.crop, options.seed + 2),
+            self._held_out(teacher),
+            distill_settings(options),
+            say,
+            states=self.states,
+            state=state,
+            log=TrainingLog(self.log, options.tensorboard, append=state is not None),
+        )
+        gained = result.after - result.before
+        say(
+            f"PSNR to the teacher on held-out crops: {result.before:.2f} -> {result.after:.2f} dB "
+            f"({gained:+.2f})"
+        )
+        return result
+
+    def _held_out(self, teacher: RestorationModel) -> HeldOut:
+        """Crops of the held-out images; images with their truth where that takes part."""
+        options = self.options
+        if options.truth_weight:
+            examples = self.data.examples(options.calibration_size, options.seed + 1)
+            truths = [example.truth.unsqueeze(0) for example in examples if example.truth is not None]
+            known = truths if len(truths) == len(examples) else None
+            return teacher_outputs(teacher, [example.inputs for example in examples], known)
+        count, seed = HELD_OUT_CROPS, options.seed + 1
+        side = self.data.judging_size(options.calibration_size)
+        inputs = self.data.calibration(side, count, seed, held_out=True)
+        return teacher_outputs(teacher, inputs)

@@ -1,0 +1,232 @@
+"""What is learned in a stage: every layer from its teacher layer, or the network from its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from csa2glmha.attention.glmha import GuidedAttention
+from csa2glmha.attention.layers import attention_layers, glmha_layers
+from csa2glmha.data.batches import Batch, Inputs
+from csa2glmha.distill.losses import LOSSES
+from csa2glmha.distill.processes import Processes
+from csa2glmha.distill.settings import LAYERS, DistillSettings
+from csa2glmha.errors import UsageError
+from csa2glmha.models.base import run
+
+#: Adds the gradients of a scalar.
+Backward = Callable[[Tensor], None]
+
+
+class Stage(Protocol):
+    """One objective.
+
+    Attributes:
+        parameters: what it trains.
+        title: for people.
+    """
+
+    parameters: list[nn.Parameter]
+    title: str
+
+    def accumulate(self, batch: Batch, backward: Backward) -> tuple[Tensor, Tensor | None]:
+        """Add the gradients of a batch; returns its loss, and the mean squared error to the teacher.
+
+        The error is None where no output was computed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Leave the networks as they were found."""
+        ...
+
+
+def make_stage(
+    name: str,
+    student: nn.Module,
+    teacher: nn.Module,
+    settings: DistillSettings,
+    processes: Processes,
+    held_out: list[Inputs],
+) -> Stage:
+    """The stage of that name; ``held_out`` are inputs that its losses may be scaled by."""
+    if name == LAYERS:
+        return LayerStage(student, teacher, settings, processes, held_out)
+    return EndStage(student, teacher, settings, processes)
+
+
+def approximate_layers(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """Of every layer that is not exact, by name: the student's module, and the teacher's.
+
+    An exact layer has nothing to learn, and must not: the optimizer would scale rounding errors up to full
+    steps.
+    """
+    pairs = {}
+    for name in attention_layers(teacher):
+        module = student.get_submodule(name)
+        cores = [part for part in module.modules() if isinstance(part, GuidedAttention)]
+        if any(not core.config.full for core in cores):
+            pairs[name] = (module, teacher.get_submodule(name))
+    return pairs
+
+
+class LayerStage:
+    """Every GLMHA layer learns its teacher layer's output from the teacher's activations.
+
+    All layers in one pass of the teacher. Each is trained while the teacher's layer is at hand: its
+    activations are gone before the next layer's turn, so memory is that of one layer.
+
+    The loss of a layer is that of its difference over the standard deviation of the teacher layer's output,
+    which makes layers comparable; the stage's is their mean.
+    """
+
+    title = "layer by layer"
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        settings: DistillSettings,
+        processes: Processes,
+        held_out: list[Inputs],
+    ) -> None:
+        self._teacher, self._processes, self._loss = teacher, processes, LOSSES[settings.loss]
+        self._pairs = approximate_layers(student, teacher)
+        self._scales = output_deviations(
+            {name: pair[1] for name, pair in self._pairs.items()}, teacher, held_out
+        )
+        self.parameters = [
+            parameter
+            for module, _ in self._pairs.values()
+            for parameter in module.parameters()
+            if parameter.requires_grad
+        ]
+
+    def accumulate(self, batch: Batch, backward: Backward) -> tuple[Tensor, None]:
+        """As :meth:`Stage.accumulate`; without the error, since the student as a whole does not run."""
+        losses: list[Tensor] = []
+
+        def learn(name: str, args: tuple[Any, ...], output: Tensor) -> None:
+            with torch.enable_grad():
+                difference = self._pairs[name][0](*args).float() - output.float()
+                loss = self._loss(difference / self._scales[name]) / len(self._pairs)
+                backward(loss)
+            losses.append(loss.detach())
+
+        modules = {name: pair[1] for name, pair in self._pairs.items()}
+        with _seen(modules, learn), torch.no_grad(), self._processes.autocast():
+            run(self._teacher, batch.inputs)
+        return torch.stack(losses).sum(), None
+
+    def close(self) -> None:
+        """Nothing was changed."""
+
+
+class EndStage:
+    """The student learns the teacher's output, and the truth where that has a weight.
+
+    Raises:
+        UsageError: the truth has a weight, and a batch has none (on its first use).
+    """
+
+    title = "end to end"
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, settings: DistillSettings, processes: Processes
+    ) -> None:
+        self._student, self._teacher, self._processes = student, teacher, processes
+        self._loss, self._truth_weight = LOSSES[settings.loss], settings.truth_weight
+        self.parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        self._checkpointed = checkpoint_blocks(student) if settings.activation_checkpointing else []
+
+    def accumulate(self, batch: Batch, backward: Backward) -> tuple[Tensor, Tensor]:
+        """As :meth:`Stage.accumulate`."""
+        with self._processes.autocast():
+            with torch.no_grad():
+                expected = run(self._teacher, batch.inputs)
+            output = run(self._student, batch.inputs).float()
+        difference = output - expected.float()
+        loss = self._loss(difference)
+        if self._truth_weight:
+            loss = loss + self._truth_weight * self._loss(output - known_truth(batch, output))
+        backward(loss)
+        return loss.detach(), difference.detach().square().mean()
+
+    def close(self) -> None:
+        """End the checkpointing of activations."""
+        for module in self._checkpointed:
+            del module.forward
+
+
+def known_truth(batch: Batch, output: Tensor) -> Tensor:
+    """The truth of a batch, (B, C, H, W) as the output and where that is.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if batch.truth is None or batch.truth.shape != output.shape:
+        raise UsageError(
+            "--truth-weight: these images come without a ground truth; give --targets, or --degrade for "
+            "clean images, or leave the weight out"
+        )
+    return batch.truth.to(output.device)
+
+
+def output_deviations(
+    modules: dict[str, nn.Module], teacher: nn.Module, inputs: list[Inputs]
+) -> dict[str, float]:
+    """Standard deviation of the output of some of the teacher's modules, over all their values."""
+    sums = {name: torch.zeros(3, dtype=torch.float64) for name in modules}
+
+    def see(name: str, args: tuple[Any, ...], output: Tensor) -> None:
+        moments = [output.new_tensor(output.numel()), output.sum(), output.square().sum()]
+        sums[name] += torch.stack(moments).cpu().double()
+
+    with _seen(modules, see), torch.no_grad():
+        for each in inputs:
+            run(teacher, each)
+    return {
+        name: max(float(square / count - (total / count) ** 2), 1e-16) ** 0.5
+        for name, (count, total, square) in sums.items()
+    }
+
+
+@contextmanager
+def _seen(
+    modules: dict[str, nn.Module], see: Callable[[str, tuple[Any, ...], Tensor], None]
+) -> Iterator[None]:
+    """Call ``see(name, arguments, output)`` whenever one of the modules has run."""
+
+    def hook(name: str, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        see(name, args, output)
+
+    handles = [module.register_forward_hook(partial(hook, name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def checkpoint_blocks(student: nn.Module) -> list[nn.Module]:
+    """Make the modules around the GLMHA layers compute their activations again instead of keeping them.
+
+    Returns:
+        Those modules; deleting their attribute ``forward`` undoes it.
+    """
+    blocks: dict[str, nn.Module] = {}
+    for name in glmha_layers(student):
+        parent = name.rpartition(".")[0]
+        # Lists of modules only hold others, they are never called.
+        while isinstance(student.get_submodule(parent), nn.ModuleList):
+            parent = parent.rpartition(".")[0]
+        blocks[parent] = student.get_submodule(parent)
+    for module in blocks.values():
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+    return list(blocks.values())

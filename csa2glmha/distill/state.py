@@ -1,0 +1,342 @@
+"""States of a training on disk: written whole or not at all, read only if they are whole and belong to it.
+
+    FOLDER/step-00000120/state.json              where the training is, what it belongs to, a checksum
+    FOLDER/step-00000120/tensors.safetensors     weights, best weights, optimizer
+
+A state is made under another name and renamed when all of it is on the disk. The last two are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from csa2glmha.checkpoint import write_safetensors
+from csa2glmha.errors import CheckpointError, InterruptedRunError, OutputError, UsageError
+from csa2glmha.files import atomic_path, sha256_of
+
+FORMAT, FORMAT_VERSION = "csa2glmha-state", 1
+POSITION_FILE, TENSOR_FILE = "state.json", "tensors.safetensors"
+#: Beside the states, the student that the training began with, where that is needed in the end.
+INITIAL_FILE = "initial.safetensors"
+KEPT = 2
+
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+_DAMAGED_PREFIX, _TEMPORARY_PREFIX = "damaged-", ".csa2glmha-"
+
+
+@dataclass
+class Position:
+    """Where a training is, and what it has seen; everything that is not a tensor.
+
+    Attributes:
+        stage: number of the stage that is on.
+        step: steps taken in it.
+        planned: steps it will take; None until that is known.
+        ended: it has ended before that.
+        taken: steps taken in all stages.
+        seconds: spent so far, and when the stage began.
+        stage_started: likewise, in seconds.
+        evaluation_seconds: that the last evaluation took.
+        before: PSNR in dB to the teacher of the initialisation.
+        stage_before: of the weights that the stage began with.
+        psnr, score: of the best weights, to the teacher, and what makes them the best.
+        best_step: when they were found.
+        scores: of this stage's evaluations, its beginning first.
+        skipped, skipped_in_a_row: steps without finite loss and gradient.
+        stopped: why training ended before its budget.
+        loss, running_psnr: running means over this stage's steps; None before there are any.
+        stages, curve: as in :class:`csa2glmha.distill.result.DistillResult`.
+    """
+
+    stage: int = 0
+    step: int = 0
+    planned: int | None = None
+    ended: bool = False
+    taken: int = 0
+    seconds: float = 0.0
+    stage_started: float = 0.0
+    evaluation_seconds: float = 0.0
+    before: float = 0.0
+    stage_before: float = 0.0
+    psnr: float = 0.0
+    score: float = 0.0
+    best_step: int = 0
+    scores: list[float] = field(default_factory=list)
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    stopped: str = ""
+    loss: float | None = None
+    running_psnr: float | None = None
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that a training needs to go on exactly.
+
+    Attributes:
+        position: where it is.
+        student, best: weights by name.
+        optimizer: by number of the parameter in the stage: the optimizer's tensors by name.
+        scaler: of the loss in fp16; empty without.
+    """
+
+    position: Position
+    student: Mapping[str, Tensor]
+    best: Mapping[str, Tensor]
+    optimizer: Mapping[int, Mapping[str, Tensor]]
+    scaler: dict[str, Any]
+
+
+class _DamagedError(Exception):
+    """A state that cannot be read; the message says why."""
+
+
+class StateFolder:
+    """The folder of one training's states.
+
+    Args:
+        path: of the folder; it is made when the first state is written.
+        identity: what a training must share with a state to go on from it, by the name that the user
+            knows it by; JSON values.
+        minutes: between states.
+        say: is told of damaged states.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        minutes: float = 5.0,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.path, self.minutes, self._say = path, minutes, say
+        self._identity = json.loads(json.dumps(identity))
+        self._damaged: list[Path] = []
+        self._newest: int | None = None
+
+    def steps(self) -> list[int]:
+        """The steps there are states of, newest first."""
+        if not self.path.is_dir():
+            return []
+        matches = (_STEP_FOLDER.fullmatch(entry.name) for entry in self.path.iterdir() if entry.is_dir())
+        return sorted((int(match[1]) for match in matches if match), reverse=True)
+
+    def check_free(self) -> None:
+        """Refuse to begin where states of another training are.
+
+        Raises:
+            OutputError: they are there.
+        """
+        steps = self.steps()
+        if steps:
+            raise OutputError(
+                f"{self.path} holds the state of an interrupted run, of step {steps[0]}: pass --resume to "
+                "continue it, --overwrite to start over, or choose another place with -o"
+            )
+
+    def load(self) -> State | None:
+        """The newest state that is whole; None if there is none of any kind. Nothing is changed or deleted.
+
+        Raises:
+            CheckpointError: all states are damaged, or the folder is not one of states.
+            UsageError: the state belongs to another training.
+        """
+        steps = self.steps()
+        if not steps:
+            if self.path.exists() and not (self.path.is_dir() and all(map(_is_ours, self.path.iterdir()))):
+                raise CheckpointError(
+                    f"--resume: {self.path} holds no state of csa2glmha; move it away, or choose another "
+                    "place with -o"
+                )
+            return None
+        reasons = []
+        for step in steps:
+            folder = self._folder(step)
+            try:
+                state = self._read(folder)
+            except _DamagedError as error:
+                self._damaged.append(folder)
+                reasons.append(f"{folder.name} {error}")
+                continue
+            if reasons:
+                self._say(f"{self.path}: {'; '.join(reasons)}; going on from step {step}")
+            self._newest = step
+            return state
+        raise CheckpointError(
+            f"--resume: every state in {self.path} is damaged: {'; '.join(reasons)}; nothing was deleted, "
+            "--overwrite starts over"
+        )
+
+    def save(self, state: State) -> None:
+        """Write a state, unless that of its step is there, and let go of all but the last two.
+
+        Raises:
+            OutputError: it cannot be written; those that are there stay.
+        """
+        step = state.position.taken
+        if step == self._newest:
+            return
+        temporary = self.path / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._put_damaged_aside()
+            temporary.mkdir()
+            self._write(temporary, state)
+            temporary.rename(self._folder(step))
+            _flush_folder(self.path)
+        except (OSError, OutputError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            cause = error if isinstance(error, OSError) else error.__cause__
+            reason = getattr(cause, "strerror", None) or error
+            raise OutputError(
+                f"cannot save a state in {self.path}: {reason}; free some space there"
+            ) from error
+        self._newest = step
+        for old in self.steps()[KEPT:]:
+            shutil.rmtree(self._folder(old), ignore_errors=True)
+
+    def clear(self) -> None:
+        """Delete the states, and the folder if nothing else is in it."""
+        if not self.path.is_dir():
+            return
+        # Killed on the way, this leaves whole states or none.
+        for step in reversed(self.steps()):
+            with contextlib.suppress(OSError):
+                self._folder(step).rename(self.path / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        for entry in filter(_is_ours, list(self.path.iterdir())):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+        self._newest = None
+
+    def _folder(self, step: int) -> Path:
+        return self.path / f"step-{step:08d}"
+
+    def _put_damaged_aside(self) -> None:
+        # They would be in the way of new states of their steps. A killed run's unfinished ones go as well.
+        for folder in self._damaged:
+            folder.rename(folder.with_name(f"{_DAMAGED_PREFIX}{folder.name}-{uuid.uuid4().hex[:8]}"))
+        self._damaged = []
+        for entry in self.path.glob(f"{_TEMPORARY_PREFIX}*"):
+            shutil.rmtree(entry, ignore_errors=True)
+
+    def _write(self, folder: Path, state: State) -> None:
+        tensors = {f"student.{name}": value for name, value in state.student.items()}
+        tensors |= {f"best.{name}": value for name, value in state.best.items()}
+        for number, values in state.optimizer.items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
+        write_safetensors(folder / TENSOR_FILE, tensors, {"format": FORMAT})
+        content = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "identity": self._identity,
+            "position": asdict(state.position),
+            "scaler": state.scaler,
+            "tensors_sha256": sha256_of(folder / TENSOR_FILE),
+        }
+        with atomic_path(folder / POSITION_FILE) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        _flush_folder(folder)
+
+    def _read(self, folder: Path) -> State:
+        try:
+            content = json.loads((folder / POSITION_FILE).read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise _DamagedError("is not a state of csa2glmha")
+            if content["format_version"] != FORMAT_VERSION:
+                raise UsageError(f"--resume: {folder} is of another version of csa2glmha; use that one")
+            self._check_identity(folder, content["identity"])
+            data = (folder / TENSOR_FILE).read_bytes()
+            if hashlib.sha256(data).hexdigest() != content["tensors_sha256"]:
+                raise _DamagedError(f"is damaged ({TENSOR_FILE} is not what was written)")
+            position, scaler = Position(**content["position"]), content["scaler"]
+            return _state(position, safetensors.torch.load(data), scaler)
+        except OSError as error:
+            missing = Path(error.filename or folder).name
+            raise _DamagedError(f"is damaged ({missing}: {error.strerror or error})") from error
+        except (ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+            raise _DamagedError(f"is damaged ({POSITION_FILE} is not what was written)") from error
+
+    def _check_identity(self, folder: Path, theirs: dict[str, Any]) -> None:
+        for name in dict.fromkeys((*self._identity, *theirs)):
+            then, now = theirs.get(name), self._identity.get(name)
+            if then != now:
+                raise UsageError(
+                    f"--resume: {folder} is of another run: {name} was {_short(then)} and is {_short(now)}; "
+                    "repeat that run's options, or start over with --overwrite and without --resume"
+                )
+
+
+@contextlib.contextmanager
+def resumable(path: Path) -> Iterator[None]:
+    """Turn an interrupt within into an error that says how to resume, if a folder has a state to do so.
+
+    Raises:
+        InterruptedRunError: instead of KeyboardInterrupt.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        steps = StateFolder(path, {}).steps()
+        if not steps:
+            raise
+        raise InterruptedRunError(
+            f"interrupted; the state of step {steps[0]} is in {path}: repeat the command with --resume to "
+            "continue"
+        ) from None
+
+
+def _is_ours(entry: Path) -> bool:
+    name = entry.name
+    if entry.is_dir():
+        return bool(
+            _STEP_FOLDER.match(name.removeprefix(_DAMAGED_PREFIX)) or name.startswith(_TEMPORARY_PREFIX)
+        )
+    return name == INITIAL_FILE or name.startswith(_TEMPORARY_PREFIX)
+
+
+def _state(position: Position, tensors: Mapping[str, Tensor], scaler: dict[str, Any]) -> State:
+    groups: dict[str, dict[str, Tensor]] = {"student": {}, "best": {}}
+    optimizer: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        kind, _, name = key.partition(".")
+        if kind == "optimizer":
+            number, _, name = name.partition(".")
+            optimizer.setdefault(int(number), {})[name] = value
+        else:
+            groups[kind][name] = value
+    return State(position, groups["student"], groups["best"], optimizer, scaler)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:36]}...{text[-1]}"
+
+
+def _flush_folder(path: Path) -> None:
+    # What makes a rename last over a power failure. Some file systems do not offer it.
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

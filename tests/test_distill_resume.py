@@ -1,0 +1,427 @@
+"""Runs that are killed, interrupted, resumed, or divided between processes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from csa2glmha import cli
+from csa2glmha.data.images import write_image
+from csa2glmha.distill import DistillResult, StateFolder, TrainingLog, distill
+from csa2glmha.errors import Csa2GlmhaError
+from csa2glmha.models import build
+from csa2glmha.models.restormer import Restormer
+from csa2glmha.pipeline import convert
+from csa2glmha.storage import load
+from tests.conftest import MakeRestormer
+from tests.distilling import Crops, assert_same, make_held_out, make_pair, settings, weights
+
+Pair = tuple[Restormer, Restormer]
+SETTINGS = {"steps": 40, "learning_rate": 3e-4}
+
+
+@pytest.fixture(scope="module")
+def originals(make_restormer: MakeRestormer) -> Pair:
+    return make_pair(make_restormer)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(originals: Pair) -> tuple[dict[str, torch.Tensor], DistillResult]:
+    """Final weights of a run that nothing disturbed, and its result."""
+    teacher, student = copy.deepcopy(originals)
+    result = distill(student, teacher, Crops(bad=range(9, 11)), make_held_out(teacher), settings(**SETTINGS))
+    return weights(student), result
+
+
+def go_on(pair: Pair, folder: Path, **changes: Any) -> tuple[Restormer, DistillResult]:
+    """Run from the newest state, or from the beginning, saving a state after every step."""
+    teacher, student = copy.deepcopy(pair)
+    states = StateFolder(folder / "state", {"run": "this"}, minutes=0.0)
+    state, log = states.load(), TrainingLog(folder / "log", append=True)
+    data, chosen = Crops(bad=range(9, 11)), settings(**(SETTINGS | changes))
+    held_out = make_held_out(teacher)
+    result = distill(student, teacher, data, held_out, chosen, states=states, state=state, log=log)
+    return student, result
+
+
+def in_a_process(pair: Pair, folder: Path) -> multiprocessing.process.BaseProcess:
+    """The same in a process that can be killed; forked, so that it starts at once."""
+    process = multiprocessing.get_context("fork").Process(target=go_on, args=(pair, folder))
+    process.start()
+    return process
+
+
+def taken(folder: Path) -> int:
+    return max(StateFolder(folder / "state", {}).steps(), default=-1)
+
+
+def assert_as_uninterrupted(
+    student: Restormer, result: DistillResult, expected: tuple[dict[str, torch.Tensor], DistillResult]
+) -> None:
+    assert_same(student, expected[0])
+
+    def figures(of: DistillResult) -> dict[str, Any]:
+        values = of.to_json()
+        del values["seconds"]
+        for entry in values["curve"]:
+            del entry["minutes"]
+        for entry in values["stages"]:
+            del entry["seconds"]
+        return values
+
+    assert figures(result) == figures(expected[1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_random_moments_it_ends_up_with_the_same_bits(
+    seed: int, originals: Pair, uninterrupted: Any, tmp_path: Path
+) -> None:
+    moments = random.Random(seed)
+    kills = 0
+    while kills < 6 and taken(tmp_path) < 40:
+        before = taken(tmp_path)
+        process = in_a_process(originals, tmp_path)
+        # Sometimes before anything is saved, mostly some steps later; anywhere within a step or a save.
+        deadline = time.monotonic() + 30
+        while moments.random() < 0.9 and taken(tmp_path) <= before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.4))
+        process.kill()
+        process.join()
+        kills += 1
+    assert kills >= 3 and taken(tmp_path) >= 0
+    assert_as_uninterrupted(*go_on(originals, tmp_path), uninterrupted)
+
+
+def test_resumed_after_its_end_it_has_nothing_to_do(
+    originals: Pair, uninterrupted: Any, tmp_path: Path
+) -> None:
+    assert_as_uninterrupted(*go_on(originals, tmp_path), uninterrupted)
+    assert_as_uninterrupted(*go_on(originals, tmp_path), uninterrupted)
+    events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert events.count("start") == events.count("resume") == 1
+
+
+def test_going_on_from_the_state_before_a_damaged_one(
+    originals: Pair, uninterrupted: Any, tmp_path: Path
+) -> None:
+    stop_after(originals, tmp_path, 20)
+    (tmp_path / "state" / "step-00000020" / "tensors.safetensors").write_bytes(b"nonsense")
+    assert_as_uninterrupted(*go_on(originals, tmp_path), uninterrupted)
+
+
+def stop_after(pair: Pair, folder: Path, steps: int) -> None:
+    """Begin, and press Ctrl-C during that step."""
+
+    class Stopping(Crops):
+        def batch(self, step: int, first: int, count: int) -> Any:
+            if step == steps - 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().batch(step, first, count)
+
+    teacher, student = copy.deepcopy(pair)
+    states = StateFolder(folder / "state", {"run": "this"}, minutes=1e6)
+    data, held_out = Stopping(bad=range(9, 11)), make_held_out(teacher)
+    with pytest.raises(KeyboardInterrupt):
+        distill(student, teacher, data, held_out, settings(**SETTINGS), states=states)
+
+
+@pytest.mark.parametrize("steps", [1, 12, 13, 40])
+def test_interrupt_ends_the_step_and_saves(
+    steps: int, originals: Pair, uninterrupted: Any, tmp_path: Path
+) -> None:
+    """12 is the last step of the first stage, 40 that of the second."""
+    handler = signal.getsignal(signal.SIGINT)
+    stop_after(originals, tmp_path, steps)
+    assert taken(tmp_path) == steps
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert_as_uninterrupted(*go_on(originals, tmp_path), uninterrupted)
+
+
+def test_a_second_interrupt_does_not_wait(originals: Pair, tmp_path: Path) -> None:
+    class Impatient(Crops):
+        def batch(self, step: int, first: int, count: int) -> Any:
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+                raise AssertionError("went on")
+            return super().batch(step, first, count)
+
+    teacher, student = copy.deepcopy(originals)
+    with pytest.raises(KeyboardInterrupt):
+        distill(student, teacher, Impatient(), make_held_out(teacher), settings(steps=8))
+
+
+def test_training_goes_on_when_states_cannot_be_saved(
+    originals: Pair, uninterrupted: Any, tmp_path: Path
+) -> None:
+    """A limit on file sizes stands in for a full disk: writes fail half-way just the same."""
+    stop_after(originals, tmp_path, 20)
+    before = {path: path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file()}
+    teacher, student = copy.deepcopy(originals)
+    said: list[str] = []
+    states = StateFolder(tmp_path / "state", {"run": "this"}, minutes=0.0)
+    data, state, held_out = Crops(bad=range(9, 11)), states.load(), make_held_out(teacher)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        result = distill(
+            student, teacher, data, held_out, settings(**SETTINGS), said.append, states=states, state=state
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_as_uninterrupted(student, result, uninterrupted)
+    assert {path: path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file()} == before
+    assert any("cannot save a state" in line and "training goes on" in line for line in said)
+
+
+def test_weights_that_do_not_fit(originals: Pair, make_restormer: MakeRestormer, tmp_path: Path) -> None:
+    stop_after(originals, tmp_path, 2)
+    other = make_restormer(dim=16, num_refinement_blocks=0)
+    with pytest.raises(Csa2GlmhaError, match="do not fit this student"):
+        go_on((other, copy.deepcopy(other).requires_grad_(True)), tmp_path)
+
+
+# --- the minutes
+
+
+def test_a_plan_made_from_minutes_is_kept(originals: Pair, tmp_path: Path) -> None:
+    teacher, student = copy.deepcopy(originals)
+
+    class Stopping(Crops):
+        def batch(self, step: int, first: int, count: int) -> Any:
+            if step == 8:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().batch(step, first, count)
+
+    states = StateFolder(tmp_path / "state", {"run": "this"}, minutes=1e6)
+    with pytest.raises(KeyboardInterrupt):
+        chosen = settings(steps=None, minutes=60.0)
+        distill(student, teacher, Stopping(), make_held_out(teacher), chosen, states=states)
+    state = StateFolder(tmp_path / "state", {"run": "this"}).load()
+    assert state is not None
+    planned = state.position.planned
+    assert planned is not None and planned > 100  # of 18 minutes at some hundredths of a second
+    assert 0 < state.position.seconds < 60
+
+
+# --- several processes
+
+
+def test_two_processes_train_as_one_with_the_doubled_batch(originals: Pair, tmp_path: Path) -> None:
+    teacher, student = copy.deepcopy(originals)
+    data = Crops(bad=range(3, 4))
+    expected = distill(student, teacher, data, make_held_out(teacher), settings(batch=4, steps=12))
+    torch.save((originals, settings(batch=2, steps=12)), tmp_path / "job.pt")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tests.train_in_processes", str(tmp_path)]
+    root = str(Path(__file__).parent.parent)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=root, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    results = [torch.load(tmp_path / f"result{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, value in student.state_dict().items():
+        assert torch.equal(results[0]["weights"][name], results[1]["weights"][name]), name
+        torch.testing.assert_close(results[0]["weights"][name], value, rtol=1e-3, atol=2e-4)
+    # A bad batch of one process alone is everybody's: see train_in_processes.
+    assert results[0]["skipped"] == results[1]["skipped"] == expected.skipped == 1
+    assert results[0]["after"] == results[1]["after"] == pytest.approx(expected.after, abs=1e-2)
+    start = originals[1].state_dict()
+    assert (
+        max(float((value - start[name]).abs().max()) for name, value in student.state_dict().items()) > 3e-3
+    )
+    assert (tmp_path / "log").read_text().count('"end"') > 0
+
+
+# --- the commands
+
+TINY = {
+    "dim": 8,
+    "num_blocks": [1, 1, 1, 1],
+    "num_refinement_blocks": 1,
+    "heads": [1, 1, 2, 4],
+    "norm_bias": False,
+}
+QUICK = ["--calibration-crops", "2", "--calibration-size", "32", "--input-size", "32", "--no-latency"]
+TRAINING = ["--degrade", "noise:25", "--crop", "32", "--batch", "2", "--learning-rate", "3e-4"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build("restormer", TINY)
+    path = tmp_path_factory.mktemp("model") / "tiny.pth"
+    torch.save({"params": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    for index in range(3):
+        small = torch.rand(1, 3, 9, 11, generator=generator)
+        smooth = torch.nn.functional.interpolate(small, (40, 50), mode="bicubic").clamp(0, 1)[0]
+        write_image(folder / f"photo{index}.png", smooth)
+    return folder
+
+
+# The command without its export, which takes most of the time and has tests of its own.
+COMMAND = """
+import csa2glmha.pipeline
+from csa2glmha.cli import main
+csa2glmha.pipeline.export_onnx = lambda *arguments, **options: None
+main()
+"""
+
+
+def start(log: Path, *arguments: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", COMMAND, *map(str, arguments)]
+    with log.open("a") as stream:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=stream, stderr=stream, text=True, env=environment)
+
+
+def wait_for_state(process: subprocess.Popen[str], folder: Path, step: int, log: Path) -> None:
+    states, deadline = StateFolder(folder, {}), time.monotonic() + 120
+    while max(states.steps(), default=-1) < step:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+
+
+def test_convert_killed_and_resumed(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    common = ["convert", checkpoint, "--rank", "3", "--data", photos, *TRAINING, *QUICK]
+    common += ["--distill-steps", "40", "--state-minutes", "0"]
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    undisturbed = start(log, *common, "-o", whole)
+
+    killed = start(log, *common, "-o", output)
+    wait_for_state(killed, output / "state", 3, log)
+    killed.kill()
+    killed.wait()
+    assert not (output / "student.safetensors").exists()
+    ended = start(log, *common, "-o", output, "--resume")
+    assert ended.wait(timeout=120) == 0, log.read_text()
+    assert undisturbed.wait(timeout=120) == 0, log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert_same(load(output / "student.safetensors"), weights(load(whole / "student.safetensors")))
+    names = {entry.name for entry in whole.iterdir()}
+    assert {entry.name for entry in output.iterdir()} == names and "state" not in names
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (whole, output)]
+    assert reports[0]["quality"] == reports[1]["quality"]
+    assert reports[0]["layers"] == reports[1]["layers"]
+    assert reports[0]["distillation"]["curve"][-1]["psnr"] == reports[1]["distillation"]["curve"][-1]["psnr"]
+
+
+def complaint(capsys: pytest.CaptureFixture[str], code: int, *arguments: Any) -> str:
+    """Run a command that must fail in this process; returns its one line."""
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["csa2glmha", *map(str, arguments)])
+        cli.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == code, error
+    lines = [line for line in error.splitlines() if line.startswith("csa2glmha: ")]
+    assert len(lines) == 1 and "Traceback" not in error
+    return lines[0]
+
+
+def test_distill_command_and_what_it_refuses(
+    checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, better = tmp_path / "log", tmp_path / "better.safetensors"
+    converted = start(
+        log, "convert", checkpoint, "--rank", "3", "--no-distill", *QUICK, "-o", tmp_path / "out"
+    )
+    assert converted.wait(timeout=120) == 0, log.read_text()
+    common = ["distill", tmp_path / "out" / "student.safetensors", "--teacher", checkpoint, "--data", photos]
+    common += [*TRAINING, "-o", better]
+    begun = [*common, "--distill-steps", "100000"]
+    process = start(log, *begun)
+    wait_for_state(process, tmp_path / "better-state", 0, log)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 130, log.read_text()
+    assert "repeat the command with --resume to continue" in log.read_text().splitlines()[-1]
+
+    assert "--resume to continue it" in complaint(capsys, 1, *begun)
+    changed = complaint(capsys, 2, *common, "--distill-steps", "6", "--resume")
+    assert "--distill-steps was 100000 and is 6" in changed
+    assert "--seed was 0 and is 1" in complaint(capsys, 2, *begun, "--resume", "--seed", "1")
+    assert not better.exists()
+
+    done = start(log, *common, "--distill-steps", "6", "--overwrite")
+    assert done.wait(timeout=60) == 0, log.read_text()
+    assert "steps: 6" in log.read_text()
+    assert load(better).hyperparameters == load(checkpoint).hyperparameters
+    assert (tmp_path / "better-distill.jsonl").is_file() and not (tmp_path / "better-state").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--distill-steps", "5", "--distill-minutes", "1"], "exclude each other"),
+        (["--precision", "fp16", "--device", "cpu"], "--precision fp16: needs a GPU"),
+        (["--no-distill", "--resume"], "nothing to resume"),
+        (["--loss", "huber"], "--loss huber"),
+        (["--distill-stages", "none"], "--distill-stages none"),
+    ],
+)
+def test_requests_that_make_no_sense(
+    arguments: list[str], expected: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert expected in complaint(capsys, 2, "convert", checkpoint, "-o", output, *arguments)
+    assert not output.exists()
+
+
+def test_a_budget_replaces_that_of_the_recipe(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("distill_minutes: 6")
+    arguments = ["convert", checkpoint, "--recipe", recipe, "--distill-steps", "5", "--data", "/no/such"]
+    assert "/no/such" in complaint(capsys, 1, *arguments, "-o", tmp_path / "out")
+
+
+def test_a_truth_that_is_not_there_is_missed_before_any_work(
+    checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(Csa2GlmhaError, match="--truth-weight: these images come without a ground truth"):
+        convert(checkpoint, data=photos, truth_weight=0.1, output=output, crop=32)
+    assert not output.exists()
+
+
+def test_tensorboard_that_is_not_installed(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(Csa2GlmhaError, match=r"pip install csa2glmha\[tensorboard\]"):
+        convert(checkpoint, output=tmp_path / "out", tensorboard=tmp_path / "board")
+    assert not (tmp_path / "out").exists()
+
+
+def test_convert_is_not_for_several_processes(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(Csa2GlmhaError, match="convert runs in one process"):
+        convert(checkpoint, output=tmp_path / "out")
