@@ -109,7 +109,6 @@ class _Training:
         self.at = Position()
         self.best = _copy(student)
         self.started = self.saved = time.monotonic()
-        self.image_rate = 0.0
         self.names = [
             name for name in settings.stage_names if name != LAYERS or approximate_layers(student, teacher)
         ]
@@ -231,12 +230,11 @@ class _Training:
                 except Csa2GlmhaError:  # of the data: weights and position are still those of the last step
                     self.save(optimizer)
                     raise
-                if at.step == at.planned or (
-                    at.planned is not None and at.step % schedule.evaluation_interval(at.planned) == 0
+                durations.append(time.monotonic() - began)
+                if at.planned is not None and (
+                    at.step == at.planned or at.step % schedule.evaluation_interval(at.planned) == 0
                 ):
                     self.evaluate(name)
-                else:
-                    durations.append(time.monotonic() - began)
                 if at.planned is None and len(durations) == TIMED_STEPS:
                     at.planned = self.plan(name, stage, median(durations[1:]))
                     bar.total = at.planned
