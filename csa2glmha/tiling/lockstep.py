@@ -36,9 +36,7 @@ class SharedMaps:
     matrices: dict[int, Tensor] = field(default_factory=dict)
     on_layer: Callable[[], None] | None = None
 
-    def attend(
-        self, layer: SplitAttention, x: Tensor, arguments: Callable[[int], tuple[Any, ...]]
-    ) -> Tensor:
+    def attend(self, layer: SplitAttention, x: Tensor, arguments: Callable[[int], tuple[Any, ...]]) -> Tensor:
         """x (tiles, C, H, W) plus the layer's output; ``arguments`` gives those of its call for one tile."""
         if self.tiles is not None:
             self.matrices[id(layer)] = layer.matrix(

@@ -55,7 +55,7 @@ def restore_globally(
     on_layer: Callable[[], None] = nothing,
     on_tile: Callable[[], None] = nothing,
 ) -> Tensor:
-    """Run the network on every tile with attention maps that are made from all tiles of a sample.
+    """Run the network on every tile with attention maps that are made from a sample of tiles.
 
     In the first pass the sample goes through the network side by side, so that the maps of every layer are
     made from features that the maps before it have shaped, as in a run on the whole image. In the second
@@ -66,7 +66,7 @@ def restore_globally(
         model: converted or not; in use by nobody else meanwhile.
         inputs: as for :func:`restore_separately`, of sizes that the network does not pad.
         tiles: that divide the image, all of one size.
-        sample: some of them.
+        sample: tiles of one size that overlap only outside of their cores: some of ``tiles``, or others.
         on_layer: called after each attention layer of the first pass.
         on_tile: called after each tile of the second.
 
@@ -76,7 +76,7 @@ def restore_globally(
     with lockstep(model) as maps:
         maps.tiles, maps.on_layer = sample, on_layer
         output = run(model, batch_of(inputs, sample))
-        if len(sample) == len(tiles):
+        if set(sample) == set(tiles):
             result = torch.empty(1, output.shape[1], *inputs[0].shape[-2:])
             for index, tile in enumerate(sample):
                 paste(result, output[index : index + 1], tile)
