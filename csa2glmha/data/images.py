@@ -75,7 +75,7 @@ def read_image(path: Path, channels: int) -> Tensor:
 
 
 def read_image_and_bits(path: Path, channels: int) -> tuple[Tensor, int]:
-    """As :func:`read_image`, and the bits of a sample that hold what the file holds: 8, or 16 for floats too."""
+    """As :func:`read_image`, and how many bits hold a sample of it: 8, or 16, also for floats."""
     _check_channels(channels)
     try:
         pixels = _decode(path)

@@ -163,7 +163,7 @@ class Restorer:
         sample = tiles if side_by_side <= count * area else spread(small, count)
         share = sum(tile.core_pixels for tile in sample) / (height * width)
         say(
-            f"{name}: {len(tiles)} tiles of {size}x{size}, with attention maps that are made from {share:.0%} of "
+            f"{name}: {len(tiles)} tiles of {size}x{size}, with attention maps made from {share:.0%} of "
             "the image"
         )
         layers = len(split_layers(network))
@@ -209,8 +209,8 @@ class Restorer:
         memory = self.options.memory
         limit = int(_USABLE * available_bytes(self.device)) + used if memory is None else memory
         return DataError(
-            f"{what}: takes {(needed + used) / _GB:.1f} GB, there are {limit / _GB:.1f}; give a smaller --tile "
-            f"than {self.options.size or AUTOMATIC_TILES[-1]}, or more --memory"
+            f"{what}: takes {(needed + used) / _GB:.1f} GB, there are {limit / _GB:.1f}; give more --memory, "
+            f"or a smaller --tile than {self.options.size or AUTOMATIC_TILES[-1]}"
         )
 
 

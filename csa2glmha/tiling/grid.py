@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from csa2glmha.errors import UsageError
 
@@ -82,8 +83,7 @@ def divide_axis(length: int, size: int, overlap: int, multiple: int) -> list[Spa
     # Evenly spread, so that what is left over becomes context for all of them.
     starts = [(length - size) // multiple * index // gaps * multiple for index in range(gaps + 1)]
     middles = [
-        (start + size + following) // 2 // multiple * multiple
-        for start, following in zip(starts, starts[1:], strict=False)
+        (start + size + following) // 2 // multiple * multiple for start, following in pairwise(starts)
     ]
     edges = [0, *middles, length]
     return [

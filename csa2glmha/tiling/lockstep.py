@@ -34,7 +34,7 @@ class SharedMaps:
 
     tiles: Sequence[Tile] | None = None
     matrices: dict[int, Tensor] = field(default_factory=dict)
-    on_layer: Callable[[], None] | None = None
+    on_layer: Callable[[], object] | None = None
 
     def attend(self, layer: SplitAttention, x: Tensor, arguments: Callable[[int], tuple[Any, ...]]) -> Tensor:
         """x (tiles, C, H, W) plus the layer's output; ``arguments`` gives those of its call for one tile."""

@@ -21,7 +21,7 @@ def restore_separately(
     network: Callable[[Inputs], Tensor],
     inputs: Inputs,
     tiles: Sequence[Tile],
-    on_tile: Callable[[], None] = nothing,
+    on_tile: Callable[[], object] = nothing,
 ) -> Tensor:
     """Run the network on every tile and put their cores together.
 
@@ -52,15 +52,15 @@ def restore_globally(
     inputs: Inputs,
     tiles: Sequence[Tile],
     sample: Sequence[Tile],
-    on_layer: Callable[[], None] = nothing,
-    on_tile: Callable[[], None] = nothing,
+    on_layer: Callable[[], object] = nothing,
+    on_tile: Callable[[], object] = nothing,
 ) -> Tensor:
     """Run the network on every tile with attention maps that are made from a sample of tiles.
 
     In the first pass the sample goes through the network side by side, so that the maps of every layer are
     made from features that the maps before it have shaped, as in a run on the whole image. In the second
-    the maps are fixed. With all tiles in the sample the first pass is the result, and the same as a run on the
-    whole image but for the limited context of the tiles.
+    pass the maps are fixed. If the sample is all of the tiles, the first pass is the result, and the same as
+    a run on the whole image but for the limited context of the tiles.
 
     Args:
         model: converted or not; in use by nobody else meanwhile.

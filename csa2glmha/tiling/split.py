@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from csa2glmha.attention.canonical import normalised_logits, tokens
 from csa2glmha.attention.glmha import GLMHA, GuidedAttention, pooled_moments, statistics_of_moments
@@ -66,7 +66,9 @@ class SplitCSA:
 
     def matrix(self, moments: Moments) -> Tensor:
         form = self._form
-        attention = normalised_logits(*moments, form.temperature.view(-1, 1, 1)).softmax(-1)
+        cross, row_power, column_power = moments
+        temperature = form.temperature.view(-1, 1, 1)
+        attention = normalised_logits(cross, row_power, column_power, temperature).softmax(-1)
         output = form.output.view(-1, form.heads, form.head_channels).transpose(0, 1)
         return (output @ attention).transpose(1, 2).flatten(2)
 
@@ -79,7 +81,7 @@ class SplitCSA:
         if form.output_bias is not None:
             y = y + form.output_bias.view(-1, 1)
         y = y.view(y.shape[0], -1, *values.shape[-2:])
-        return y + _submodule(module, "pos_emb")(values) if form.embedded else y
+        return y + module.get_submodule("pos_emb")(values) if form.embedded else y
 
 
 class _SplitGuided:
@@ -155,7 +157,3 @@ def weighted_mean(parts: list[tuple[Moments, int]]) -> Moments:
         torch.stack([part * weight for part, weight in zip(column, weights, strict=True)]).sum(0)
         for column in columns
     )
-
-
-def _submodule(module: nn.Module, name: str) -> nn.Module:
-    return module.get_submodule(name)
