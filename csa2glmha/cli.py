@@ -242,6 +242,47 @@ def run(
     click.echo(f"{len(result.written)} files written to {output}{skipped}")
 
 
+@cli.command(context_settings=CONTEXT, short_help="Time and memory of models, side by side.")
+@click.argument("models", type=EXISTING, nargs=-1, required=True)
+@click.option("--size", type=click.IntRange(8), metavar="N", help="Side of the input [default: 256].")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads [the runtimes' choice].")
+@click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="cpu, cuda, or another of ONNX Runtime's.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    metavar="S",
+    help="To time at most.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def bench(
+    models: tuple[Path, ...],
+    size: int | None,
+    threads: int | None,
+    provider: str,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Compare MODELS (ONNX files, checkpoints, students) with the first of them.
+
+    They run in turns, until the ratios of their times are known to one percent or time is up.
+    """
+    from csa2glmha.bench.candidates import Settings
+    from csa2glmha.bench.command import describe_bench, run_bench
+    from csa2glmha.bench.rounds import Patience
+
+    settings = Settings(None if size is None else (size, size), threads, provider)
+    found = run_bench(models, settings, Patience(seconds=seconds))
+    click.echo(json.dumps(found, indent=2) if as_json else describe_bench(found))
+
+
 @cli.command(context_settings=CONTEXT, short_help="Compress the denoiser that comes with the package.")
 @settings("rank")
 @click.option(

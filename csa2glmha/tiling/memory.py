@@ -22,7 +22,7 @@ from csa2glmha.tiling.lockstep import lockstep
 
 #: Measured peaks on a CPU are this much above the sum of the tensors: convolutions reorder their inputs and
 #: outputs, memory that was freed is not at once given back, and small runs also load code.
-OVERHEAD = 1.5
+OVERHEAD = 1.6
 OVERHEAD_BYTES = 100 * 2**20
 
 _CGROUP_LIMITS = (
