@@ -325,11 +325,11 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except MemoryError:
-        code = _fail("out of memory; use smaller --batch, --crop or --calibration-size", 1)
+        code = _fail("out of memory; use smaller --batch, --crop, --calibration-size or --tile", 1)
     except RuntimeError as error:
         if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error).lower():
             raise
-        code = _fail("out of memory; use smaller --batch, --crop or --calibration-size", 1)
+        code = _fail("out of memory; use smaller --batch, --crop, --calibration-size or --tile", 1)
     sys.exit(code or 0)
 
 

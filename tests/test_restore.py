@@ -23,6 +23,7 @@ from csa2glmha.restore import plan
 from csa2glmha.restore.command import run_files
 from csa2glmha.restore.plan import TileOptions
 from csa2glmha.storage import load, save_student, student_metadata
+from csa2glmha.tiling.memory import tile_needs, whole_needs
 
 TINY = {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 2, 4]}
 
@@ -144,9 +145,13 @@ def test_tiles_on_request(
 def test_tiles_where_the_memory_demands_it(
     colour: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_image(tmp_path / "x.png", torch.rand(3, 400, 464, generator=torch.Generator().manual_seed(0)))
+    write_image(tmp_path / "x.png", torch.rand(3, 272, 304, generator=torch.Generator().manual_seed(0)))
     monkeypatch.setattr(plan, "used_bytes", lambda device: 10**9)
-    for memory, found in ((10**10, ""), (1_330_000_000, "tiles of 256x256")):
+    model = load(colour)
+    whole = whole_needs(model, 272, 304)
+    between = (whole + tile_needs(model, (256, 256), (128, 128), True).tile) // 2
+    assert between < whole - 4 * 3 * 272 * 304
+    for memory, found in ((10**10, ""), (10**9 + between, "tiles of 256x256")):
         out = tmp_path / str(memory)
         run_files(colour, [tmp_path / "x.png"], out, tiles=TileOptions(memory=memory))
         said = capsys.readouterr().err

@@ -82,7 +82,7 @@ def describe_bench(found: dict[str, Any]) -> str:
                 "not known" if memory is None else f"{memory['model'] / 1e6:.0f} MB",
             )
         )
-    header = ("model", "runtime", "input", "median", "quartiles", "time to first", "peak memory")
+    header = ("model", "runtime", "input", "median", "quartiles", "of the first's time", "peak memory")
     threads = found["threads"] or "the runtimes' choice of"
     note = (
         f"{found['rounds']} rounds in random order, {found['provider']}, {threads} threads; "

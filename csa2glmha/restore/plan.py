@@ -31,6 +31,9 @@ DEFAULT_OVERLAP = 64
 _USABLE = 0.8
 #: Side of the image that an ONNX file is tried on: its memory is not known otherwise.
 _PROBE = 256
+#: ONNX Runtime doubles its memory whenever it runs out: for large images it took up to 2.2 times as much a
+#: pixel as for the one it is tried on.
+_ONNX_OVERHEAD = 2.5
 _SMALLEST_SAMPLE = 64
 _GB = 1e9
 #: Smallest pieces that ONNX files are cut into; networks of ours say their own.
@@ -103,7 +106,8 @@ class Restorer:
             DataError: not even tiles fit into the memory, or the inputs do not fit the network.
         """
         height, width = inputs[0].shape[-2:]
-        if self.options.size is None and self._fits_whole(height, width):
+        size = self.options.size
+        if self._fits_whole(height, width) if size is None else max(height, width) <= size:
             return self.model.run(inputs)
         if len(inputs) == 1:
             multiple = _ONNX_MULTIPLE if self.model.network is None else self.model.network.size_multiple
@@ -115,7 +119,7 @@ class Restorer:
         return output[0, :, :height, :width]
 
     def _fits_whole(self, height: int, width: int) -> bool:
-        if self.model.size is not None:
+        if self.model.size is not None or (self.model.network is None and height * width <= _PROBE**2):
             return True
         if (height, width) not in self._whole:
             network = self.model.network
@@ -201,7 +205,7 @@ class Restorer:
             before = psutil.Process().memory_info().rss
             session(*_with_mask(session, probe))
             grown = psutil.Process().memory_info().rss - before
-            self._onnx_bytes_per_pixel = max(grown, probe.nbytes) / _PROBE**2
+            self._onnx_bytes_per_pixel = _ONNX_OVERHEAD * max(grown, probe.nbytes) / _PROBE**2
         return int(self._onnx_bytes_per_pixel * pixels)
 
     def _too_little(self, what: str, needed: int) -> DataError:

@@ -102,7 +102,7 @@ def _parts(model: nn.Module, split: dict[int, SplitAttention]) -> list[tuple[str
 def _stand_in(module: nn.Module, split: dict[int, SplitAttention], maps: SharedMaps) -> nn.Module:
     if isinstance(module, TransformerBlock):
         return _SharingTransformerBlock(module, split[id(module.attn)], maps)
-    if isinstance(module, SpectralBlocks) and len(module.blocks):
+    if isinstance(module, SpectralBlocks):
         return _SharingSpectralBlocks(module, split, maps)
     return _OneByOne(module)
 

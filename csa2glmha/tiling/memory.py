@@ -23,7 +23,9 @@ from csa2glmha.tiling.lockstep import lockstep
 #: Measured peaks on a CPU are this much above the sum of the tensors: convolutions reorder their inputs and
 #: outputs, memory that was freed is not at once given back, and small runs also load code.
 OVERHEAD = 1.6
-OVERHEAD_BYTES = 100 * 2**20
+OVERHEAD_BYTES = 150 * 2**20
+#: For tensors that only wait, which nothing is reordered of.
+WAITING_OVERHEAD = 1.15
 
 _CGROUP_LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -73,19 +75,21 @@ def tile_needs(
         def side_by_side(count: int, size: tuple[int, int]) -> int:
             rows, columns = (divide_axis(side, side, 0, 1)[0] for side in size)
             maps.tiles = [Tile(rows, columns)] * count
-            return _overhead(_peak(lambda: skeleton(*_inputs(model, *size, count))))
+            return _peak(lambda: skeleton(*_inputs(model, *size, count)))
 
         one, three = side_by_side(1, sample), side_by_side(3, sample)
         maps.tiles = None
         alone = _overhead(_peak(lambda: skeleton(*_inputs(model, *tile, 1))))
     each = (three - one) // 2
-    return MemoryNeeds(alone, one - each, each)
+    return MemoryNeeds(alone, _overhead(one - each), int(each * WAITING_OVERHEAD))
 
 
 def available_bytes(device: torch.device) -> int:
     """Memory that can still be had on a device; on the CPU within the limit of its container."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # PyTorch keeps what it has freed, for itself.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     found = [int(psutil.virtual_memory().available)]
     for limit, usage in _CGROUP_LIMITS:
         # No such files outside of Linux, and "max" where there is no limit.
@@ -97,7 +101,7 @@ def available_bytes(device: torch.device) -> int:
 def used_bytes(device: torch.device) -> int:
     """Memory of this process on a device."""
     if device.type == "cuda":
-        return int(torch.cuda.memory_reserved(device))
+        return int(torch.cuda.memory_allocated(device))
     return int(psutil.Process().memory_info().rss)
 
 
