@@ -208,6 +208,111 @@ def evaluate(model: Path, teacher: Path | None, crop: int | None, as_json: bool,
     click.echo(json.dumps(found, indent=2) if as_json else describe_evaluation(found))
 
 
+@cli.command(context_settings=CONTEXT, short_help="Restore images, whole folders of them, of any size.")
+@click.argument("model", type=EXISTING)
+@click.argument("images", type=EXISTING, nargs=-1, required=True)
+@click.option("-o", "--output", type=EXISTING, required=True, metavar="DIR", help="Folder of the results.")
+@click.option(
+    "--tile", type=click.IntRange(16), metavar="N", help="Side of tiles [where memory demands it: 512]."
+)
+@click.option("--overlap", type=click.IntRange(0), metavar="N", help="Context around a tile [default: 64].")
+@click.option(
+    "--tile-mode",
+    type=click.Choice(["global", "plain"]),
+    help="Attention of the whole image, or of each tile [default: global; ONNX: plain].",
+)
+@click.option(
+    "--memory", type=click.FloatRange(0, min_open=True), metavar="GB", help="To use at most [what is free]."
+)
+@settings("mask", "mat_key")
+@click.option(
+    "--format",
+    "cube_format",
+    type=click.Choice(["npy", "mat"]),
+    default="npy",
+    show_default=True,
+    help="Of spectral results.",
+)
+@settings("device")
+@click.option("--overwrite", is_flag=True, help="Replace existing results; never the inputs.")
+def run(
+    model: Path,
+    images: tuple[Path, ...],
+    output: Path,
+    tile: int | None,
+    overlap: int | None,
+    tile_mode: str | None,
+    memory: float | None,
+    cube_format: str,
+    overwrite: bool,
+    **given: Any,
+) -> None:
+    """Restore IMAGES, files or folders, with MODEL (checkpoint, student or ONNX file).
+
+    Names, subfolders and bit depth are kept. For MST give measurements or cubes, and --mask.
+    """
+    from csa2glmha.restore.command import run_files
+    from csa2glmha.restore.plan import DEFAULT_OVERLAP, TileOptions
+
+    options = make_options(**given_only(given))
+    budget = None if memory is None else int(memory * 1e9)
+    tiles = TileOptions(tile, DEFAULT_OVERLAP if overlap is None else overlap, tile_mode, budget)
+    result = run_files(
+        model,
+        images,
+        output,
+        tiles=tiles,
+        mask=options.mask,
+        mat_key=options.mat_key,
+        cube_suffix=f".{cube_format}",
+        device=options.device,
+        overwrite=overwrite,
+    )
+    skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
+    click.echo(f"{len(result.written)} files written to {output}{skipped}")
+
+
+@cli.command(context_settings=CONTEXT, short_help="Time and memory of models, side by side.")
+@click.argument("models", type=EXISTING, nargs=-1, required=True)
+@click.option("--size", type=click.IntRange(8), metavar="N", help="Side of the input [default: 256].")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads [the runtimes' choice].")
+@click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="cpu, cuda, or another of ONNX Runtime's.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    metavar="S",
+    help="To time at most.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def bench(
+    models: tuple[Path, ...],
+    size: int | None,
+    threads: int | None,
+    provider: str,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Compare MODELS (ONNX files, checkpoints, students) with the first of them.
+
+    They run in turns, until the ratios of their times are known to one percent or time is up.
+    """
+    from csa2glmha.bench.candidates import Settings
+    from csa2glmha.bench.command import describe_bench, run_bench
+    from csa2glmha.bench.rounds import Patience
+
+    settings = Settings(None if size is None else (size, size), threads, provider)
+    found = run_bench(models, settings, Patience(seconds=seconds))
+    click.echo(json.dumps(found, indent=2) if as_json else describe_bench(found))
+
+
 @cli.command(context_settings=CONTEXT, short_help="Compress the denoiser that comes with the package.")
 @settings("rank")
 @click.option(
@@ -250,11 +355,11 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except MemoryError:
-        code = _fail("out of memory; use smaller --batch, --crop or --calibration-size", 1)
+        code = _fail("out of memory; use smaller --batch, --crop, --calibration-size or --tile", 1)
     except RuntimeError as error:
         if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error).lower():
             raise
-        code = _fail("out of memory; use smaller --batch, --crop or --calibration-size", 1)
+        code = _fail("out of memory; use smaller --batch, --crop, --calibration-size or --tile", 1)
     sys.exit(code or 0)
 
 

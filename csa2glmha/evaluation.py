@@ -16,6 +16,7 @@ from csa2glmha.data.sources import IMAGE_CHANNELS, image_example, is_spectral, o
 from csa2glmha.device import resolve_device
 from csa2glmha.errors import UsageError
 from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.models import RestorationModel
 from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import progress, say
 from csa2glmha.report.document import METRICS, render_table
@@ -33,6 +34,7 @@ class OpenModel:
         architecture: its name; "" if an ONNX file does not say.
         channels, bands: of its (first) input and its output.
         size: height and width, if it holds for one size only.
+        network: the PyTorch network; None for an ONNX file.
     """
 
     run: Restore
@@ -40,6 +42,7 @@ class OpenModel:
     channels: int
     bands: int
     size: tuple[int, int] | None
+    network: RestorationModel | None = None
 
 
 def open_model(path: Path, device: str) -> OpenModel:
@@ -56,7 +59,7 @@ def open_model(path: Path, device: str) -> OpenModel:
         )
     model = load_model(path).model.to(resolve_device(device))
     return OpenModel(
-        restore(model), model.architecture, model.in_channels, model.out_channels, model.fixed_size
+        restore(model), model.architecture, model.in_channels, model.out_channels, model.fixed_size, model
     )
 
 

@@ -22,8 +22,8 @@ def progress(items: Iterable[T], *, what: str, unit: str) -> Iterable[T]:
     return tqdm(items, desc=what, unit=unit, **_style())
 
 
-def manual_progress(*, what: str, unit: str, total: int) -> tqdm[Any]:
-    """A bar to update by hand; use it in a ``with`` statement."""
+def manual_progress(*, what: str, unit: str, total: int | None) -> tqdm[Any]:
+    """A bar to update by hand, use it in a ``with`` statement; without ``total`` it only counts."""
     return tqdm(desc=what, unit=unit, total=total, **_style())
 
 

@@ -136,8 +136,17 @@ class CalibrationNetwork(nn.Module):
 
 def pooled_statistics(x: Tensor) -> Tensor:
     """Mean and standard deviation of every channel: (B, C, H, W) to (B, 2C)."""
-    mean = x.mean((2, 3))
-    variance = x.square().mean((2, 3)) - mean.square()
+    return statistics_of_moments(*pooled_moments(x))
+
+
+def pooled_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and mean square of every channel: (B, C, H, W) to (B, C) each."""
+    return x.mean((2, 3)), x.square().mean((2, 3))
+
+
+def statistics_of_moments(mean: Tensor, square: Tensor) -> Tensor:
+    """As :func:`pooled_statistics`, from :func:`pooled_moments`."""
+    variance = square - mean.square()
     # The floor is for the root's gradient, which is infinite at zero.
     return torch.cat((mean, variance.clamp_min(NORM_FLOOR).sqrt()), 1)
 
@@ -256,6 +265,20 @@ class GLMHA(GuidedAttention):
         rows, columns, values = maps.split(self.widths, dim=1)
         return rows, columns, values
 
+    def generate_values(self, x: Tensor) -> Tensor:
+        """The maps V_r (B, heads * rank_v, H, W) alone, which is cheaper than :meth:`generate`."""
+
+        def last(convolution: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
+            bias = convolution.bias
+            count = self.widths[-1]
+            return convolution.weight[-count:], None if bias is None else bias[-count:]
+
+        maps = F.conv2d(x, *last(self.pointwise))
+        if self.depthwise is None:
+            return maps
+        padding = self.config.kernel_size // 2
+        return F.conv2d(maps, *last(self.depthwise), padding=padding, groups=maps.shape[1])
+
     def input_logits(self, x: Tensor) -> Tensor:
         """S for an input (B, C, H, W), before modes and gates: (B, heads, c, keys)."""
         rows, columns, _ = self.generate(x)
@@ -273,21 +296,37 @@ class GLMHA(GuidedAttention):
 
     def uncorrected_logits(self, rows: Tensor, columns: Tensor, key_gates: Tensor | None = None) -> Tensor:
         """As :meth:`logits`, before static and guided modes are added."""
+        return self.logits_of_moments(*self.moments(rows, columns), key_gates)
+
+    def moments(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All that the logits need of generated maps, as means over pixels.
+
+        Returns:
+            Products of rows and columns (B, heads, rank_q, rank_k); of rows and of columns the squares
+            (B, heads, c) if they are used as they are, otherwise the products (B, heads, rank, rank).
+        """
         heads = self.config.heads
         rows, columns = tokens(rows, heads), tokens(columns, heads)
         pixels = rows.shape[-1]
-        gate = self.key_gate(key_gates)
+
+        def own(maps: Tensor, expand: Tensor | None) -> Tensor:
+            return maps.square().mean(-1) if expand is None else maps @ maps.transpose(-2, -1) / pixels
+
         cross = rows @ columns.transpose(-2, -1) / pixels
-        if self.expand_columns is None:
-            column_power = columns.square().mean(-1)
-        else:
+        return cross, own(rows, self.expand_rows), own(columns, self.expand_columns)
+
+    def logits_of_moments(
+        self, cross: Tensor, row_moments: Tensor, column_moments: Tensor, key_gates: Tensor | None = None
+    ) -> Tensor:
+        """As :meth:`uncorrected_logits`, from :meth:`moments`."""
+        gate = self.key_gate(key_gates)
+        row_power, column_power = row_moments, column_moments
+        if self.expand_columns is not None:
             expand = self.expand_columns if gate is None else self.expand_columns * gate
-            column_power = expanded_power(expand, columns @ columns.transpose(-2, -1) / pixels)
+            column_power = expanded_power(expand, column_moments)
             cross = cross @ expand.transpose(-2, -1)
-        if self.expand_rows is None:
-            row_power = rows.square().mean(-1)
-        else:
-            row_power = expanded_power(self.expand_rows, rows @ rows.transpose(-2, -1) / pixels)
+        if self.expand_rows is not None:
+            row_power = expanded_power(self.expand_rows, row_moments)
             cross = self.expand_rows @ cross
         logits = normalised_logits(cross, row_power, column_power, self.temperature)
         if self.row_scale is not None:

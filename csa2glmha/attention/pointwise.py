@@ -48,14 +48,20 @@ class PointwiseGLMHA(GuidedAttention):
         """Mix ``values`` (B, heads * c, H, W) by the attention that x (B, C, H, W) has, and project."""
         strengths, key_gates, value_gates = self.guidance(x)
         attention = self.correct(self.input_logits(x, key_gates), strengths).softmax(-1)
-        if self.reduce_values is not None:
-            values = self.reduce_values(values)
-        return self.mix(self.fold(attention, value_gates), values)
+        return self.mix_full(self.fold(attention, value_gates), values)
+
+    def mix_full(self, folded: Tensor, values: Tensor) -> Tensor:
+        """As :meth:`mix`, from values in full: (B, heads * c, H, W)."""
+        return self.mix(folded, values if self.reduce_values is None else self.reduce_values(values))
 
     def input_logits(self, x: Tensor, key_gates: Tensor | None = None) -> Tensor:
         """S for an input (B, C, H, W), before modes are added: (B, heads, c, c)."""
+        return self.gram_logits(self.gram(x), key_gates)
+
+    def gram(self, x: Tensor) -> Tensor:
+        """Z's mean products, which :meth:`gram_logits` takes, for an input (B, C, H, W)."""
         z = x.flatten(2).unsqueeze(1) if self.projection is None else self._subspace(x)
-        return self.gram_logits(z @ z.transpose(-2, -1) / z.shape[-1], key_gates)
+        return z @ z.transpose(-2, -1) / z.shape[-1]
 
     def gram_logits(self, gram: Tensor, key_gates: Tensor | None = None) -> Tensor:
         """As :meth:`input_logits`, from Z's mean products (B, heads, r, r); full rank: (B, 1, C, C)."""

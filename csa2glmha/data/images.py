@@ -71,9 +71,15 @@ def read_image(path: Path, channels: int) -> Tensor:
     Raises:
         DataError: the file cannot be read, or ``channels`` is not 1 or 3.
     """
+    return read_image_and_bits(path, channels)[0]
+
+
+def read_image_and_bits(path: Path, channels: int) -> tuple[Tensor, int]:
+    """As :func:`read_image`, and how many bits hold a sample of it: 8, or 16, also for floats."""
     _check_channels(channels)
     try:
-        return _to_tensor(_decode(path), channels)
+        pixels = _decode(path)
+        return _to_tensor(pixels, channels), 8 if pixels.dtype == np.uint8 else 16
     except _UnreadableError as error:
         raise DataError(
             f"cannot read image {str(path)!r}: {error}; give an 8- or 16-bit {_SUFFIX_LIST}"
@@ -118,9 +124,10 @@ def write_image(path: Path, image: Tensor, bits: int = 8) -> None:
 
 
 def _encode(image: Tensor, suffix: str, bits: int) -> bytes | None:
-    scaled = (image.detach().cpu().double().clamp(0, 1) * (2**bits - 1)).round().permute(1, 2, 0).numpy()
-    # OpenCV wants B, G, R; flipping the channel axis of a gray image changes nothing.
-    pixels = scaled[..., ::-1].astype(np.uint8 if bits == 8 else np.uint16)
+    pixels = np.empty((*image.shape[1:], image.shape[0]), np.uint8 if bits == 8 else np.uint16)
+    # OpenCV wants B, G, R; a gray image has one channel, in whatever order. One by one they take less memory.
+    for channel, plane in enumerate(image.detach().cpu().flip(0)):
+        pixels[..., channel] = (plane.double().clamp(0, 1) * (2**bits - 1)).round().numpy()
     # What does not fit a format makes OpenCV raise or return false, depending on the format.
     try:
         done, encoded = cv2.imencode(suffix, pixels)

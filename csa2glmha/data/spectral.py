@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import scipy.io
 import torch
 from torch import Tensor
 
@@ -16,7 +17,8 @@ from csa2glmha.data.arrays import SUFFIX_LIST, SUFFIXES, Array, read_array, to_f
 from csa2glmha.data.crops import ImageSource
 from csa2glmha.data.folders import list_files, stem
 from csa2glmha.data.images import ImageSet
-from csa2glmha.errors import DataError
+from csa2glmha.errors import DataError, OutputError
+from csa2glmha.files import atomic_path
 from csa2glmha.progress import progress
 
 #: Ranges in nm by number of bands: those of the published MST (KAIST) and MST++ (ARAD 1K).
@@ -44,6 +46,26 @@ def read_cube(path: Path, bands: int, mat_key: str | None = None) -> Tensor:
     """
     cube = _bands_first(read_array(path, 3, mat_key), bands, path)
     return torch.from_numpy(np.ascontiguousarray(to_float32(cube, path)))
+
+
+def write_cube(path: Path, cube: Tensor) -> None:
+    """Write a cube (bands, H, W) as float32 H x W x bands, values as they are: .npy, or .mat (v5, "cube").
+
+    The file appears complete or not at all; an earlier one is replaced.
+
+    Raises:
+        OutputError: a value is not finite, a .mat file cannot hold that much, or it cannot be written.
+    """
+    if not torch.isfinite(cube).all():
+        raise OutputError(f"cannot write {str(path)!r}: it has values that are not finite; check the model")
+    array = np.ascontiguousarray(cube.detach().cpu().float().permute(1, 2, 0).numpy())
+    if path.suffix == ".mat" and array.nbytes >= 2**31:
+        raise OutputError(f"cannot write {str(path)!r}: .mat files hold at most 2 GB; use --format npy")
+    with atomic_path(path) as temporary:
+        if path.suffix == ".mat":
+            scipy.io.savemat(temporary, {"cube": array}, do_compression=True)
+        else:
+            np.save(temporary, array)
 
 
 def _bands_first(array: Array, bands: int, path: Path) -> Array:

@@ -18,22 +18,26 @@ from csa2glmha.errors import CheckpointError, DataError, UsageError
 # ONNX Runtime also logs what it raises; the exception is enough.
 _LOG_FATAL_ONLY = 4
 
+CPU_PROVIDER = "CPUExecutionProvider"
+
 
 class OnnxModel:
-    """An ONNX file called like the network it came from, on the CPU in float32.
+    """An ONNX file called like the network it came from, with inputs and output in float32 on the host.
 
     Args:
         path: the file.
         threads: of ONNX Runtime within an operator; None leaves the choice to it.
+        provider: ONNX Runtime's name of what runs the operators.
 
     Raises:
+        UsageError: the provider cannot be used here.
         CheckpointError: the file is missing, is not ONNX, cannot be run, or is no network from images of
             a fixed number of channels to such images.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None, provider: str = CPU_PROVIDER) -> None:
         self.path = path
-        self._session = _open_session(path, threads)
+        self._session = _open_session(path, threads, provider)
         for node in (*self._session.get_inputs(), *self._session.get_outputs()):
             if len(node.shape) != 4 or not isinstance(node.shape[1], int):
                 raise CheckpointError(
@@ -182,16 +186,26 @@ def ratio(first: Latency, other: Latency) -> float:
     return statistics.median(a / b for a, b in pairs)
 
 
-def _open_session(path: Path, threads: int | None) -> ort.InferenceSession:
+def _open_session(path: Path, threads: int | None, provider: str) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_FATAL_ONLY
+    # Threads that wait for the next run in a busy loop would slow down whatever runs in between.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            str(path), options, providers=list(dict.fromkeys([provider, CPU_PROVIDER]))
+        )
     # ONNX Runtime's exceptions have no base class of their own.
     except Exception as error:
         reason = "no such file" if not path.exists() else str(error).splitlines()[0]
         raise CheckpointError(
             f"{str(path)!r} cannot be run as an ONNX model: {reason}; check the path or export it again"
         ) from error
+    # It falls back to the CPU, with a line in its log only, where a library of the provider is missing.
+    if provider not in session.get_providers():
+        raise UsageError(
+            f"{provider} cannot be used here; check that its libraries are installed, or use cpu"
+        )
+    return session

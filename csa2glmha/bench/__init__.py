@@ -1,0 +1,1 @@
+"""Models against the clock and against each other: what `bench` does."""

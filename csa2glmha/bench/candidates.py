@@ -1,0 +1,139 @@
+"""Opening any model file so that it can be timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+import torch
+
+from csa2glmha.device import resolve_device
+from csa2glmha.errors import UsageError
+from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.models.mst import DISPERSION
+from csa2glmha.storage import load_model
+
+DEFAULT_SIZE = 256
+#: Execution providers of ONNX Runtime that are also devices of PyTorch.
+_PYTORCH_PROVIDERS = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run models.
+
+    Attributes:
+        size: height and width; None: that of the models that take one size only, otherwise 256.
+        threads: within an operator; None leaves the choice to the runtimes.
+        provider: of ONNX Runtime in lower case, such as "cpu" or "cuda"; PyTorch knows these two.
+    """
+
+    size: tuple[int, int] | None = None
+    threads: int | None = None
+    provider: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that can be timed.
+
+    Attributes:
+        path: its file.
+        runtime: "ONNX Runtime" or "PyTorch".
+        shapes: of its inputs.
+        run: runs it once on fixed noise, to the end.
+    """
+
+    path: Path
+    runtime: str
+    shapes: tuple[tuple[int, ...], ...]
+    run: Callable[[], None]
+
+
+def open_candidates(paths: Sequence[Path], settings: Settings) -> list[Candidate]:
+    """Open files to compare.
+
+    Raises:
+        UsageError: a provider that is not there, or that PyTorch does not know.
+        CheckpointError: a file cannot be run.
+    """
+    opened = [_open(path, settings) for path in paths]
+    size = common_size([fixed for fixed, _ in opened], settings.size)
+    return [make(*(fixed or size)) for fixed, make in opened]
+
+
+def common_size(fixed: Sequence[tuple[int, int] | None], wanted: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width for models of any size: as wanted, or those of the first that has no choice."""
+    if wanted is not None:
+        return wanted
+    return next((size for size in fixed if size is not None), (DEFAULT_SIZE, DEFAULT_SIZE))
+
+
+_Opened = tuple[tuple[int, int] | None, Callable[[int, int], Candidate]]
+
+
+def _open(path: Path, settings: Settings) -> _Opened:
+    """The one size that the file takes, if it is so, and what makes a candidate for a height and width."""
+    return _open_onnx(path, settings) if path.suffix.lower() == ".onnx" else _open_pytorch(path, settings)
+
+
+def _open_onnx(path: Path, settings: Settings) -> _Opened:
+    model = OnnxModel(path, settings.threads, provider_name(settings.provider))
+
+    def make(height: int, width: int) -> Candidate:
+        shapes = [(1, model.in_channels, height, width)]
+        if len(model.input_names) > 1:
+            spread = DISPERSION * (model.in_channels - 1)
+            shapes.append((1, model.in_channels, height, width + spread))
+        inputs = _noise(shapes)
+
+        def run() -> None:
+            model(*inputs)
+
+        return Candidate(path, "ONNX Runtime", tuple(shapes), run)
+
+    return model.fixed_size, make
+
+
+def _open_pytorch(path: Path, settings: Settings) -> _Opened:
+    if settings.provider not in _PYTORCH_PROVIDERS:
+        raise UsageError(
+            f"--provider {settings.provider}: {path} runs in PyTorch, which takes "
+            f"{' or '.join(_PYTORCH_PROVIDERS)}; export it first"
+        )
+    device = resolve_device(settings.provider)
+    model = load_model(path).model.to(device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+
+    def make(height: int, width: int) -> Candidate:
+        shapes = model.input_shapes(height, width)
+        inputs = _noise(shapes)
+
+        @torch.inference_mode()
+        def run() -> None:
+            # As for ONNX Runtime, the inputs come from the host and the output goes back there.
+            model(*(each.to(device) for each in inputs)).cpu()
+
+        return Candidate(path, "PyTorch", shapes, run)
+
+    return model.fixed_size, make
+
+
+def provider_name(name: str) -> str:
+    """ONNX Runtime's name of a provider.
+
+    Raises:
+        UsageError: this build of ONNX Runtime does not have it.
+    """
+    known = {each.removesuffix("ExecutionProvider").lower(): each for each in ort.get_available_providers()}
+    if name.lower() not in known:
+        raise UsageError(f"--provider {name}: this ONNX Runtime has {', '.join(sorted(known))}")
+    return known[name.lower()]
+
+
+def _noise(shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(shape, generator=generator) for shape in shapes]

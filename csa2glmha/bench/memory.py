@@ -1,0 +1,82 @@
+"""Peak memory of one model, measured in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from csa2glmha.bench.candidates import Settings, open_candidates
+from csa2glmha.errors import Csa2GlmhaError
+
+_RUNS = 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a process that loads one model and runs it.
+
+    Attributes:
+        peak: largest resident size.
+        model: of it, what loading and running the model took: the peak less Python and its libraries.
+    """
+
+    peak: int
+    model: int
+
+
+def measure_apart(path: Path, settings: Settings) -> Memory | None:
+    """Measure in a new process; None if that fails, which must not spoil the timings.
+
+    Args:
+        path: of the model.
+        settings: as for the timings, with the size.
+    """
+    request = {"path": str(path), "settings": asdict(settings)}
+    command = [sys.executable, "-m", "csa2glmha.bench.memory", json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return None
+    return Memory(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure_here(path: Path, settings: Settings) -> Memory:
+    """Measure in this process, which must not have done anything large before."""
+    before = psutil.Process().memory_info().rss
+    candidate = open_candidates([path], settings)[0]
+    for _ in range(_RUNS):
+        candidate.run()
+    peak = peak_bytes()
+    return Memory(peak, max(0, peak - before))
+
+
+def peak_bytes() -> int:
+    """Largest resident size of this process so far."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    if sys.platform == "linux":
+        # Not getrusage: that begins with the size of the process that started this one.
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    import resource
+
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def main() -> None:
+    """Measure what the argument asks for, and print the result as JSON."""
+    request = json.loads(sys.argv[1])
+    try:
+        found = measure_here(Path(request["path"]), Settings(**request["settings"]))
+    except Csa2GlmhaError as error:
+        sys.exit(str(error))
+    print(json.dumps(asdict(found)))
+
+
+if __name__ == "__main__":
+    main()

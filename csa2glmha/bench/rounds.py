@@ -1,0 +1,136 @@
+"""Timing models in turns until it is known how their times relate.
+
+A machine that others use as well speeds up and slows down, all the time and at all time scales. So the
+models take turns, in a random order each round, and the ratio of two is the median over the rounds of the
+ratio within a round: what lasts longer than a round cancels, and what is shorter averages out.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from csa2glmha.export.runtime import Latency
+
+#: Standard deviations of the normal distribution around 95 % of it.
+_Z = 1.96
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When to stop.
+
+    Attributes:
+        tolerance: half the width of each ratio's 95 % confidence interval, relative to the ratio.
+        fewest: rounds at least.
+        seconds: at most, once there are that many rounds.
+        warmup: rounds before those that count.
+    """
+
+    tolerance: float = 0.01
+    fewest: int = 15
+    seconds: float = 60.0
+    warmup: int = 3
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A model's time over the first one's.
+
+    Attributes:
+        median: over the rounds.
+        low, high: 95 % confidence interval of the median.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, ratios: Sequence[float]) -> Ratio:
+        """The median of at least one value, with an interval that no distribution is assumed for."""
+        ordered = sorted(ratios)
+        count = len(ordered)
+        # The number of values below the true median is binomial: count / 2 with this deviation.
+        reach = _Z * math.sqrt(count) / 2
+        low = max(0, math.floor(count / 2 - reach))
+        high = min(count - 1, math.ceil(count / 2 + reach) - 1)
+        return cls(statistics.median(ordered), ordered[low], ordered[max(high, low)])
+
+    @property
+    def uncertainty(self) -> float:
+        """Half the interval's width, relative to the median."""
+        return (self.high - self.low) / (2 * self.median)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Times of all models, and their ratios to the first.
+
+    Attributes:
+        latencies: in the order of the models.
+        ratios: likewise; the first is 1.
+        converged: all ratios are known as well as was asked for.
+    """
+
+    latencies: tuple[Latency, ...]
+    ratios: tuple[Ratio, ...]
+    converged: bool
+
+
+def time_in_turns(
+    runs: Sequence[Callable[[], None]],
+    patience: Patience,
+    on_round: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timings:
+    """Time functions against each other.
+
+    Args:
+        runs: each runs a model once.
+        patience: when to stop.
+        on_round: called after each round, warm-up too.
+        clock: in seconds.
+    """
+    order = list(range(len(runs)))
+    shuffle = random.Random(0).shuffle
+    samples: list[list[float]] = [[] for _ in runs]
+
+    def play_round() -> list[float]:
+        shuffle(order)
+        times = [0.0] * len(runs)
+        for index in order:
+            start = clock()
+            runs[index]()
+            times[index] = clock() - start
+        on_round()
+        return times
+
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(patience.warmup):
+            play_round()
+        began = clock()
+        while True:
+            for sample, seconds in zip(samples, play_round(), strict=True):
+                sample.append(1000 * seconds)
+            if len(samples[0]) < patience.fewest:
+                continue
+            ratios = tuple(_ratio(sample, samples[0]) for sample in samples)
+            converged = all(ratio.uncertainty <= patience.tolerance for ratio in ratios)
+            # With one model there is no ratio to wait for.
+            if converged or clock() - began > patience.seconds:
+                return Timings(tuple(Latency.of(sample) for sample in samples), ratios, converged)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _ratio(times: Sequence[float], first: Sequence[float]) -> Ratio:
+    return Ratio.of([own / other for own, other in zip(times, first, strict=True)])

@@ -1,0 +1,1 @@
+"""What `run` does: files in, restored files out."""

@@ -1,0 +1,166 @@
+"""Restoring files: reading each as the network takes it, running, writing what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from csa2glmha.data.arrays import read_array
+from csa2glmha.data.batches import Inputs
+from csa2glmha.data.cassi import CassiScenes, initial_cube, load_mask, load_measurement, shifted_mask
+from csa2glmha.data.images import MemoryImages, read_image_and_bits, write_image
+from csa2glmha.data.open import refuse_mask
+from csa2glmha.data.sources import DUAL_PIXEL_CHANNELS, IMAGE_CHANNELS, is_spectral
+from csa2glmha.data.spectral import read_cube, write_cube
+from csa2glmha.device import resolve_device
+from csa2glmha.errors import DataError, UsageError
+from csa2glmha.evaluation import OpenModel, open_model
+from csa2glmha.files import ensure_writable
+from csa2glmha.models.mst import DISPERSION
+from csa2glmha.progress import progress, say
+from csa2glmha.restore.jobs import Formats, Job, array_formats, find_jobs, image_formats
+from csa2glmha.restore.plan import Restorer, TileOptions
+
+#: Inputs with a batch axis of one, and the bits of a sample in an image that is made of them.
+Read = Callable[[Job], tuple[Inputs, int]]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What was done.
+
+    Attributes:
+        written: the new files.
+        skipped: files of folders that cannot be used, with the reason.
+    """
+
+    written: tuple[Path, ...]
+    skipped: tuple[tuple[Path, str], ...]
+
+
+def run_files(
+    model: Path,
+    sources: Sequence[Path],
+    output: Path,
+    *,
+    tiles: TileOptions | None = None,
+    mask: Path | None = None,
+    mat_key: str | None = None,
+    cube_suffix: str = ".npy",
+    device: str = "auto",
+    overwrite: bool = False,
+) -> RunResult:
+    """Run a model on files and on all files of folders.
+
+    Images become images of the same name and bit depth, in the same subfolders; where the output is a
+    spectrum, .npy or .mat files of height x width x bands.
+
+    Args:
+        model: checkpoint, student or ONNX file.
+        sources: images; for MST recorded measurements, or cubes that measurements are simulated from.
+        output: folder of the results.
+        tiles: about tiles; None: where the memory demands it.
+        mask: file of the aperture mask, which MST needs.
+        mat_key: name of the array in .mat and .npz files.
+        cube_suffix: .npy or .mat, of outputs that are cubes.
+        device: as for :func:`csa2glmha.device.resolve_device`.
+        overwrite: replace existing outputs; inputs are never replaced.
+
+    Raises:
+        UsageError: options that do not fit the model or each other.
+        OutputError: an output exists, or cannot be written.
+        Csa2GlmhaError: a file that was named cannot be used, or nothing of the folders.
+    """
+    opened = open_model(model, device)
+    formats, read = _reader(opened, mask, mat_key, cube_suffix)
+    jobs = find_jobs(sources, output, formats, overwrite)
+    place = torch.device("cpu") if opened.network is None else resolve_device(device)
+    restorer = Restorer(model, opened, place, tiles or TileOptions())
+    written, skipped = [], []
+    for job in progress(jobs, what="restoring", unit="file"):
+        try:
+            inputs, bits = read(job)
+        except DataError as error:
+            if job.named:
+                raise
+            say(f"skipped: {error}")
+            skipped.append((job.sources[0], str(error)))
+            continue
+        ensure_writable(job.output, overwrite)
+        restored = restorer(job.sources[0].name, inputs)
+        if formats.output_suffix:
+            write_cube(job.output, restored)
+        else:
+            write_image(job.output, restored, bits)
+        written.append(job.output)
+    if not written:
+        raise DataError(f"nothing could be used: {skipped[0][1]}")
+    return RunResult(tuple(written), tuple(skipped))
+
+
+def _reader(
+    model: OpenModel, mask: Path | None, mat_key: str | None, cube_suffix: str
+) -> tuple[Formats, Read]:
+    suffix = cube_suffix if is_spectral(model.channels, model.bands) else ""
+    if model.architecture == "mst":
+        return array_formats(suffix, model.bands), _snapshot_reader(model, mask, mat_key)
+    refuse_mask(model.architecture or "this model", mask)
+    if model.channels == DUAL_PIXEL_CHANNELS:
+        return image_formats(suffix, model.bands, views=True), _read_views
+    if model.channels in IMAGE_CHANNELS:
+        return image_formats(suffix, model.bands), lambda job: _read_image(job, model.channels)
+    return (
+        array_formats(suffix, model.bands),
+        lambda job: ((read_cube(job.sources[0], model.channels, mat_key).unsqueeze(0),), 16),
+    )
+
+
+def _read_image(job: Job, channels: int) -> tuple[Inputs, int]:
+    image, bits = read_image_and_bits(job.sources[0], channels)
+    return (image.unsqueeze(0),), bits
+
+
+def _read_views(job: Job) -> tuple[Inputs, int]:
+    (left, bits), (right, _) = (read_image_and_bits(path, 3) for path in job.sources)
+    if left.shape != right.shape:
+        raise DataError(f"{str(job.sources[0])!r} is not of the size of its right view")
+    return (torch.cat((left, right)).unsqueeze(0),), bits
+
+
+def _snapshot_reader(model: OpenModel, mask_file: Path | None, mat_key: str | None) -> Read:
+    if mask_file is None:
+        raise UsageError("MST reconstructs what was seen through an aperture mask: give its file, --mask")
+    mask = load_mask(mask_file)
+    if model.size is not None and tuple(mask.shape) != model.size:
+        raise UsageError(
+            f"--mask {mask_file}: has {mask.shape[0]}x{mask.shape[1]} pixels, the one baked in has "
+            f"{model.size[0]}x{model.size[1]}"
+        )
+    dispersed = shifted_mask(mask, model.channels)
+
+    def read(job: Job) -> tuple[Inputs, int]:
+        cube = _initial_cube(job.sources[0], mask, model.channels, mat_key)
+        return (cube.unsqueeze(0), dispersed), 16
+
+    return read
+
+
+def _initial_cube(path: Path, mask: Tensor, bands: int, mat_key: str | None) -> Tensor:
+    """Of a recorded measurement if the file holds a plane, otherwise of the measurement of a cube."""
+    try:
+        read_array(path, 2, mat_key)
+    except DataError:
+        cube = read_cube(path, bands, mat_key)
+        return CassiScenes(MemoryImages([(path.name, cube)]), mask).read(0)[1]
+    measurement = load_measurement(path, mat_key, bands)
+    expected = (mask.shape[0], mask.shape[1] + DISPERSION * (bands - 1))
+    if tuple(measurement.shape) != expected:
+        raise DataError(
+            f"{str(path)!r} is a measurement of {measurement.shape[0]}x{measurement.shape[1]}, the mask "
+            f"belongs to {expected[0]}x{expected[1]}; give the mask it was taken through"
+        )
+    return initial_cube(measurement, bands)

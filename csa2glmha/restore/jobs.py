@@ -1,0 +1,157 @@
+"""From the files and folders a user names to one output for each input."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from csa2glmha.data import arrays, images
+from csa2glmha.data.folders import list_files, stem
+from csa2glmha.data.sources import VIEW_FOLDERS
+from csa2glmha.errors import DataError, OutputError, UsageError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One output to make.
+
+    Attributes:
+        sources: the file it is made from; of dual-pixel images the left and the right view.
+        output: the file to write.
+        named: the user named the file itself, not a folder.
+    """
+
+    sources: tuple[Path, ...]
+    output: Path
+    named: bool
+
+
+@dataclass(frozen=True)
+class Formats:
+    """What a network reads and writes.
+
+    Attributes:
+        suffixes: of the inputs, lower case.
+        wanted: what they are, for messages.
+        views: inputs are folders with two views of every image.
+        output_suffix: of cubes; "" keeps the names as they are.
+        output_channels: of images.
+    """
+
+    suffixes: Sequence[str]
+    wanted: str
+    views: bool
+    output_suffix: str
+    output_channels: int
+
+
+def image_formats(output_suffix: str, output_channels: int, views: bool = False) -> Formats:
+    """Of networks that take images."""
+    wanted = "images" if not views else "two folders of views, such as inputL and inputR, in it"
+    return Formats(images.SUFFIXES, wanted, views, output_suffix, output_channels)
+
+
+def array_formats(output_suffix: str, output_channels: int) -> Formats:
+    """Of networks that take cubes or measurements."""
+    wanted = f"{arrays.SUFFIX_LIST} files"
+    return Formats(arrays.SUFFIXES, wanted, False, output_suffix, output_channels)
+
+
+def find_jobs(sources: Sequence[Path], folder: Path, formats: Formats, overwrite: bool) -> list[Job]:
+    """List what is to be done, and check that nothing is in the way.
+
+    A file's output has its name, in ``folder``; files of folders keep their subfolders there.
+
+    Raises:
+        UsageError: two inputs have the same output, or an input would be replaced.
+        DataError: an input is missing or of another kind, or a folder has none.
+        OutputError: an output exists and ``overwrite`` is false.
+    """
+    jobs = []
+    for source in sources:
+        if source.is_dir():
+            jobs += _of_folder(source, folder, formats)
+        else:
+            jobs.append(_of_file(source, folder, formats))
+    if not jobs:
+        raise UsageError("no input: name files or folders")
+    _check_collisions(jobs)
+    existing = [job.output for job in jobs if os.path.lexists(job.output)]
+    if existing and not overwrite:
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise OutputError(
+            f"output {str(existing[0])!r}{more} already exists: pass --overwrite to replace, "
+            "or choose another folder with -o"
+        )
+    return jobs
+
+
+def _of_file(source: Path, folder: Path, formats: Formats) -> Job:
+    if not source.exists():
+        raise DataError(f"{str(source)!r} does not exist; give a file, or a folder with {formats.wanted}")
+    if formats.views:
+        raise DataError(f"{str(source)!r}: a dual-pixel model takes a folder with {formats.wanted}")
+    if source.suffix.lower() not in formats.suffixes:
+        raise DataError(f"{str(source)!r}: this model takes {', '.join(formats.suffixes)} files")
+    return Job((source,), folder / _output_name(source.name, formats), True)
+
+
+def _of_folder(source: Path, folder: Path, formats: Formats) -> list[Job]:
+    if formats.views:
+        return _of_views(source, folder, formats)
+    files = list_files(source, formats.suffixes, "input folder", formats.wanted)
+    if not files:
+        raise DataError(f"no {formats.wanted} in {str(source)!r}")
+    # What an earlier run wrote into a folder inside is not its own input.
+    inside = folder.resolve()
+    return [
+        Job((path,), folder / _output_name(name, formats), False)
+        for name, path in files
+        if inside == source.resolve() or inside not in path.resolve().parents
+    ]
+
+
+def _of_views(source: Path, folder: Path, formats: Formats) -> list[Job]:
+    for names in VIEW_FOLDERS:
+        left, right = (source / name for name in names)
+        if left.is_dir() and right.is_dir():
+            partners = {
+                stem(name): path
+                for name, path in list_files(right, formats.suffixes, "input folder", formats.wanted)
+            }
+            lefts = list_files(left, formats.suffixes, "input folder", formats.wanted)
+            for name, path in lefts:
+                if stem(name) not in partners:
+                    raise DataError(f"{str(path)!r} has no right view of that name in {str(right)!r}")
+            return [
+                Job((path, partners[stem(name)]), folder / _output_name(name, formats), False)
+                for name, path in lefts
+            ]
+    raise DataError(f"{str(source)!r}: a dual-pixel model takes a folder with {formats.wanted}")
+
+
+def _output_name(name: str, formats: Formats) -> str:
+    suffix = Path(name).suffix
+    if formats.output_suffix:
+        return stem(name) + formats.output_suffix
+    # These two hold colour only, and gray only.
+    if suffix.lower() in (".ppm", ".pgm"):
+        return stem(name) + (".pgm" if formats.output_channels == 1 else ".ppm")
+    return name
+
+
+def _check_collisions(jobs: list[Job]) -> None:
+    inputs = {path.resolve() for job in jobs for path in job.sources}
+    seen: dict[Path, Job] = {}
+    for job in jobs:
+        place = job.output.resolve()
+        if place in inputs:
+            raise UsageError(f"output {str(job.output)!r} is an input: choose another folder with -o")
+        if place in seen:
+            raise UsageError(
+                f"{str(seen[place].sources[0])!r} and {str(job.sources[0])!r} would both be written to "
+                f"{str(job.output)!r}: run them one by one, with different -o"
+            )
+        seen[place] = job

@@ -1,0 +1,1 @@
+"""Images that are larger than the memory: tiles that share the attention maps of the whole image."""
