@@ -1,0 +1,133 @@
+"""Folding what stands before and beside convolutions into their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from csa2glmha.deploy.primitives import cast_like, square_sum
+
+#: Runtimes lay maps out in blocks of this many channels (AVX-512, tensor cores); others compute as if the
+#: last block were full, or, where the count is not even a multiple of 4, fall back to slow code.
+CHANNEL_BLOCK = 16
+_DEPTHWISE_MULTIPLE = 4
+
+
+@dataclass(frozen=True)
+class Affine:
+    """What a layer norm does beside dividing by the deviation; see :func:`fold_affine`.
+
+    Attributes:
+        weight: (C,).
+        bias: (C,) or None.
+        subtract_mean: x itself is centred, not only the variance.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    subtract_mean: bool
+
+
+class UnitNorm(nn.Module):
+    """Every pixel of (B, C, H, W) divided by its standard deviation over the channels.
+
+    What else a layer norm does is left to the following convolution. Sums are taken in float32, since
+    squares leave the range of half precision soon.
+
+    Args:
+        channels: C; further channels of the input are zero.
+        eps: added to the variance.
+        centred: also subtract the mean, for readers other than convolutions.
+    """
+
+    def __init__(self, channels: int, eps: float, centred: bool = False) -> None:
+        super().__init__()
+        self.channels, self.eps, self.centred = channels, eps, centred
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        mean = wide.sum(1, keepdim=True) * (1 / self.channels)
+        if self.centred:
+            wide = wide - mean
+            variance = square_sum(wide, 1) * (1 / self.channels)
+        else:
+            variance = (square_sum(wide, 1) * (1 / self.channels) - mean.square()).clamp_min(0.0)
+        return cast_like(wide * (variance + self.eps).rsqrt(), x)
+
+
+def fold_affine(weight: Tensor, bias: Tensor | None, affine: Affine, centred: bool) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a pointwise convolution that follows :class:`UnitNorm` in place of a layer norm.
+
+    Args:
+        weight: (G, C).
+        bias: (G,) or None.
+        affine: of the layer norm.
+        centred: the :class:`UnitNorm` subtracts the mean.
+    """
+    if affine.bias is not None:
+        shift = weight @ affine.bias
+        bias = shift if bias is None else bias + shift
+    weight = weight * affine.weight
+    if affine.subtract_mean and not centred:
+        # W (x - mean) is W x with the mean of every row of W subtracted from it.
+        weight = weight - weight.mean(1, keepdim=True)
+    return weight, bias
+
+
+def conv(weight: Tensor, bias: Tensor | None, groups: int = 1) -> nn.Conv2d:
+    """A convolution of odd kernel size that keeps the maps' size, from its weight (G, C / groups, k, k)."""
+    out_channels, in_channels, k, _ = weight.shape
+    made = nn.Conv2d(
+        in_channels * groups, out_channels, k, padding=k // 2, groups=groups, bias=bias is not None
+    )
+    made.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach().clone())
+    return made
+
+
+def pointwise(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
+    """A 1x1 convolution from its matrix (G, C)."""
+    return conv(weight[:, :, None, None], bias)
+
+
+def padded(tensor: Tensor | None, size: int, dim: int = 0) -> Tensor | None:
+    """With zeros appended along one axis up to ``size``."""
+    if tensor is None or tensor.shape[dim] == size:
+        return tensor
+    shape = list(tensor.shape)
+    shape[dim] = size - tensor.shape[dim]
+    return torch.cat((tensor, tensor.new_zeros(shape)), dim)
+
+
+def depthwise_width(channels: int) -> int:
+    """The channels to compute a depthwise convolution of so many channels with."""
+    return channels if channels % _DEPTHWISE_MULTIPLE == 0 else round_up(channels, CHANNEL_BLOCK)
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-number // multiple) * multiple
+
+
+def conv_pair(
+    weight: Tensor,
+    bias: Tensor | None,
+    spread: Tensor | None,
+    spread_bias: Tensor | None,
+    width: int,
+) -> nn.Module:
+    """A pointwise convolution (G, C) and a depthwise one (G, 1, k, k) after it, if any, in ``width`` channels.
+
+    Those from G on are zero.
+    """
+    matrix = padded(weight, width)
+    assert matrix is not None
+    first = pointwise(matrix, padded(bias, width))
+    if spread is None:
+        return first
+    kernels = padded(spread, width)
+    assert kernels is not None
+    return nn.Sequential(first, conv(kernels, padded(spread_bias, width), groups=width))
