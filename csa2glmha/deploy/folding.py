@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from csa2glmha.deploy.primitives import cast_like, square_sum
+from csa2glmha.deploy.primitives import cast_like, maps_like
 
 #: Runtimes lay maps out in blocks of this many channels (AVX-512, tensor cores); others compute as if the
 #: last block were full, or, where the count is not even a multiple of 4, fall back to slow code.
@@ -37,24 +37,28 @@ class UnitNorm(nn.Module):
     squares leave the range of half precision soon.
 
     Args:
-        channels: C; further channels of the input are zero.
+        channels: C.
         eps: added to the variance.
         centred: also subtract the mean, for readers other than convolutions.
     """
 
     def __init__(self, channels: int, eps: float, centred: bool = False) -> None:
         super().__init__()
-        self.channels, self.eps, self.centred = channels, eps, centred
+        self.eps, self.centred = eps, centred
+        # A product with this row is the mean over the channels: much faster in ONNX Runtime than its
+        # reductions over an axis that is not the last.
+        self.average: Tensor
+        self.register_buffer("average", torch.full((1, 1, channels), 1 / channels))
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        mean = wide.sum(1, keepdim=True) * (1 / self.channels)
+        mean = self.average @ wide.flatten(2)
         if self.centred:
-            wide = wide - mean
-            variance = square_sum(wide, 1) * (1 / self.channels)
+            wide = wide - maps_like(mean, x)
+            variance = self.average @ wide.square().flatten(2)
         else:
-            variance = (square_sum(wide, 1) * (1 / self.channels) - mean.square()).clamp_min(0.0)
-        return cast_like(wide * (variance + self.eps).rsqrt(), x)
+            variance = (self.average @ wide.square().flatten(2) - mean.square()).clamp_min(0.0)
+        return cast_like(wide * maps_like((variance + self.eps).rsqrt(), x), x)
 
 
 def fold_affine(weight: Tensor, bias: Tensor | None, affine: Affine, centred: bool) -> tuple[Tensor, Tensor | None]:

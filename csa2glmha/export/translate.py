@@ -390,7 +390,11 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     primitives.unshuffle: _unshuffle,
     primitives.shift_back: _shift_back,
 }
+# With a constant tensor on the left, operators are recorded as its methods.
 METHODS: dict[str, Callable[..., Any]] = {
+    "add": _binary("Add"),
+    "matmul": _binary("MatMul"),
+    "mul": _binary("Mul"),
     "clamp_min": _clamp_min,
     "contiguous": _same,
     "flatten": _flatten,
