@@ -101,13 +101,13 @@ class GraphBuilder:
         output_shape: Sequence[int | str],
         opset: int,
     ) -> onnx.ModelProto:
-        """The finished model, with float32 inputs; its one output is called "output"."""
+        """The finished model; its one output is called "output", and the inputs have its type."""
         self._nodes.append(helper.make_node("Identity", [output.name], ["output"], name="output"))
         graph = helper.make_graph(
             self._live_nodes(),
             "csa2glmha",
-            [helper.make_tensor_value_info(name, FLOAT, list(shape)) for name, shape in inputs.items()],
-            [helper.make_tensor_value_info("output", FLOAT, list(output_shape))],
+            [helper.make_tensor_value_info(name, output.dtype, list(shape)) for name, shape in inputs.items()],
+            [helper.make_tensor_value_info("output", output.dtype, list(output_shape))],
         )
         used = {name for node in graph.node for name in node.input}
         graph.initializer.extend(c for c in self._constants.values() if c.name in used)

@@ -30,13 +30,16 @@ class UntranslatableError(Exception):
     """The network does something that this module has no handler for."""
 
 
-def translate(network: RestorationModel, shapes: Sequence[Sequence[int | str]], opset: int) -> onnx.ModelProto:
+def translate(
+    network: RestorationModel, shapes: Sequence[Sequence[int | str]], opset: int, half_io: bool = False
+) -> onnx.ModelProto:
     """The network as an ONNX model.
 
     Args:
         network: in eval mode; weights in float32, or those of convolutions in float16.
         shapes: of the inputs, with names for open sizes. The output has the first one's open sizes.
         opset: version of the ONNX operators, :data:`LOWEST_OPSET` or later.
+        half_io: inputs and output are float16, not float32.
 
     Raises:
         UntranslatableError: as its name says.
@@ -49,14 +52,15 @@ def translate(network: RestorationModel, shapes: Sequence[Sequence[int | str]], 
         raise UntranslatableError(f"no symbolic trace: {error}") from error
     inputs = dict(zip(network.input_names, shapes, strict=True))
     emitter = _Emitter(fx.GraphModule(network, graph))
-    values = [Value(name, FLOAT, len(shape)) for name, shape in inputs.items()]
+    io_type = HALF if half_io else FLOAT
+    values = [Value(name, io_type, len(shape)) for name, shape in inputs.items()]
     half = any(parameter.dtype == torch.float16 for parameter in network.parameters())
     with torch.no_grad():
         output = emitter.run(*(emitter.builder.cast(value, HALF if half else FLOAT) for value in values))
     if not isinstance(output, Value):
         raise UntranslatableError("the output does not depend on the input")
     output_shape = [shapes[0][0], network.out_channels, *shapes[0][2:]]
-    return emitter.builder.model(inputs, emitter.builder.cast(output, FLOAT), output_shape, opset)
+    return emitter.builder.model(inputs, emitter.builder.cast(output, io_type), output_shape, opset)
 
 
 @dataclass(frozen=True)
