@@ -151,8 +151,8 @@ class DeployedGLMHA(DeployedCore):
             )
             self.splits.append(counts if width == count else [*counts, width - count])
             first += count
-        self.expand_rows = _copied(layer.expand_rows)
-        self.expand_columns = _copied(layer.expand_columns)
+        self.expand_rows = copied(layer.expand_rows)
+        self.expand_columns = copied(layer.expand_columns)
 
     def generate(self, x: Tensor) -> list[Tensor]:
         """The maps of rows, columns and values, (B, heads * rank, H, W) each."""
@@ -191,7 +191,8 @@ class DeployedGLMHA(DeployedCore):
         return logits * gate if self.config.compact and gate is not None else logits
 
 
-def _copied(parameter: Tensor | None) -> nn.Parameter | None:
+def copied(parameter: Tensor | None) -> nn.Parameter | None:
+    """The parameter with an axis for the batch."""
     return None if parameter is None else nn.Parameter(parameter.detach().unsqueeze(0).clone())
 
 

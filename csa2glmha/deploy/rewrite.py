@@ -11,10 +11,13 @@ from torch import nn
 
 from csa2glmha.attention.layers import attention_layers
 from csa2glmha.attention.ranks import Ranks, plan_layers
+from csa2glmha.attention.smsa import MaskedSpectralGLMHA, SpectralGLMHA
 from csa2glmha.deploy.restormer import DeployedBlock, DeployedDownsample
+from csa2glmha.deploy.spectral import DeployedFeedForward, DeployedMSMSA, DeployedSMSA
 from csa2glmha.initialize import initialise_student
 from csa2glmha.models.base import RestorationModel
 from csa2glmha.models.restormer import Downsample, TransformerBlock
+from csa2glmha.models.spectral_blocks import NormedFeedForward
 
 ModelT = TypeVar("ModelT", bound=RestorationModel)
 
@@ -22,6 +25,9 @@ ModelT = TypeVar("ModelT", bound=RestorationModel)
 REWRITERS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     Downsample: DeployedDownsample,
     TransformerBlock: DeployedBlock,
+    SpectralGLMHA: DeployedSMSA,
+    MaskedSpectralGLMHA: DeployedMSMSA,
+    NormedFeedForward: DeployedFeedForward,
 }
 
 

@@ -6,6 +6,7 @@ a second. What depends on no input is computed now, in PyTorch, and becomes a co
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ def translate(
     try:
         # A network may check its inputs' sizes; they are open here.
         with mock.patch.object(torch.compiler, "is_exporting", lambda: True):
-            graph = fx.Tracer(autowrap_functions=(reflect_pad_to_multiple,)).trace(network)
+            tracer = fx.Tracer(autowrap_functions=(reflect_pad_to_multiple,))
+            graph = tracer.trace(network, concrete_args=_left_out(network))
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         raise UntranslatableError(f"no symbolic trace: {error}") from error
     inputs = dict(zip(network.input_names, shapes, strict=True))
@@ -55,12 +57,22 @@ def translate(
     io_type = HALF if half_io else FLOAT
     values = [Value(name, io_type, len(shape)) for name, shape in inputs.items()]
     half = any(parameter.dtype == torch.float16 for parameter in network.parameters())
-    with torch.no_grad():
-        output = emitter.run(*(emitter.builder.cast(value, HALF if half else FLOAT) for value in values))
+    try:
+        with torch.no_grad():
+            output = emitter.run(*(emitter.builder.cast(value, HALF if half else FLOAT) for value in values))
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        # A handler, or PyTorch in its place, met arguments that it does not know.
+        raise UntranslatableError(f"not translated: {error}") from error
     if not isinstance(output, Value):
         raise UntranslatableError("the output does not depend on the input")
     output_shape = [shapes[0][0], network.out_channels, *shapes[0][2:]]
     return emitter.builder.model(inputs, emitter.builder.cast(output, io_type), output_shape, opset)
+
+
+def _left_out(network: RestorationModel) -> dict[str, None]:
+    """The arguments that the network has beyond its inputs, such as a mask when it has one baked in."""
+    arguments = list(inspect.signature(network.forward).parameters)
+    return dict.fromkeys(arguments[len(network.input_names) :])
 
 
 @dataclass(frozen=True)
@@ -168,7 +180,7 @@ def _softmax(g: GraphBuilder, x: Value, dim: int) -> Value:
     return g.op("Softmax", x, axis=dim)
 
 
-def _leaky_relu(g: GraphBuilder, x: Value, negative_slope: float = 0.01) -> Value:
+def _leaky_relu(g: GraphBuilder, x: Value, negative_slope: float = 0.01, **_: Any) -> Value:
     return g.op("LeakyRelu", x, alpha=negative_slope)
 
 
