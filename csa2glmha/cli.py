@@ -155,7 +155,9 @@ def distill(student: Path, teacher: Path, output: Path | None, overwrite: bool, 
 
 @cli.command(context_settings=CONTEXT, short_help="Write a student or checkpoint as ONNX.")
 @click.argument("model", type=EXISTING, required=False)
-@click.option("--teacher", type=EXISTING, metavar="CKPT", help="In place of MODEL: an unconverted checkpoint.")
+@click.option(
+    "--teacher", type=EXISTING, metavar="CKPT", help="In place of MODEL: an unconverted checkpoint."
+)
 @click.option("-o", "--output", type=EXISTING, metavar="FILE", help="ONNX file [MODEL with .onnx].")
 @click.option("--plain", is_flag=True, help="As PyTorch's exporter does it, without rewrites, to compare.")
 @click.option("--precision", default="fp32", show_default=True, metavar="P", help="fp32, fp16 or int8.")

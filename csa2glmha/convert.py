@@ -28,7 +28,7 @@ from csa2glmha.distill.loop import (
 )
 from csa2glmha.errors import ExportError, UsageError
 from csa2glmha.export.metadata import onnx_metadata
-from csa2glmha.export.onnx import ExportReport, export_onnx
+from csa2glmha.export.onnx import export_onnx
 from csa2glmha.export.runtime import Latency, compare_latency
 from csa2glmha.files import atomic_path, ensure_writable, prepare_output_dir, sha256_of
 from csa2glmha.initialize import initialise_student
@@ -146,9 +146,7 @@ def run_conversion(checkpoint: Path, options: ConvertOptions) -> Conversion:
     with _timed(seconds, "export"):
         say("exporting to ONNX and comparing with PyTorch")
         try:
-            measured.export = export_onnx(
-                student, output / ONNX_FILE, metadata=described, example=example
-            )
+            measured.export = export_onnx(student, output / ONNX_FILE, metadata=described, example=example)
         except ExportError as error:
             raise ExportError(f"{error}; the student itself is kept in {output / STUDENT_FILE}") from error
     if options.latency:

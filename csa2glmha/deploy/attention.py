@@ -70,7 +70,10 @@ class DeployedCore(nn.Module):
         left, right = layer.mode_left, layer.mode_right
         self.static = self.left = self.right = None
         if left is not None and right is not None:
-            static, right_t = left[..., :modes] @ right[..., :modes].transpose(1, 2), right[..., modes:].transpose(1, 2)
+            static, right_t = (
+                left[..., :modes] @ right[..., :modes].transpose(1, 2),
+                right[..., modes:].transpose(1, 2),
+            )
             self.static = nn.Parameter(static.detach().unsqueeze(0).clone()) if modes else None
             if layer.guide is not None:
                 self.left = nn.Parameter(left[..., modes:].detach().unsqueeze(0).clone())
@@ -93,7 +96,10 @@ class DeployedCore(nn.Module):
         return gates.view(-1, self.config.heads, 1, self.config.rank_k)
 
     def normalised(self, cross: Tensor, row_power: Tensor, column_power: Tensor) -> Tensor:
-        """Logits (B, heads, c, keys) from means over pixels, powers (B, heads, c, 1) and (B, heads, keys, 1)."""
+        """Logits (B, heads, c, keys) from means over pixels.
+
+        The powers are those of rows (B, heads, c, 1) and columns (B, heads, keys, 1).
+        """
         rows = row_power.clamp_min(NORM_FLOOR).rsqrt()
         columns = column_power.clamp_min(NORM_FLOOR).rsqrt().transpose(2, 3)
         return cross * rows * (columns * self.scale)
@@ -102,8 +108,9 @@ class DeployedCore(nn.Module):
         """Softmax of corrected logits."""
         if self.static is not None:
             logits = logits + self.static
-        if strengths is not None and self.left is not None:
-            logits = logits + (self.left * strengths.view(-1, 1, 1, strengths.shape[1])) @ self.right
+        if strengths is not None and self.left is not None and self.right is not None:
+            strength = strengths.view(-1, 1, 1, self.config.guide_width)
+            logits = logits + (self.left * strength) @ self.right
         return logits.softmax(-1)
 
     def folded(self, attention: Tensor, gates: Tensor | None) -> Tensor:
@@ -151,8 +158,8 @@ class DeployedGLMHA(DeployedCore):
             )
             self.splits.append(counts if width == count else [*counts, width - count])
             first += count
-        self.expand_rows = copied(layer.expand_rows)
-        self.expand_columns = copied(layer.expand_columns)
+        self.expand_rows = None if layer.expand_rows is None else copied(layer.expand_rows)
+        self.expand_columns = None if layer.expand_columns is None else copied(layer.expand_columns)
 
     def generate(self, x: Tensor) -> list[Tensor]:
         """The maps of rows, columns and values, (B, heads * rank, H, W) each."""
@@ -191,9 +198,9 @@ class DeployedGLMHA(DeployedCore):
         return logits * gate if self.config.compact and gate is not None else logits
 
 
-def copied(parameter: Tensor | None) -> nn.Parameter | None:
+def copied(parameter: Tensor) -> nn.Parameter:
     """The parameter with an axis for the batch."""
-    return None if parameter is None else nn.Parameter(parameter.detach().unsqueeze(0).clone())
+    return nn.Parameter(parameter.detach().unsqueeze(0).clone())
 
 
 def _cut(tensor: Tensor | None, rows: slice) -> Tensor | None:

@@ -61,7 +61,9 @@ class UnitNorm(nn.Module):
         return cast_like(wide * maps_like((variance + self.eps).rsqrt(), x), x)
 
 
-def fold_affine(weight: Tensor, bias: Tensor | None, affine: Affine, centred: bool) -> tuple[Tensor, Tensor | None]:
+def fold_affine(
+    weight: Tensor, bias: Tensor | None, affine: Affine, centred: bool
+) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a pointwise convolution that follows :class:`UnitNorm` in place of a layer norm.
 
     Args:
@@ -123,9 +125,9 @@ def conv_pair(
     spread_bias: Tensor | None,
     width: int,
 ) -> nn.Module:
-    """A pointwise convolution (G, C) and a depthwise one (G, 1, k, k) after it, if any, in ``width`` channels.
+    """A pointwise convolution (G, C) and a depthwise one (G, 1, k, k) after it, if any.
 
-    Those from G on are zero.
+    They have ``width`` channels, of which those from G on are zero.
     """
     matrix = padded(weight, width)
     assert matrix is not None

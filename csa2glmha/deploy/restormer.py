@@ -78,10 +78,12 @@ class DeployedDownsample(nn.Module):
 
     def __init__(self, layer: Downsample) -> None:
         super().__init__()
-        self.conv, self.shuffle = layer.body
+        convolution, shuffle = layer.body
+        assert isinstance(convolution, nn.Conv2d) and isinstance(shuffle, nn.PixelUnshuffle)
+        self.conv, self.factor = convolution, shuffle.downscale_factor
 
     def forward(self, x: Tensor) -> Tensor:
-        return unshuffle(self.conv(x), self.shuffle.downscale_factor, self.conv.out_channels)
+        return unshuffle(self.conv(x), self.factor, self.conv.out_channels)
 
 
 def _affine(norm: ChannelLayerNorm) -> Affine:

@@ -42,7 +42,7 @@ class PrecisionLoss:
     Attributes:
         images: how many.
         data: where they are from.
-        exact, lower: against the ground truth, of the network in float32 and of the file; None if there is none.
+        exact, lower: against the ground truth, where there is one, of the network in float32 and of the file.
         agreement: of the file with the network in float32.
     """
 
@@ -56,8 +56,8 @@ class PrecisionLoss:
         """One line for people."""
         against = f"{self.agreement:.2f} dB to float32"
         if self.exact is not None and self.lower is not None:
-            change = self.lower - self.exact
-            against = f"{self.exact:.3f} dB in float32, {self.lower:.3f} dB in {precision} ({change:+.3f}), {against}"
+            both = f"{self.exact:.3f} dB in float32, {self.lower:.3f} dB in {precision}"
+            against = f"{both} ({self.lower - self.exact:+.3f}), {against}"
         return f"PSNR: {against}, on {self.images} held-out images ({self.data})"
 
 

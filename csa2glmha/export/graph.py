@@ -106,7 +106,10 @@ class GraphBuilder:
         graph = helper.make_graph(
             self._live_nodes(),
             "csa2glmha",
-            [helper.make_tensor_value_info(name, output.dtype, list(shape)) for name, shape in inputs.items()],
+            [
+                helper.make_tensor_value_info(name, output.dtype, list(shape))
+                for name, shape in inputs.items()
+            ],
             [helper.make_tensor_value_info("output", output.dtype, list(output_shape))],
         )
         used = {name for node in graph.node for name in node.input}

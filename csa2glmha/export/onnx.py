@@ -33,7 +33,7 @@ DEFAULT_OPSET = 21
 LOWEST_OPSET, PLAIN_OPSET = 18, 20
 
 PRECISIONS = ("fp32", "fp16", "int8")
-#: On :attr:`SizeParity.relative`. Half precision carries 11 bits; its effect on quality is for images to tell.
+#: On :attr:`SizeParity.relative`. Half precision carries 11 bits; what that costs is for images to tell.
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
 
 _SIMPLIFY_SECONDS = 600
@@ -134,7 +134,9 @@ def export_onnx(
     if precision not in TOLERANCES:
         raise UsageError(f"precision {precision}: unknown; give {' or '.join(TOLERANCES)}")
     if precision != "fp32" and plain:
-        raise UsageError(f"precision {precision} needs the rewrites of the deployment graph: leave out --plain")
+        raise UsageError(
+            f"precision {precision} needs the rewrites of the deployment graph: leave out --plain"
+        )
     if half_io and precision != "fp16":
         raise UsageError("fp16 inputs and outputs need precision fp16")
     tolerance = TOLERANCES[precision] if tolerance is None else tolerance
@@ -150,7 +152,9 @@ def export_onnx(
         except translate.UntranslatableError as error:
             reason = _first_line(error)
             if precision != "fp32":
-                raise ExportError(f"{type(model).__name__} cannot be exported in {precision}: {reason}") from error
+                raise ExportError(
+                    f"{type(model).__name__} cannot be exported in {precision}: {reason}"
+                ) from error
             notes.append(f"exported without rewrites for deployment: {reason}")
     with atomic_path(path) as temporary:
         if deployed is not None:

@@ -263,7 +263,9 @@ def _tokens(g: GraphBuilder, maps: Value, heads: int, channels: int) -> Value:
 
 def _maps_like(g: GraphBuilder, rows: Value, like: Value) -> Value:
     sizes = g.op("Shape", like, dtype=INT64, rank=1, start=2)
-    return g.op("Reshape", rows, g.op("Concat", _integers([0, 0]), sizes, dtype=INT64, rank=1, axis=0), rank=4)
+    return g.op(
+        "Reshape", rows, g.op("Concat", _integers([0, 0]), sizes, dtype=INT64, rank=1, axis=0), rank=4
+    )
 
 
 def _transpose(g: GraphBuilder, x: Value, first: int, second: int) -> Value:
@@ -303,7 +305,7 @@ def _reflect_pad(g: GraphBuilder, x: Value, multiple: int) -> Value:
         size = _size(g, Size(x, axis))
         size = g.op("Squeeze", size, _integers([0]), rank=0)
         padded = g.op("Mul", g.op("Div", g.op("Add", size, multiple - 1), multiple), multiple)
-        position = g.op("Range", np.int64(0), padded, np.int64(1), dtype=INT64, rank=1)
+        position = g.op("Range", _integer(0), padded, _integer(1), dtype=INT64, rank=1)
         last = g.op("Sub", size, 1)
         period = g.op("Max", g.op("Mul", last, 2), 1)
         distance = g.op("Abs", g.op("Sub", g.op("Mod", position, period), last))
@@ -313,7 +315,9 @@ def _reflect_pad(g: GraphBuilder, x: Value, multiple: int) -> Value:
 
 def _shift_back(g: GraphBuilder, dispersed: Value, shifts: Tensor, like: Value) -> Value:
     width = g.op("Squeeze", _size(g, Size(like, 3)), _integers([0]), rank=0)
-    columns = g.op("Add", g.op("Range", np.int64(0), width, np.int64(1), dtype=INT64, rank=1), shifts.view(1, -1, 1, 1))
+    columns = g.op(
+        "Add", g.op("Range", _integer(0), width, _integer(1), dtype=INT64, rank=1), shifts.view(1, -1, 1, 1)
+    )
     sizes = [Size(dispersed, 0), Size(dispersed, 1), Size(dispersed, 2), Size(like, 3)]
     index = g.op("Expand", columns, _vector(g, sizes), rank=4)
     return g.op("GatherElements", dispersed, index, axis=3)
@@ -371,6 +375,10 @@ def _unshuffle(g: GraphBuilder, x: Value, factor: int, channels: int) -> Value:
     # The operator lists the channels of one place in a block together, PyTorch the places of one channel.
     order = np.arange(channels * factor**2).reshape(factor**2, channels).T.reshape(-1)
     return g.op("Gather", g.op("SpaceToDepth", x, blocksize=factor), order, axis=1, dtype=x.dtype, rank=4)
+
+
+def _integer(value: int) -> np.ndarray:
+    return np.array(value, dtype=np.int64)
 
 
 def _integers(values: Sequence[int]) -> np.ndarray:
