@@ -22,7 +22,7 @@ class DeployedGuide(nn.Module):
 
     Args:
         guide: the network.
-        affine: of a layer norm that subtracts no mean, or whose :class:`UnitNorm` does; None: no norm.
+        affine: what the pooled maps lack of a layer norm; None: nothing.
     """
 
     def __init__(self, guide: CalibrationNetwork, affine: Affine | None) -> None:
@@ -37,15 +37,18 @@ class DeployedGuide(nn.Module):
         self.of_mean, self.of_deviation = _linear(of_mean, bias), _linear(of_deviation)
         self.out = guide.out
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, C, H, W) to mode strengths (B, width), gates (B, gates_k) and gates (B, gates_v)."""
-        share = pixel_share(x)
-        rows = x.flatten(2).float()
-        mean = rows.sum(2) * share
-        variance = (square_sum(rows, 2).squeeze(2) * share - mean.square()).clamp_min(NORM_FLOOR)
-        strengths = self.of_mean(mean) + self.of_deviation(variance.sqrt())
+    def forward(self, mean: Tensor, mean_square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pooled maps (B, C) to mode strengths (B, width), gates (B, gates_k) and gates (B, gates_v)."""
+        deviation = (mean_square - mean.square()).clamp_min(NORM_FLOOR).sqrt()
+        strengths = self.of_mean(mean) + self.of_deviation(deviation)
         correction, gates_k, gates_v = self.out(F.gelu(strengths)).split(self.split, dim=1)
         return strengths + correction, gates_k + 1.0, gates_v + 1.0
+
+
+def pooled_squares(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and mean square over the pixels of (B, C, H, W): (B, C) each."""
+    rows, share = x.flatten(2).float(), pixel_share(x)
+    return rows.sum(2) * share, square_sum(rows, 2).squeeze(2) * share
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
@@ -87,8 +90,15 @@ class DeployedCore(nn.Module):
         bias = layer.output_bias
         self.output_bias = None if bias is None else nn.Parameter(bias.detach().clone())
 
-    def guidance(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return (None, None, None) if self.guide is None else self.guide(x)
+    def guidance(
+        self, x: Tensor, pooled: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Mode strengths and gates, from pooled maps if they are not those of x itself."""
+        if self.guide is None:
+            return None, None, None
+        mean, mean_square = pooled_squares(x) if pooled is None else pooled
+        strengths, key_gates, value_gates = self.guide(mean, mean_square)
+        return strengths, key_gates, value_gates
 
     def key_gate(self, gates: Tensor | None) -> Tensor | None:
         if gates is None or not self.config.key_gates:
@@ -133,14 +143,13 @@ class DeployedGLMHA(DeployedCore):
     Args:
         layer: the layer; it is not changed.
         affine: of the layer norm; None: there is none.
-        centred: what comes in has had its mean over the channels subtracted.
     """
 
-    def __init__(self, layer: GLMHA, affine: Affine | None = None, centred: bool = False) -> None:
+    def __init__(self, layer: GLMHA, affine: Affine | None = None) -> None:
         super().__init__(layer, affine)
         weight, bias = layer.pointwise.weight[:, :, 0, 0], layer.pointwise.bias
         if affine is not None:
-            weight, bias = fold_affine(weight, bias, affine, centred)
+            weight, bias = fold_affine(weight, bias, affine)
         spread = None if layer.depthwise is None else layer.depthwise.weight
         spread_bias = None if layer.depthwise is None else layer.depthwise.bias
         rows, columns, values = layer.widths
@@ -170,12 +179,12 @@ class DeployedGLMHA(DeployedCore):
             maps.extend(pieces[index] for index in range(count))  # a trace cannot iterate over them
         return maps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pooled: tuple[Tensor, Tensor] | None = None) -> Tensor:
         row_maps, column_maps, value_maps = self.generate(x)
         heads = self.config.heads
         rows = tokens(row_maps, heads, self.config.rank_q).float()
         columns = tokens(column_maps, heads, self.config.rank_k).float()
-        strengths, key_gates, value_gates = self.guidance(x)
+        strengths, key_gates, value_gates = self.guidance(x, pooled)
         logits = self.logits(rows, columns, pixel_share(x), self.key_gate(key_gates))
         attention = self.attention(logits, strengths)
         return self.mixed(self.folded(attention, value_gates), value_maps.flatten(2), x)

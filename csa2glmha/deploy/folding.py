@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from csa2glmha.deploy.primitives import cast_like, maps_like
+from csa2glmha.deploy.primitives import cast_like, maps_like, pixel_share
 
 #: Runtimes lay maps out in blocks of this many channels (AVX-512, tensor cores); others compute as if the
 #: last block were full, or, where the count is not even a multiple of 4, fall back to slow code.
@@ -39,12 +39,11 @@ class UnitNorm(nn.Module):
     Args:
         channels: C.
         eps: added to the variance.
-        centred: also subtract the mean, for readers other than convolutions.
     """
 
-    def __init__(self, channels: int, eps: float, centred: bool = False) -> None:
+    def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
-        self.eps, self.centred = eps, centred
+        self.eps = eps
         # A product with this row is the mean over the channels: much faster in ONNX Runtime than its
         # reductions over an axis that is not the last.
         self.average: Tensor
@@ -53,30 +52,61 @@ class UnitNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         mean = self.average @ wide.flatten(2)
-        if self.centred:
-            wide = wide - maps_like(mean, x)
-            variance = self.average @ wide.square().flatten(2)
-        else:
-            variance = (self.average @ wide.square().flatten(2) - mean.square()).clamp_min(0.0)
+        variance = (self.average @ wide.square().flatten(2) - mean.square()).clamp_min(0.0)
         return cast_like(wide * maps_like((variance + self.eps).rsqrt(), x), x)
 
 
-def fold_affine(
-    weight: Tensor, bias: Tensor | None, affine: Affine, centred: bool
-) -> tuple[Tensor, Tensor | None]:
+class PooledNorm(nn.Module):
+    """:class:`UnitNorm` that also pools what a layer norm would give, over the pixels.
+
+    The pooled sums are products of the maps, and of their squares, which the variance needs anyway, with one
+    row each: a fraction of the passes over normalised maps that they take the place of.
+
+    Args:
+        channels: C.
+        eps: added to the variance.
+        subtract_mean: the mean over the channels is subtracted from what is pooled; not from the result.
+    """
+
+    def __init__(self, channels: int, eps: float, subtract_mean: bool) -> None:
+        super().__init__()
+        self.eps, self.subtract_mean = eps, subtract_mean
+        self.average: Tensor
+        self.register_buffer("average", torch.full((1, 1, channels), 1 / channels))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, H, W) to its quotient, and mean and mean square over the pixels of every channel, (B, C)."""
+        wide, share = x.float(), pixel_share(x)
+        rows, squares = wide.flatten(2), wide.square().flatten(2)
+        mean = self.average @ rows
+        scale = ((self.average @ squares - mean.square()).clamp_min(0.0) + self.eps).rsqrt()
+        pooled = scale @ rows.transpose(1, 2)
+        pooled_squares = scale.square() @ squares.transpose(1, 2)
+        if self.subtract_mean:
+            offset = mean * scale
+            pooled_squares = (
+                pooled_squares
+                - (scale * offset) @ rows.transpose(1, 2) * 2.0
+                + offset.square().sum(2, keepdim=True)
+            )
+            pooled = pooled - offset.sum(2, keepdim=True)
+        result = cast_like(wide * maps_like(scale, x), x)
+        return result, (pooled * share).squeeze(1), (pooled_squares * share).squeeze(1)
+
+
+def fold_affine(weight: Tensor, bias: Tensor | None, affine: Affine) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a pointwise convolution that follows :class:`UnitNorm` in place of a layer norm.
 
     Args:
         weight: (G, C).
         bias: (G,) or None.
         affine: of the layer norm.
-        centred: the :class:`UnitNorm` subtracts the mean.
     """
     if affine.bias is not None:
         shift = weight @ affine.bias
         bias = shift if bias is None else bias + shift
     weight = weight * affine.weight
-    if affine.subtract_mean and not centred:
+    if affine.subtract_mean:
         # W (x - mean) is W x with the mean of every row of W subtracted from it.
         weight = weight - weight.mean(1, keepdim=True)
     return weight, bias

@@ -10,6 +10,7 @@ from csa2glmha.deploy.attention import DeployedGLMHA
 from csa2glmha.deploy.folding import (
     CHANNEL_BLOCK,
     Affine,
+    PooledNorm,
     UnitNorm,
     conv_pair,
     fold_affine,
@@ -32,9 +33,7 @@ class DeployedGDFN(nn.Module):
         super().__init__()
         hidden = layer.project_out.in_channels
         width = round_up(hidden, CHANNEL_BLOCK)
-        weight, bias = fold_affine(
-            layer.project_in.weight[:, :, 0, 0], layer.project_in.bias, affine, centred=False
-        )
+        weight, bias = fold_affine(layer.project_in.weight[:, :, 0, 0], layer.project_in.bias, affine)
         self.gate, self.value = (
             conv_pair(
                 weight[part],
@@ -61,15 +60,22 @@ class DeployedBlock(nn.Module):
         super().__init__()
         assert isinstance(block.attn, GLMHA)
         affine = _affine(block.norm1.body)
-        # The guide pools what the norm gives, so there the mean has to be gone from the maps themselves.
-        centred = affine.subtract_mean and block.attn.guide is not None
-        self.norm1 = UnitNorm(block.attn.config.channels, LAYER_NORM_EPS, centred)
-        self.attn = DeployedGLMHA(block.attn, affine, centred)
-        self.norm2 = UnitNorm(block.attn.config.channels, LAYER_NORM_EPS)
+        channels = block.attn.config.channels
+        self.norm1 = (
+            UnitNorm(channels, LAYER_NORM_EPS)
+            if block.attn.guide is None
+            else PooledNorm(channels, LAYER_NORM_EPS, affine.subtract_mean)
+        )
+        self.attn = DeployedGLMHA(block.attn, affine)
+        self.norm2 = UnitNorm(channels, LAYER_NORM_EPS)
         self.ffn = DeployedGDFN(block.ffn, _affine(block.norm2.body))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+        if isinstance(self.norm1, PooledNorm):
+            normed, mean, mean_square = self.norm1(x)
+            x = x + self.attn(normed, (mean, mean_square))
+        else:
+            x = x + self.attn(self.norm1(x))
         return x + self.ffn(self.norm2(x))
 
 
