@@ -149,8 +149,14 @@ def convert(
 def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
     """Show architecture, hyper-parameters and every attention layer of CHECKPOINT.
 
-    For a teacher also what its layers would cost at --rank.
+    For a teacher also what its layers would cost at --rank; of an ONNX file what it says of itself.
     """
+    if checkpoint.suffix.lower() == ".onnx":
+        from csa2glmha.export.metadata import describe_onnx, inspect_onnx
+
+        onnx_file = inspect_onnx(checkpoint)
+        click.echo(json.dumps(onnx_file, indent=2) if as_json else describe_onnx(onnx_file))
+        return
     from csa2glmha.inspection import describe, inspect_model
 
     options = make_options(**given_only(given))
@@ -178,18 +184,49 @@ def distill(student: Path, teacher: Path, output: Path | None, overwrite: bool, 
 
 
 @cli.command(context_settings=CONTEXT, short_help="Write a student or checkpoint as ONNX.")
-@click.argument("student", type=EXISTING)
-@click.option("-o", "--output", type=EXISTING, metavar="FILE", help="ONNX file [STUDENT with .onnx].")
-@click.option("--opset", type=int, help="ONNX operator set.")
+@click.argument("model", type=EXISTING, required=False)
+@click.option(
+    "--teacher", type=EXISTING, metavar="CKPT", help="In place of MODEL: an unconverted checkpoint."
+)
+@click.option("-o", "--output", type=EXISTING, metavar="FILE", help="ONNX file [MODEL with .onnx].")
+@click.option("--plain", is_flag=True, help="As PyTorch's exporter does it, without rewrites, to compare.")
+@click.option("--precision", default="fp32", show_default=True, metavar="P", help="fp32, fp16 or int8.")
+@click.option("--io", default="fp32", show_default=True, metavar="P", help="Inputs and output: fp32 or fp16.")
+@click.option("--opset", type=int, help="ONNX operator set [21, which ONNX Runtime 1.20 and later load].")
+@settings(*DATA, "calibration_crops", "calibration_size", "input_size", "seed")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-def export(student: Path, output: Path | None, opset: int | None, overwrite: bool) -> None:
-    """Export STUDENT (or an unconverted checkpoint) to ONNX and compare it with PyTorch."""
-    from csa2glmha.pipeline import export_file
+def export(
+    model: Path | None,
+    teacher: Path | None,
+    output: Path | None,
+    plain: bool,
+    precision: str,
+    io: str,
+    opset: int | None,
+    overwrite: bool,
+    **given: Any,
+) -> None:
+    """Export MODEL (a student or an unconverted checkpoint) to ONNX and compare it with PyTorch.
 
-    result = export_file(student, output, opset, overwrite)
+    The network is rewritten for speed first, exactly; --plain leaves that out. --data and the like serve
+    the calibration of int8, and show on held-out images what fp16 or int8 costs.
+    """
+    from csa2glmha.export.file import ExportChoices, export_file
+
+    if (model is None) == (teacher is None):
+        raise UsageError("export: give one file, MODEL or --teacher CKPT")
+    if io not in ("fp32", "fp16"):
+        raise UsageError(f"--io {io}: unknown; give fp32 or fp16")
+    choices = ExportChoices(opset, plain, precision, io == "fp16", overwrite)
+    options = make_options(**given_only(given))
+    result, loss = export_file(model or teacher or Path(), output, choices, options)
     for size in result.parity:
         shape = " x ".join(map(str, size.shape))
         click.echo(f"{shape}: largest difference {size.max_abs:.1e} ({size.relative:.1e} of the range)")
+    for note in result.notes:
+        click.echo(f"note: {note}")
+    if loss is not None:
+        click.echo(loss.describe(precision))
     click.echo(f"ONNX: {result.path} (opset {result.opset}, {result.size_bytes / 1e6:.1f} MB)")
 
 

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa2glmha import __version__
 from csa2glmha.attention.layers import attention_layers
 from csa2glmha.attention.ranks import plan_layers
 from csa2glmha.data.batches import Data, Example, Inputs
-from csa2glmha.data.images import bundled_images, write_image
+from csa2glmha.data.images import write_image
 from csa2glmha.data.open import CassiData, open_data
 from csa2glmha.device import resolve_device
 from csa2glmha.distill import DistillResult, State, StateFolder
@@ -36,7 +35,8 @@ from csa2glmha.distill.job import (
 from csa2glmha.distill.processes import launched_processes, process_device
 from csa2glmha.distill.state import resumable
 from csa2glmha.errors import ExportError, OutputError, UsageError
-from csa2glmha.export.onnx import ExportReport, export_onnx
+from csa2glmha.export.metadata import onnx_metadata
+from csa2glmha.export.onnx import export_onnx
 from csa2glmha.export.runtime import Latency, compare_latency
 from csa2glmha.files import atomic_path, ensure_writable, prepare_output_dir, sha256_of
 from csa2glmha.initialize import initialise_student
@@ -172,12 +172,11 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         ):  # what is left of an earlier run belongs to another student
             (output / name).unlink(missing_ok=True)
     example = examples[0].inputs[0]
+    described = onnx_metadata(output.name, student.architecture, student.hyperparameters, metadata)
     with _timed(seconds, "export"):
         say("exporting to ONNX and comparing with PyTorch")
         try:
-            measured.export = export_onnx(
-                student, output / ONNX_FILE, metadata=_onnx_metadata(metadata), example=example
-            )
+            measured.export = export_onnx(student, output / ONNX_FILE, metadata=described, example=example)
         except ExportError as error:
             raise ExportError(f"{error}; the student itself is kept in {output / STUDENT_FILE}") from error
     if options.latency:
@@ -255,15 +254,10 @@ def _latency(
     with tempfile.TemporaryDirectory() as folder:
         say("exporting the teacher for comparison")
         teacher_onnx = Path(folder) / "teacher.onnx"
-        export_onnx(teacher, teacher_onnx, example=example)
+        export_onnx(teacher, teacher_onnx, example=example, plain=True)
         say("timing teacher and student in ONNX Runtime, in turn")
         shapes = teacher.input_shapes(*frame)
         return compare_latency({"teacher": teacher_onnx, "student": student_onnx}, *shapes)
-
-
-def _onnx_metadata(metadata: dict[str, str]) -> dict[str, str]:
-    kept = ("architecture", "ranks", "task", "teacher_sha256", "seed")
-    return {"generator": f"csa2glmha {__version__}", **{key: metadata[key] for key in kept}}
 
 
 def _write_pictures(
@@ -360,29 +354,3 @@ def _check_mask(student: Path, expected: str | None, mask: Path | None) -> None:
         raise UsageError(f"{student}: has a mask baked in; give its file, --mask")
     elif sha256_of(mask) != expected:
         raise UsageError(f"--mask {mask}: is not the mask that {student} was made for")
-
-
-def export_file(model: Path, output: Path | None, opset: int | None, overwrite: bool) -> ExportReport:
-    """Export a student, or an unconverted checkpoint, to ONNX.
-
-    Raises:
-        Csa2GlmhaError: the file is unusable, or the ONNX outputs differ from PyTorch's.
-    """
-    loaded = load_model(model)
-    output = output or model.with_suffix(".onnx")
-    ensure_writable(output, overwrite)
-    example = bundled_images(3)[0][1]
-    if loaded.model.in_channels != 3:
-        example = example[:1].repeat(loaded.model.in_channels, 1, 1)
-    if loaded.is_student:
-        metadata = _onnx_metadata(loaded.checkpoint.metadata)
-    else:
-        metadata = {
-            "generator": f"csa2glmha {__version__}",
-            "architecture": loaded.model.architecture,
-            "teacher_sha256": loaded.checkpoint.sha256,
-        }
-    chosen = {} if opset is None else {"opset": opset}
-    return export_onnx(
-        loaded.model, output, metadata=metadata, example=example, overwrite=overwrite, **chosen
-    )

@@ -89,7 +89,7 @@ def random_glmha(attention: nn.Module, changes: dict) -> GLMHA:
 @pytest.fixture(scope="module")
 def report(student: Restormer, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
     path = tmp_path_factory.mktemp("export") / "student.onnx"
-    return export_onnx(student, path, metadata=METADATA)
+    return export_onnx(student, path, metadata=METADATA, plain=True)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def tiny() -> Tiny:
 
 @pytest.fixture(scope="module")
 def tiny_graph(tiny: Tiny) -> onnx.ModelProto:
-    return exporting._convert(tiny, (torch.rand(2, 3, 20, 28),), exporting.DEFAULT_OPSET)
+    return exporting._convert(tiny, (torch.rand(2, 3, 20, 28),), exporting.PLAIN_OPSET)
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_file_is_self_contained_and_standard(report: ExportReport):
 
 
 def test_file_tells_its_metadata_and_nothing_of_the_machine(report: ExportReport):
-    assert OnnxModel(report.path).metadata == METADATA
+    assert OnnxModel(report.path).metadata == METADATA | {"precision": "fp32"}
     content = report.path.read_bytes()
     assert b".py" not in content
     assert b"stack_trace" not in content
@@ -240,7 +240,7 @@ def test_disagreement_is_an_error_and_nothing_is_written(tiny: Tiny, tmp_path: P
     other = copy.deepcopy(tiny)
     other.conv.bias.data += 0.12
     with pytest.raises(ExportError, match=r"input \(2, 3, 20, 28\)") as caught:
-        export_onnx(other, tmp_path / "tiny.onnx")
+        export_onnx(other, tmp_path / "tiny.onnx", plain=True)
     assert "1.2e-01" in str(caught.value)
     assert "1.0e-04" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -254,7 +254,7 @@ def test_failed_export_leaves_the_earlier_file(tiny: Tiny, tmp_path: Path):
     other = copy.deepcopy(tiny)
     other.conv.weight.data *= float("nan")
     with pytest.raises(ExportError, match="nan"):
-        export_onnx(other, path, overwrite=True)
+        export_onnx(other, path, plain=True, overwrite=True)
     assert path.read_bytes() == b"earlier"
     assert names_in(tmp_path) == ["tiny.onnx"]
 
@@ -263,7 +263,7 @@ def test_failed_export_leaves_the_earlier_file(tiny: Tiny, tmp_path: Path):
 def test_relative_difference_is_over_the_output_range(tiny: Tiny, tiny_graph, monkeypatch, tmp_path: Path):
     shift = 0.25
     monkeypatch.setattr(exporting, "_convert", lambda *_: shifted(tiny_graph, shift))
-    report = export_onnx(tiny, tmp_path / "tiny.onnx", tolerance=10.0)
+    report = export_onnx(tiny, tmp_path / "tiny.onnx", plain=True, tolerance=10.0)
     for size in report.parity:
         image = exporting._synthetic_image(size.shape)
         with torch.no_grad():
@@ -277,7 +277,7 @@ def test_existing_file_is_kept_without_overwrite(tiny: Tiny, tmp_path: Path):
     path = tmp_path / "tiny.onnx"
     path.write_bytes(b"earlier")
     with pytest.raises(OutputError, match="already exists"):
-        export_onnx(tiny, path)
+        export_onnx(tiny, path, plain=True)
     assert path.read_bytes() == b"earlier"
 
 
@@ -293,7 +293,7 @@ def test_bad_simplification_is_left_out_with_a_note(tiny: Tiny, tiny_graph, monk
         return changed
 
     monkeypatch.setattr(exporting, "_simplify", simplify)
-    report = export_onnx(tiny, tmp_path / "tiny.onnx")
+    report = export_onnx(tiny, tmp_path / "tiny.onnx", plain=True)
     assert not report.simplified
     assert len(report.notes) == 1
     assert "\n" not in report.notes[0]
@@ -313,11 +313,11 @@ def test_outputs_are_compared_on_the_example(tiny: Tiny, tiny_graph, monkeypatch
     # A single bright pixel in one corner: crops of a periodic continuation all hold it.
     flat[:, 0, 0] = 1e3
     monkeypatch.setattr(exporting, "_convert", lambda *_: shifted(tiny_graph, 0.01))
-    report = export_onnx(tiny, tmp_path / "three.onnx", example=flat)
+    report = export_onnx(tiny, tmp_path / "three.onnx", plain=True, example=flat)
     assert len(report.parity) == 3
-    assert export_onnx(tiny, tmp_path / "four.onnx", example=flat[None]).parity == report.parity
+    assert export_onnx(tiny, tmp_path / "four.onnx", plain=True, example=flat[None]).parity == report.parity
     with pytest.raises(ExportError):
-        export_onnx(tiny, tmp_path / "none.onnx")
+        export_onnx(tiny, tmp_path / "none.onnx", plain=True)
 
 
 def test_crops_lie_side_by_side_and_repeat_periodically():
@@ -330,18 +330,18 @@ def test_crops_lie_side_by_side_and_repeat_periodically():
 @pytest.mark.parametrize("shape", [(1, 4, 8, 8), (8, 8), (1, 3, 0, 8)])
 def test_unfit_example_is_refused(tiny: Tiny, tmp_path: Path, shape: tuple):
     with pytest.raises(DataError, match=r"example image .* give \(1, 3, height, width\)"):
-        export_onnx(tiny, tmp_path / "tiny.onnx", example=torch.zeros(shape))
+        export_onnx(tiny, tmp_path / "tiny.onnx", plain=True, example=torch.zeros(shape))
 
 
 @pytest.mark.parametrize("opset", [17, 999])
 def test_unsupported_opset_is_refused(tiny: Tiny, tmp_path: Path, opset: int):
     with pytest.raises(UsageError, match=str(opset)):
-        export_onnx(tiny, tmp_path / "tiny.onnx", opset=opset)
+        export_onnx(tiny, tmp_path / "tiny.onnx", plain=True, opset=opset)
 
 
 @pytest.mark.usefixtures("converted")
 def test_opset_other_than_asked_for_is_noted(tiny: Tiny, tmp_path: Path):
-    report = export_onnx(tiny, tmp_path / "tiny.onnx", opset=21)
+    report = export_onnx(tiny, tmp_path / "tiny.onnx", plain=True, opset=21)
     assert report.opset == 20
     assert report.notes == ("the exporter could not give opset 21, the file has opset 20",)
 
@@ -352,7 +352,7 @@ def test_network_that_cannot_be_converted(tmp_path: Path):
             return super().forward(x) if x.sum() > 0 else x[:, :2]
 
     with pytest.raises(ExportError, match="Branching cannot be converted to ONNX opset 20") as caught:
-        export_onnx(Branching(), tmp_path / "branching.onnx")
+        export_onnx(Branching(), tmp_path / "branching.onnx", plain=True)
     assert "\n" not in str(caught.value)
     assert names_in(tmp_path) == []
 

@@ -19,15 +19,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from csa2glmha.deploy import deploy, to_half
 from csa2glmha.errors import CheckpointError, DataError, ExportError, UsageError
+from csa2glmha.export import translate
 from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.files import atomic_path, ensure_writable
 from csa2glmha.models.base import RestorationModel
 
-#: The first opset with a GELU operator. ONNX Runtime 1.17 and later load it.
-DEFAULT_OPSET = 20
-#: The exporter builds its graphs in opset 18 and converts them upwards from there.
-LOWEST_OPSET = 18
+#: The newest that ONNX Runtime implements since 1.18; newer files give warnings or errors in 1.20, which is
+#: two years old.
+DEFAULT_OPSET = 21
+#: PyTorch's exporter builds its graphs in opset 18 and converts them upwards from there, to 20 where it can.
+LOWEST_OPSET, PLAIN_OPSET = 18, 20
+
+PRECISIONS = ("fp32", "fp16", "int8")
+#: On :attr:`SizeParity.relative`. Half precision carries 11 bits; what that costs is for images to tell.
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
 
 _SIMPLIFY_SECONDS = 600
 
@@ -54,6 +61,7 @@ class ExportReport:
     Attributes:
         path: the file.
         opset: version of the ONNX operators in it.
+        rewritten: the network was rewritten for deployment first.
         simplified: onnxsim's graph was written, not the exporter's.
         notes: warnings for the user, one line each.
         parity: the agreement with PyTorch, one entry per input size tried.
@@ -62,6 +70,7 @@ class ExportReport:
 
     path: Path
     opset: int
+    rewritten: bool
     simplified: bool
     notes: tuple[str, ...]
     parity: tuple[SizeParity, ...]
@@ -81,8 +90,11 @@ def export_onnx(
     path: Path,
     *,
     metadata: Mapping[str, str] | None = None,
-    opset: int = DEFAULT_OPSET,
-    tolerance: float = 1e-4,
+    opset: int | None = None,
+    plain: bool = False,
+    precision: str = "fp32",
+    half_io: bool = False,
+    tolerance: float | None = None,
     example: Tensor | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
@@ -91,57 +103,119 @@ def export_onnx(
     (Any batch of its ``fixed_size``, if it has one.)
 
     The inputs have the names of ``model.input_names`` and the output is "output"; padding and cropping
-    are in the graph, and all operators are standard ones. The graph is simplified by onnxsim where that
-    works. The file is checked by the ONNX checker and, at three input sizes, against PyTorch; only if
-    all is well does it appear under ``path``. The model itself is not changed.
+    are in the graph, and all operators are standard ones. The network is rewritten for deployment
+    (:func:`~csa2glmha.deploy.deploy`); where that cannot be, or on request, it is exported plainly, as it
+    stands, and simplified by onnxsim where that works. The file is checked by the ONNX checker and, at three
+    input sizes, against PyTorch's outputs of the model as it is in float32; only if all is well does it
+    appear under ``path``. The model itself is not changed.
 
     Args:
-        model: on any device, in any mode; exported in float32 as it is in evaluation mode.
+        model: on any device, in any mode; exported as it is in evaluation mode.
         path: of the file.
-        metadata: stored in the file's metadata.
-        opset: version of the ONNX operators.
-        tolerance: on :attr:`SizeParity.relative`.
+        metadata: stored in the file's metadata, beside the precision.
+        opset: version of the ONNX operators; None: :data:`DEFAULT_OPSET`, of plain exports
+            :data:`PLAIN_OPSET`.
+        plain: no rewrites.
+        precision: "fp32" or "fp16": convolutions and maps in half precision, statistics in float32.
+        half_io: in half precision inputs and output are, too.
+        tolerance: on :attr:`SizeParity.relative`; None: that of :data:`TOLERANCES`.
         example: (in_channels, H, W) or (1, in_channels, H, W), an image to compare the outputs on, of any
             size: crops are taken from it, or from its periodic continuation where it is too small.
             Default: a synthetic image.
         overwrite: replace an existing file.
 
     Raises:
-        UsageError: the opset is not supported.
+        UsageError: the opset is not supported, or half precision is asked for without rewrites.
         DataError: the example does not fit the model.
         OutputError: the file exists and ``overwrite`` is false, or it cannot be written.
         ExportError: the model cannot be converted, or the outputs disagree.
     """
     _check_arguments(model, opset, example)
+    if precision not in TOLERANCES:
+        raise UsageError(f"precision {precision}: unknown; give {' or '.join(TOLERANCES)}")
+    if precision != "fp32" and plain:
+        raise UsageError(
+            f"precision {precision} needs the rewrites of the deployment graph: leave out --plain"
+        )
+    if half_io and precision != "fp16":
+        raise UsageError("fp16 inputs and outputs need precision fp16")
+    tolerance = TOLERANCES[precision] if tolerance is None else tolerance
+    metadata = {**(metadata or {}), "precision": precision}
     ensure_writable(path, overwrite)
     network = copy.deepcopy(model).to("cpu", torch.float32).eval()
     cases = _cases(network, example)
-    plain = _convert(network, cases[0].inputs, opset)
     notes: list[str] = []
-    with atomic_path(path) as temporary:
+    deployed = None
+    if not plain:
         try:
-            proto = _simplify(plain)
+            deployed = deployed_graph(network, opset or DEFAULT_OPSET, precision, half_io)
+        except translate.UntranslatableError as error:
+            reason = _first_line(error)
+            if precision != "fp32":
+                raise ExportError(
+                    f"{type(model).__name__} cannot be exported in {precision}: {reason}"
+                ) from error
+            notes.append(f"exported without rewrites for deployment: {reason}")
+    with atomic_path(path) as temporary:
+        if deployed is not None:
+            proto, simplified = deployed, False
             parity = _write_and_verify(proto, temporary, metadata, cases, tolerance)
-        except ExportError as error:
-            notes.append(f"the ONNX graph was left unsimplified: {error}")
-            proto = plain
-            parity = _write_and_verify(proto, temporary, metadata, cases, tolerance)
+        else:
+            proto, parity, simplified = _write_plain(
+                network, temporary, metadata, cases, tolerance, opset or PLAIN_OPSET, notes
+            )
     written_opset = proto.opset_import[0].version
-    if written_opset != opset:
+    if opset is not None and written_opset != opset:
         notes.append(f"the exporter could not give opset {opset}, the file has opset {written_opset}")
     return ExportReport(
         path=path,
         opset=written_opset,
-        simplified=proto is not plain,
+        rewritten=deployed is not None,
+        simplified=simplified,
         notes=tuple(notes),
         parity=parity,
         size_bytes=path.stat().st_size,
     )
 
 
-def _check_arguments(model: RestorationModel, opset: int, example: Tensor | None) -> None:
+def deployed_graph(
+    network: RestorationModel, opset: int, precision: str = "fp32", half_io: bool = False
+) -> onnx.ModelProto:
+    """The network's deployment form as an ONNX model.
+
+    Raises:
+        UntranslatableError: it has no such form.
+    """
+    if opset < translate.LOWEST_OPSET:
+        raise translate.UntranslatableError(f"opset {opset} has no GELU operator")
+    deployed = deploy(network)
+    if precision == "fp16":
+        to_half(deployed)
+    return translate.translate(deployed, input_axes(network), opset, half_io)
+
+
+def _write_plain(
+    network: RestorationModel,
+    path: Path,
+    metadata: Mapping[str, str],
+    cases: list[_Case],
+    tolerance: float,
+    opset: int,
+    notes: list[str],
+) -> tuple[onnx.ModelProto, tuple[SizeParity, ...], bool]:
+    """Write the network as it stands; also whether it is simplified."""
+    plain = _convert(network, cases[0].inputs, opset)
+    try:
+        proto = _simplify(plain)
+        return proto, _write_and_verify(proto, path, metadata, cases, tolerance), True
+    except ExportError as error:
+        notes.append(f"the ONNX graph was left unsimplified: {error}")
+        return plain, _write_and_verify(plain, path, metadata, cases, tolerance), False
+
+
+def _check_arguments(model: RestorationModel, opset: int | None, example: Tensor | None) -> None:
     highest = onnx.defs.onnx_opset_version()
-    if not LOWEST_OPSET <= opset <= highest:
+    if opset is not None and not LOWEST_OPSET <= opset <= highest:
         raise UsageError(f"opset {opset} is not supported: choose one from {LOWEST_OPSET} to {highest}")
     if example is None:
         return
@@ -248,6 +322,16 @@ def _dynamic_shapes(network: RestorationModel) -> tuple[dict[int, str], ...]:
         }
         for index, shape in enumerate(reference)
     )
+
+
+def input_axes(network: RestorationModel) -> list[list[int | str]]:
+    """The shapes of the inputs, with names for the axes that vary."""
+    m = network.size_multiple
+    sizes = network.fixed_size or (m, m)
+    return [
+        [axes.get(axis, size) for axis, size in enumerate(shape)]
+        for shape, axes in zip(network.input_shapes(*sizes, 1), _dynamic_shapes(network), strict=True)
+    ]
 
 
 def _clean(proto: onnx.ModelProto) -> onnx.ModelProto:

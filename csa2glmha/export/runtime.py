@@ -45,6 +45,8 @@ class OnnxModel:
                     "not (batch, channels, height, width) with a fixed number of channels"
                 )
         self._inputs = {node.name: node.shape for node in self._session.get_inputs()}
+        half = self._session.get_inputs()[0].type == "tensor(float16)"
+        self._dtype = torch.float16 if half else torch.float32
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Run the file on its inputs, (B, C, H, W) each; the result is on the first one's device.
@@ -55,7 +57,7 @@ class OnnxModel:
         if len(inputs) != len(self._inputs):
             raise DataError(f"{str(self.path)!r} takes {len(self._inputs)} inputs, not {len(inputs)}")
         arrays = {
-            name: value.detach().to("cpu", torch.float32).numpy()
+            name: value.detach().to("cpu", self._dtype).numpy()
             for name, value in zip(self._inputs, inputs, strict=True)
         }
         for name, array in arrays.items():
@@ -68,7 +70,7 @@ class OnnxModel:
             raise DataError(
                 f"{str(self.path)!r} fails on input of shape {shapes}: {str(error).splitlines()[0]}"
             ) from error
-        return torch.from_numpy(output).to(inputs[0].device)
+        return torch.from_numpy(output).float().to(inputs[0].device)
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -1,0 +1,160 @@
+"""Building an ONNX graph node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+FLOAT, HALF, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
+
+#: The newest format of the file itself that ONNX Runtime 1.20 reads (opset 21 came with it).
+IR_VERSION = 10
+
+
+@dataclass(frozen=True)
+class Value:
+    """A result in the graph: its name, element type and number of axes."""
+
+    name: str
+    dtype: int
+    rank: int
+
+
+Operand = Value | Tensor | np.ndarray | float | int
+
+
+class GraphBuilder:
+    """Collects nodes and constants; equal nodes and equal constants are made once."""
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[tuple[Any, ...], onnx.TensorProto] = {}
+        self._made: dict[tuple[Any, ...], list[Value]] = {}
+        self._used_names: set[str] = set()
+        #: What node names begin with.
+        self.scope = "node"
+
+    def op(
+        self,
+        op_type: str,
+        *operands: Operand,
+        dtype: int | None = None,
+        rank: int | None = None,
+        **attributes: Any,
+    ) -> Value:
+        """Add a node with one result.
+
+        Args:
+            op_type: a standard operator.
+            operands: constants get the type of the first :class:`Value` among them where they are
+                floating-point numbers.
+            dtype, rank: of the result; None: the first operand's type, the most axes of any operand.
+            attributes: of the operator.
+        """
+        (result,) = self.ops(op_type, 1, *operands, dtype=dtype, rank=rank, **attributes)
+        return result
+
+    def ops(
+        self,
+        op_type: str,
+        outputs: int,
+        *operands: Operand,
+        dtype: int | None = None,
+        rank: int | None = None,
+        **attributes: Any,
+    ) -> list[Value]:
+        """As :meth:`op`, for operators with several results."""
+        values = [operand for operand in operands if isinstance(operand, Value)]
+        if dtype is None:
+            dtype = values[0].dtype
+        if rank is None:
+            rank = max(value.rank for value in values)
+        names = [
+            operand.name if isinstance(operand, Value) else self._constant(operand, values)
+            for operand in operands
+        ]
+        key = (op_type, outputs, tuple(names), repr(sorted(attributes.items())))
+        if key not in self._made:
+            name = self._unique(f"{self.scope}/{op_type}")
+            results = [name if outputs == 1 else f"{name}:{index}" for index in range(outputs)]
+            self._nodes.append(helper.make_node(op_type, names, results, name=name, **attributes))
+            self._made[key] = [Value(result, dtype, rank) for result in results]
+        return self._made[key]
+
+    def cast(self, value: Value, dtype: int) -> Value:
+        """``value`` in another element type."""
+        if value.dtype == dtype:
+            return value
+        return self.op("Cast", value, dtype=dtype, to=dtype)
+
+    def model(
+        self,
+        inputs: dict[str, Sequence[int | str]],
+        output: Value,
+        output_shape: Sequence[int | str],
+        opset: int,
+    ) -> onnx.ModelProto:
+        """The finished model; its one output is called "output", and the inputs have its type."""
+        self._nodes.append(helper.make_node("Identity", [output.name], ["output"], name="output"))
+        graph = helper.make_graph(
+            self._live_nodes(),
+            "csa2glmha",
+            [
+                helper.make_tensor_value_info(name, output.dtype, list(shape))
+                for name, shape in inputs.items()
+            ],
+            [helper.make_tensor_value_info("output", output.dtype, list(output_shape))],
+        )
+        used = {name for node in graph.node for name in node.input}
+        graph.initializer.extend(c for c in self._constants.values() if c.name in used)
+        return helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", opset)],
+            ir_version=IR_VERSION,
+            producer_name="csa2glmha",
+        )
+
+    def _live_nodes(self) -> list[onnx.NodeProto]:
+        """The nodes that the last one needs, in order; the last, an identity, is merged into its source."""
+        *nodes, identity = self._nodes
+        needed, kept = {identity.input[0]}, []
+        for node in reversed(nodes):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                kept.append(node)
+        for node in kept:
+            for names in (node.input, node.output):
+                for index, name in enumerate(names):
+                    if name == identity.input[0]:
+                        names[index] = "output"
+        return kept[::-1]
+
+    def _constant(self, value: Tensor | np.ndarray | float | int, values: list[Value]) -> str:
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        if array.dtype.kind == "f" or (array.ndim == 0 and values[0].dtype in (FLOAT, HALF)):
+            array = array.astype(np.float16 if values[0].dtype == HALF else np.float32)
+        array = np.ascontiguousarray(array).reshape(array.shape)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = self._unique(f"{self.scope}/constant")
+            self._constants[key] = numpy_helper.from_array(array, name)
+        return self._constants[key].name
+
+    def _unique(self, name: str) -> str:
+        candidate, count = name, 1
+        while candidate in self._used_names:
+            candidate, count = f"{name}_{count}", count + 1
+        self._used_names.add(candidate)
+        return candidate
+
+
+def element_type(dtype: torch.dtype) -> int:
+    """ONNX's name of a PyTorch floating-point type."""
+    return HALF if dtype == torch.float16 else FLOAT

@@ -1,0 +1,104 @@
+"""What an ONNX file says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from csa2glmha import __version__
+from csa2glmha.errors import CheckpointError
+from csa2glmha.storage import LoadedModel
+
+LICENSE_NOTE = (
+    "The weights derive from the checkpoint whose SHA-256 is teacher_sha256; "
+    "its license applies to this file."
+)
+_FROM_STUDENT = ("ranks", "task", "attention", "mask", "mask_sha256", "teacher_sha256", "seed")
+
+
+def onnx_metadata(
+    name: str, architecture: str, hyperparameters: Mapping[str, Any], provenance: Mapping[str, str]
+) -> dict[str, str]:
+    """The metadata of an ONNX file.
+
+    Args:
+        name: of the model, such as its file's without the suffix.
+        architecture, hyperparameters: of the network.
+        provenance: a student's metadata, or the "teacher_sha256" of an unconverted checkpoint.
+    """
+    return {
+        "name": name,
+        "generator": f"csa2glmha {__version__}",
+        "architecture": architecture,
+        "hyperparameters": json.dumps(dict(hyperparameters)),
+        "kind": "student" if "ranks" in provenance else "teacher",
+        **{key: provenance[key] for key in _FROM_STUDENT if key in provenance},
+        "license": LICENSE_NOTE,
+    }
+
+
+def metadata_of(loaded: LoadedModel) -> dict[str, str]:
+    """The metadata of a loaded file's export."""
+    checkpoint, model = loaded.checkpoint, loaded.model
+    provenance = checkpoint.metadata if loaded.is_student else {"teacher_sha256": checkpoint.sha256}
+    return onnx_metadata(checkpoint.path.stem, model.architecture, model.hyperparameters, provenance)
+
+
+def inspect_onnx(path: Path) -> dict[str, Any]:
+    """Inputs, outputs, operators and metadata of an ONNX file, as JSON values.
+
+    Raises:
+        CheckpointError: it is not readable as ONNX.
+    """
+    try:
+        proto = onnx.load(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}; check the path") from None
+    # What the parser raises belongs to a package of which onnx does not say that it uses it.
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: not an ONNX file ({str(error).splitlines()[0]}); export it again"
+        ) from error
+    graph = proto.graph
+    if not graph.node:
+        raise CheckpointError(f"{path}: holds no ONNX graph; export it again")
+    operators: dict[str, int] = {}
+    for node in graph.node:
+        operators[node.op_type] = operators.get(node.op_type, 0) + 1
+    return {
+        "file": str(path),
+        "kind": "onnx",
+        "opset": next((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), None),
+        "ir_version": proto.ir_version,
+        "bytes": path.stat().st_size,
+        "inputs": {value.name: _shape(value) for value in graph.input},
+        "outputs": {value.name: _shape(value) for value in graph.output},
+        "custom_operators": sorted({node.domain for node in graph.node} - {"", "ai.onnx"}),
+        "operators": dict(sorted(operators.items(), key=lambda item: -item[1])),
+        "metadata": {entry.key: entry.value for entry in proto.metadata_props},
+    }
+
+
+def describe_onnx(found: dict[str, Any]) -> str:
+    """The same for people."""
+    count = sum(found["operators"].values())
+    most = ", ".join(f"{number} {name}" for name, number in list(found["operators"].items())[:6])
+    custom = ", ".join(found["custom_operators"]) or "none"
+    return "\n".join(
+        [
+            f"{found['file']}: ONNX, opset {found['opset']}, {found['bytes'] / 1e6:.1f} MB",
+            *(f"  input {name}: {' x '.join(map(str, shape))}" for name, shape in found["inputs"].items()),
+            *(f"  output {name}: {' x '.join(map(str, shape))}" for name, shape in found["outputs"].items()),
+            f"  operators: {count} ({most}, ...); custom ones: {custom}",
+            *(f"  {key}: {value}" for key, value in found["metadata"].items()),
+        ]
+    )
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
+    dims = value.type.tensor_type.shape.dim
+    return [dim.dim_param or "?" if not dim.HasField("dim_value") else dim.dim_value for dim in dims]
