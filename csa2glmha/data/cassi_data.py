@@ -186,12 +186,16 @@ class CassiData:
         Raises:
             UsageError: with the option's name.
         """
-        largest = min(self.mask.shape) // self.multiple * self.multiple
-        if size > largest or size % self.multiple:
+        if size > self.largest_side or size % self.multiple:
             raise UsageError(
                 f"{option} {size}: does not fit a mask of {_size(self.mask)}; give a multiple of "
-                f"{self.multiple} up to {largest}"
+                f"{self.multiple} up to {self.largest_side}"
             )
+
+    @property
+    def largest_side(self) -> int:
+        """Of a square crop that mask and model have room for."""
+        return int(min(self.mask.shape)) // self.multiple * self.multiple
 
     def judging_size(self, size: int) -> int:
         """All of the mask, as far as time allows.
@@ -204,15 +208,17 @@ class CassiData:
     def calibration(self, size: int, count: int, seed: int, held_out: bool = False) -> list[Inputs]:
         """As :meth:`csa2glmha.data.batches.Data.calibration`, every batch through a part of the mask."""
         scenes = self.held_out if held_out else self.train
-        crops = CassiCrops(scenes, self.recorded, self.mask, self.bands, size, seed)
+        side = min(size, self.largest_side)
+        crops = CassiCrops(scenes, self.recorded, self.mask, self.bands, side, seed)
         return [
             crops.batch(step, first, min(2, count - first)).inputs
             for step, first in enumerate(range(0, count, 2))
         ]
 
     def training(self, size: int, seed: int) -> CassiCrops:
-        """Parts of side ``size``."""
-        return CassiCrops(self.train, self.recorded, self.mask, self.bands, size, seed)
+        """Parts of side ``size``, or as large as the mask."""
+        side = min(size, self.largest_side)
+        return CassiCrops(self.train, self.recorded, self.mask, self.bands, side, seed)
 
     def examples(self, size: int, seed: int) -> list[Example]:
         """Whole held-out scenes through the whole mask."""

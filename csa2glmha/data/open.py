@@ -66,8 +66,10 @@ def _open_cassi(model: RestorationModel, options: ConvertOptions) -> CassiData:
         options.input_size,
         options.seed,
     )
-    data.check_side(options.calibration_size, "--calibration-size")
-    data.check_side(options.crop, "--crop")
+    # Defaults shrink to a small mask; what was asked for is done or refused.
+    for name in ("calibration_size", "crop"):
+        if name in options.model_fields_set:
+            data.check_side(getattr(options, name), "--" + name.replace("_", "-"))
     if options.mask is not None and "input_size" in options.model_fields_set:
         raise UsageError(
             f"--input-size {options.input_size}: with --mask the size is the mask's; leave it out"
