@@ -54,7 +54,7 @@ class ConvertOptions(BaseModel):
     distill_stages: Literal["both", "layers", "end"] = Field(
         "both", description="layers: each against the teacher's; end: the output against the teacher's; both."
     )
-    batch: int = Field(4, ge=1, description="Crops per distillation step, on each process.")
+    batch: int = Field(2, ge=1, description="Crops per distillation step, on each process.")
     accumulate: int = Field(1, ge=1, le=4096, description="Times as many, in parts one after another.")
     crop: int = Field(96, ge=16, le=4096, description="Their side in pixels.")
     learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of the distillation.")

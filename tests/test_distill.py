@@ -55,8 +55,8 @@ def test_improves_on_the_initialisation(pair: Pair, held_out: HeldOut) -> None:
     assert agreement(student, held_out) == pytest.approx(result.after, abs=1e-6)
     assert 0 < result.best_step <= result.steps == 32
     assert result.after == max(point["psnr"] for point in result.curve)
-    assert said[0] == "distilling layer by layer for 10 steps"
-    assert any(line.startswith("distilling end to end for 22 steps") for line in said)
+    assert said[0] == "distilling layer by layer for 6 steps"
+    assert any(line.startswith("distilling end to end for 26 steps") for line in said)
     assert_same(teacher, teachers)
     assert not student.training
 
@@ -64,7 +64,7 @@ def test_improves_on_the_initialisation(pair: Pair, held_out: HeldOut) -> None:
 def test_stages_and_curve(pair: Pair, held_out: HeldOut) -> None:
     result = train(pair, held_out, steps=20)
     layers, end = result.stages
-    assert (layers["stage"], layers["steps"], end["stage"], end["steps"]) == ("layers", 6, "end", 14)
+    assert (layers["stage"], layers["steps"], end["stage"], end["steps"]) == ("layers", 4, "end", 16)
     assert layers["before"] == result.before and end["after"] == result.after
     assert layers["after"] == end["before"]
     assert [point["stage"] for point in result.curve] == ["start", *["layers"] * 6, *["end"] * 14]
@@ -106,7 +106,7 @@ def test_a_lossless_student_has_no_layers_to_learn(pair: Pair, held_out: HeldOut
 def test_never_worse_even_with_an_absurd_learning_rate(pair: Pair, held_out: HeldOut) -> None:
     before = weights(pair[1])
     result = train(pair, held_out, steps=8, learning_rate=1.0)
-    assert result.curve[-1]["psnr"] < result.before - 10  # training did ruin it
+    assert result.curve[1]["psnr"] < result.before - 10  # training did ruin it
     assert (result.best_step, result.after) == (0, result.before)
     assert_same(pair[1], before)
 
@@ -257,7 +257,7 @@ def test_minutes_decide_the_steps(pair: Pair, held_out: HeldOut, monkeypatch: py
     monkeypatch.setattr(engine_module._Training, "step", slow)
     result = train(pair, held_out, steps=None, minutes=1.0)
     assert result.seconds == pytest.approx(60, abs=1)
-    assert [stage["steps"] for stage in result.stages] == [18, 42]
+    assert [stage["steps"] for stage in result.stages] == [12, 48]
     assert result.after > result.before
 
 
@@ -295,7 +295,7 @@ def test_schedule_rises_linearly_then_falls_as_a_cosine(total: int, warmup: floa
 
 def test_a_stage_ends_early_only_when_the_rate_is_low_and_nothing_is_gained() -> None:
     def ends(step: int, *scores: float) -> bool:
-        return schedule.gains_nothing_more(scores, step, 1000, 0.1)
+        return schedule.gains_nothing_more([49.0, *scores], step, 1000, 0.1)
 
     flat = [50.0] * 40
     # 25 steps between evaluations; the rate is below a fifth of its peak from step 735 on, and four
@@ -307,6 +307,33 @@ def test_a_stage_ends_early_only_when_the_rate_is_low_and_nothing_is_gained() ->
     assert ends(825, *flat[:-5], 50.01, 50.0, 50.0, 50.0, 50.0)
     assert ends(825, *flat[:-1], 50.004)
     assert ends(25, 50.0, 111.0)  # nothing but rounding is left
+
+
+def test_a_stage_without_any_gain_ends_half_way() -> None:
+    flat = [50.0] * 21
+    assert not schedule.gains_nothing_more(flat[:20], 475, 1000, 0.1)
+    assert schedule.gains_nothing_more(flat, 500, 1000, 0.1)
+    assert not schedule.gains_nothing_more([*flat[:5], 50.1, *flat[6:]], 500, 1000, 0.1)
+    assert not schedule.gains_nothing_more([50.0] * 5, 5, 8, 0.1)  # too few to tell
+
+
+def test_falling_twice_in_a_row_is_too_large_a_rate() -> None:
+    assert not schedule.falls([50.0, 40.0])
+    assert schedule.falls([50.0, 49.4, 49.4])
+    assert not schedule.falls([50.0, 49.4, 49.6])
+    assert not schedule.falls([50.0, 52.0, 51.0, 51.0])  # below the best, not below the beginning
+
+
+def test_too_large_a_rate_is_lowered_until_it_helps(pair: Pair, held_out: HeldOut, tmp_path: Path) -> None:
+    teacher, student = pair
+    said: list[str] = []
+    log = TrainingLog(tmp_path / "log")
+    changes = settings(steps=400, stages="end", learning_rate=0.05)
+    result = distill(student, teacher, Crops(), held_out, changes, said.append, log=log)
+    rates = [entry["rate"] for entry in lines(tmp_path / "log") if entry["event"] == "back_off"]
+    assert rates == [0.25**number for number in range(1, len(rates) + 1)] and rates
+    assert sum("back to the best weights" in line for line in said) == len(rates)
+    assert result.after > result.before + 0.1
 
 
 def test_early_stop_ends_the_stage(pair: Pair, held_out: HeldOut, monkeypatch: pytest.MonkeyPatch) -> None:

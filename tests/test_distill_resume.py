@@ -123,7 +123,7 @@ def test_going_on_from_the_state_before_a_damaged_one(
     assert_as_uninterrupted(*go_on(originals, tmp_path), uninterrupted)
 
 
-def stop_after(pair: Pair, folder: Path, steps: int) -> None:
+def stop_after(pair: Pair, folder: Path, steps: int, **changes: Any) -> None:
     """Begin, and press Ctrl-C during that step."""
 
     class Stopping(Crops):
@@ -136,7 +136,16 @@ def stop_after(pair: Pair, folder: Path, steps: int) -> None:
     states = StateFolder(folder / "state", {"run": "this"}, minutes=1e6)
     data, held_out = Stopping(bad=range(9, 11)), make_held_out(teacher)
     with pytest.raises(KeyboardInterrupt):
-        distill(student, teacher, data, held_out, settings(**SETTINGS), states=states)
+        distill(student, teacher, data, held_out, settings(**(SETTINGS | changes)), states=states)
+
+
+def test_a_lowered_rate_is_kept(originals: Pair, tmp_path: Path) -> None:
+    changes = {"learning_rate": 0.3, "stages": "end"}
+    expected = go_on(originals, tmp_path / "whole", **changes)
+    stop_after(originals, tmp_path, 25, **changes)
+    state = StateFolder(tmp_path / "state", {"run": "this"}).load()
+    assert state is not None and state.position.rate < 1
+    assert_as_uninterrupted(*go_on(originals, tmp_path, **changes), (weights(expected[0]), expected[1]))
 
 
 @pytest.mark.parametrize("steps", [1, 12, 13, 40])

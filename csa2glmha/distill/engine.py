@@ -204,6 +204,7 @@ class _Training:
             )
         at.stage, at.step, at.planned, at.ended = at.stage + 1, 0, None, False
         at.scores, at.stage_before, at.stage_started = [], at.psnr, self.seconds
+        at.rate, at.rate_evaluations = 1.0, 0
         at.loss = at.running_psnr = None
 
     def train(self, name: str, stage: Stage, stop: StopRequest, state: State | None) -> None:
@@ -231,10 +232,13 @@ class _Training:
                     self.save(optimizer)
                     raise
                 durations.append(time.monotonic() - began)
-                if at.planned is not None and (
-                    at.step == at.planned or at.step % schedule.evaluation_interval(at.planned) == 0
+                if (
+                    at.planned is not None
+                    and (at.step == at.planned or at.step % schedule.evaluation_interval(at.planned) == 0)
+                    and self.evaluate(name)
                 ):
-                    self.evaluate(name)
+                    # The gradients of ruined weights are large: their moments would all but stop it.
+                    optimizer.state.clear()
                 if at.planned is None and len(durations) == TIMED_STEPS:
                     at.planned = self.plan(name, stage, median(durations[1:]))
                     bar.total = at.planned
@@ -273,7 +277,7 @@ class _Training:
         if at.planned is not None:
             factor = schedule.learning_rate(at.step, at.planned, self.settings.warmup)
         for group in optimizer.param_groups:
-            group["lr"] = self.settings.peak(name) * factor
+            group["lr"] = self.settings.peak(name) * at.rate * factor
         optimizer.zero_grad(set_to_none=True)
         loss, error = self.gradients(stage, next(following))
         figures = torch.stack([loss, torch.zeros_like(loss) if error is None else error]).float()
@@ -340,12 +344,16 @@ class _Training:
         self.at.evaluation_seconds = time.monotonic() - began
         return psnr / images, score / images
 
-    def evaluate(self, name: str) -> None:
-        """Look at the student, keep its weights if they are the best, and end the stage if that is all."""
+    def evaluate(self, name: str) -> bool:
+        """Look at the student, keep its weights if they are the best, and end the stage if that is all.
+
+        Returns:
+            Whether it went back to the best weights and a smaller rate.
+        """
         at, settings = self.at, self.settings
         psnr, score = self.look()
         if not math.isfinite(score):
-            return
+            return False
         entry: dict[str, Any] = {"stage": name, "step": at.taken, "psnr": psnr, "minutes": self.minutes()}
         entry |= {} if at.loss is None else {"loss": at.loss}
         at.curve.append(entry)
@@ -359,6 +367,22 @@ class _Training:
             at.ended = schedule.gains_nothing_more(at.scores, at.step, at.planned, settings.warmup)
             if at.ended:
                 self.say(f"nothing more is gained after {at.step} of {at.planned} steps: the stage ends")
+            elif schedule.falls([at.scores[0], *at.scores[1 + at.rate_evaluations :]]):
+                self.back_off()
+                return True
+        return False
+
+    def back_off(self) -> None:
+        """Go back to the best weights, and on in smaller steps."""
+        at = self.at
+        at.rate *= schedule.BACK_OFF
+        at.rate_evaluations = len(at.scores) - 1
+        self.student.load_state_dict(self.best)
+        self.log.write("back_off", step=at.taken, rate=at.rate)
+        self.say(
+            f"step {at.taken}: the agreement with the teacher falls; back to the best weights, and on at "
+            f"{at.rate:g} of the learning rate"
+        )
 
     def show(self, bar: tqdm[Any], name: str, optimizer: torch.optim.Adam, durations: list[float]) -> None:
         """The progress bar, the log and the plots of a step."""

@@ -20,6 +20,15 @@ TAIL = 0.2
 PATIENCE = 4
 #: What counts as a gain, in dB.
 GAIN = 0.005
+#: A stage that has gained nothing over its beginning after this share of its steps, and so many
+#: evaluations, ends, too.
+HOPE, HOPE_EVALUATIONS = 0.5, 6
+#: Evaluations in a row at so many dB below the stage's beginning that say the steps are too large, and
+#: what the rate is multiplied with then. How large steps may be depends on how close the student is
+#: already: MST++ of rank 8 begins 71 dB from its teacher, Restormer 50, and the rate that serves this one
+#: throws that one back to 51.
+FALLS, FALL = 2, 0.5
+BACK_OFF = 0.25
 #: Agreement in dB at which student and teacher differ by rounding alone.
 PERFECT = 110.0
 
@@ -55,7 +64,18 @@ def gains_nothing_more(scores: Sequence[float], step: int, total: int, warmup: f
     """
     if scores[-1] >= PERFECT:
         return True
+    if step >= HOPE * total and len(scores) > HOPE_EVALUATIONS and max(scores) < scores[0] + GAIN:
+        return True
     watched = step - (PATIENCE - 1) * evaluation_interval(total)
     if watched < total * warmup or learning_rate(watched, total, warmup) > TAIL:
         return False
     return max(scores[-PATIENCE:]) < max(scores[:-PATIENCE]) + GAIN
+
+
+def falls(scores: Sequence[float]) -> bool:
+    """Whether a stage does harm at its rate: see FALLS.
+
+    Args:
+        scores: of its evaluations at this rate in dB, that of its start first.
+    """
+    return len(scores) > FALLS and max(scores[-FALLS:]) < scores[0] - FALL

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 #: Share of the budget that goes to the layer-wise stage where both are run.
-LAYER_SHARE = 0.3
+LAYER_SHARE = 0.2
 #: Peak learning rate of the layer-wise stage, over that of the end-to-end stage: a layer on its own
 #: cannot throw off those behind it.
 LAYER_RATE = 3.0
@@ -42,7 +42,7 @@ class DistillSettings:
     stages: str = "both"
     layer_share: float = LAYER_SHARE
     layer_rate: float = LAYER_RATE
-    batch: int = 4
+    batch: int = 2
     accumulate: int = 1
     learning_rate: float = 1e-4
     warmup: float = 0.1

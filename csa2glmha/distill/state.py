@@ -56,6 +56,8 @@ class Position:
         psnr, score: of the best weights, to the teacher, and what makes them the best.
         best_step: when they were found.
         scores: of this stage's evaluations, its beginning first.
+        rate: of this stage, as a factor of what was asked for.
+        rate_evaluations: of this stage's evaluations, how many were before it was set to that.
         skipped, skipped_in_a_row: steps without finite loss and gradient.
         stopped: why training ended before its budget.
         loss, running_psnr: running means over this stage's steps; None before there are any.
@@ -76,6 +78,8 @@ class Position:
     score: float = 0.0
     best_step: int = 0
     scores: list[float] = field(default_factory=list)
+    rate: float = 1.0
+    rate_evaluations: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
     stopped: str = ""
