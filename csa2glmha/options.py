@@ -56,7 +56,9 @@ class ConvertOptions(BaseModel):
     )
     batch: int = Field(2, ge=1, description="Crops per distillation step, on each process.")
     accumulate: int = Field(1, ge=1, le=4096, description="Times as many, in parts one after another.")
-    crop: int = Field(96, ge=16, le=4096, description="Their side in pixels.")
+    crop: int | None = Field(
+        None, ge=16, le=4096, description="Their side in pixels; 96, for MST 128 or the mask's."
+    )
     learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of the distillation.")
     loss: Literal["l1", "charbonnier", "l2"] = Field("l1", description="l1, charbonnier or l2.")
     truth_weight: float = Field(

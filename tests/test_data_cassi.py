@@ -215,11 +215,17 @@ def test_open_data_by_what_the_network_takes(cubes: Path, mask: Path, tmp_path: 
     for options, message in (
         ({"degrade": "noise:5"}, "--degrade noise:5: mst's inputs are CASSI measurements"),
         ({"data": cubes, "targets": cubes}, "--targets .*: for mst, give the cubes as --data"),
-        ({"data": cubes, "mask": mask}, "--calibration-size 128: does not fit a mask of 24x32"),
+        (
+            {"data": cubes, "mask": mask, "calibration_size": 128},
+            "--calibration-size 128: does not fit a mask of 24x32",
+        ),
         ({"data": cubes, "mask": mask, "input_size": 64, **sizes}, "--input-size 64: with --mask"),
     ):
         with pytest.raises(UsageError, match=message):
             open_data(mst, make_options(**options))
+    small = open_data(mst, make_options(data=cubes, mask=mask))  # defaults are larger than this mask
+    assert small.training(None, 0).batch(0, 0, 1).inputs[0].shape == (1, BANDS, 24, 24)
+    assert small.calibration(128, 2, 0)[0][0].shape == (2, BANDS, 24, 24)
     restormer = build(
         "restormer", {"dim": 8, "num_blocks": [1] * 4, "num_refinement_blocks": 1, "heads": [1] * 4}
     )

@@ -84,8 +84,8 @@ class Data(Protocol):
         """Inputs of ``count`` crops of side ``size`` in batches of two, spread evenly over the images."""
         ...
 
-    def training(self, size: int, seed: int) -> TrainingBatches:
-        """Crops of side ``size`` of the training images."""
+    def training(self, size: int | None, seed: int) -> TrainingBatches:
+        """Crops of side ``size`` of the training images; None: of the side that serves this kind of data."""
         ...
 
     def examples(self, size: int, seed: int) -> list[Example]:

@@ -68,7 +68,7 @@ def _open_cassi(model: RestorationModel, options: ConvertOptions) -> CassiData:
     )
     # Defaults shrink to a small mask; what was asked for is done or refused.
     for name in ("calibration_size", "crop"):
-        if name in options.model_fields_set:
+        if name in options.model_fields_set and getattr(options, name) is not None:
             data.check_side(getattr(options, name), "--" + name.replace("_", "-"))
     if options.mask is not None and "input_size" in options.model_fields_set:
         raise UsageError(

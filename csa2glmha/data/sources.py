@@ -20,6 +20,8 @@ IMAGE_CHANNELS = (1, 3, 6)
 DUAL_PIXEL_CHANNELS = 6
 #: Names of the folders that hold the two views of dual-pixel images.
 VIEW_FOLDERS = (("inputL", "inputR"), ("left", "right"), ("l", "r"), ("l_view", "r_view"))
+#: Side of the crops that distillation trains on.
+TRAINING_SIDE = 96
 #: At most this many images are held out of training.
 MAX_HELD_OUT = 8
 
@@ -111,9 +113,9 @@ class ImageData:
         crops, _ = calibration_crops(images, self.degrade, size, count, seed)
         return [(batch,) for batch in crops.split(2)]
 
-    def training(self, size: int, seed: int) -> TrainingCrops:
-        """Crops of side ``size`` of the training images."""
-        return TrainingCrops(self.train, self.degrade, size, seed, not self.spectral)
+    def training(self, size: int | None, seed: int) -> TrainingCrops:
+        """As :meth:`csa2glmha.data.batches.Data.training`."""
+        return TrainingCrops(self.train, self.degrade, size or TRAINING_SIDE, seed, not self.spectral)
 
     def examples(self, size: int, seed: int) -> list[Example]:
         """The central squares of the held-out images."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 #: Share of the budget that goes to the layer-wise stage where both are run.
-LAYER_SHARE = 0.2
+LAYER_SHARE = 0.1
 #: Peak learning rate of the layer-wise stage, over that of the end-to-end stage: a layer on its own
 #: cannot throw off those behind it.
 LAYER_RATE = 3.0
