@@ -151,6 +151,7 @@ def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
 
     For a teacher also what its layers would cost at --rank; of an ONNX file what it says of itself.
     """
+    options = make_options(**given_only(given))
     if checkpoint.suffix.lower() == ".onnx":
         from csa2glmha.export.metadata import describe_onnx, inspect_onnx
 
@@ -159,7 +160,6 @@ def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
         return
     from csa2glmha.inspection import describe, inspect_model
 
-    options = make_options(**given_only(given))
     found = inspect_model(checkpoint, options.ranks, options.input_size)
     click.echo(json.dumps(found, indent=2) if as_json else describe(found))
 

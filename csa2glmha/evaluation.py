@@ -16,6 +16,7 @@ from csa2glmha.data.sources import IMAGE_CHANNELS, image_example, is_spectral, o
 from csa2glmha.device import resolve_device
 from csa2glmha.errors import UsageError
 from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.files import sha256_of
 from csa2glmha.models import RestorationModel
 from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import progress, say
@@ -35,6 +36,7 @@ class OpenModel:
         channels, bands: of its (first) input and its output.
         size: height and width, if it holds for one size only.
         network: the PyTorch network; None for an ONNX file.
+        mask_sha256: of the file of the mask that is baked in, if one is and the file says so.
     """
 
     run: Restore
@@ -43,6 +45,12 @@ class OpenModel:
     bands: int
     size: tuple[int, int] | None
     network: RestorationModel | None = None
+    mask_sha256: str | None = None
+
+    def check_mask(self, mask: Path) -> None:
+        """Raise UsageError for the file of another mask than the one that is baked in."""
+        if self.mask_sha256 is not None and sha256_of(mask) != self.mask_sha256:
+            raise UsageError(f"--mask {mask}: is not the mask that this model was made for")
 
 
 def open_model(path: Path, device: str) -> OpenModel:
@@ -56,10 +64,18 @@ def open_model(path: Path, device: str) -> OpenModel:
             network.in_channels,
             network.out_channels,
             network.fixed_size,
+            mask_sha256=network.metadata.get("mask_sha256"),
         )
-    model = load_model(path).model.to(resolve_device(device))
+    loaded = load_model(path)
+    model = loaded.model.to(resolve_device(device))
     return OpenModel(
-        restore(model), model.architecture, model.in_channels, model.out_channels, model.fixed_size, model
+        restore(model),
+        model.architecture,
+        model.in_channels,
+        model.out_channels,
+        model.fixed_size,
+        model,
+        loaded.checkpoint.metadata.get("mask_sha256"),
     )
 
 
@@ -81,7 +97,13 @@ def evaluate_file(
     if crop is not None and crop < 1:
         raise UsageError(f"--crop {crop}: give a side in pixels, e.g. 256")
     opened = open_model(model, options.device)
-    reference = None if teacher is None else open_model(teacher, options.device).run
+    other = None if teacher is None else open_model(teacher, options.device)
+    if other is not None and (other.channels, other.bands) != (opened.channels, opened.bands):
+        raise UsageError(
+            f"--teacher {teacher}: turns {other.channels} channels into {other.bands}, {model} turns "
+            f"{opened.channels} into {opened.bands}; give the checkpoint that it was made from"
+        )
+    reference = None if other is None else other.run
     cassi = opened.architecture == "mst"
     examples = (_cassi if cassi else _images)(opened, options, teacher, crop)
     spectral = cassi or is_spectral(opened.channels, opened.bands)
@@ -178,6 +200,8 @@ def _cassi(
             f"--mask {options.mask}: has {mask.shape[0]}x{mask.shape[1]} pixels, the one baked in has "
             f"{height}x{width}"
         )
+    if options.mask is not None:
+        model.check_mask(options.mask)
     if recorded and teacher is None:
         raise UsageError(
             f"nothing to compare with: {options.data} holds recorded measurements; give --teacher"

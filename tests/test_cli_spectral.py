@@ -221,3 +221,31 @@ def test_mistakes_with_students_and_masks(
     wrong = ["evaluate", place / "mstpp.pth", "--data", place / "rgb"]
     assert "give --targets DIR of cubes" in complaint(*wrong, capsys=capsys, code=2)
     assert "takes no mask" in complaint(*wrong, *other, capsys=capsys, code=2)
+
+
+def test_another_mask_of_the_same_size_is_refused(
+    converted: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (converted / "student.safetensors", converted / "model.onnx"):
+        wrong = ["--mask", place / "other mask.npy", "--mat-key", "cube"]
+        for command in (
+            ["evaluate", file, "--data", place / "cubes", *wrong],
+            ["run", file, place / "cubes", "-o", tmp_path / "out", *wrong],
+        ):
+            code, _, err = run(*command, capsys=capsys)
+            assert code == 2 and "other mask.npy: is not the mask that this model was made for" in err
+
+
+def test_lower_precisions_of_a_baked_student_are_not_measured_on_something_else(
+    converted: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", converted / "student.safetensors", "--precision", "int8", "-o", tmp_path / "m.onnx"]
+    code, _, err = run(*command, "--data", place / "cubes", capsys=capsys)
+    assert code == 2 and "convert without --mask" in err
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_teacher_of_another_kind(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", place / "mstpp.pth", "--data", place / "rgb", "--teacher", place / "mst.pth"]
+    code, _, err = run(*command, capsys=capsys)
+    assert code == 2 and "give the checkpoint that it was made from" in err

@@ -325,6 +325,21 @@ def test_falling_twice_in_a_row_is_too_large_a_rate() -> None:
     assert not schedule.falls([50.0, 52.0, 51.0, 51.0])  # below the best, not below the beginning
 
 
+def test_weights_that_are_not_finite_are_left_behind(pair: Pair, held_out: HeldOut) -> None:
+    result = train(pair, held_out, steps=60, stages="end", learning_rate=1e30)
+    assert result.after == result.before and math.isfinite(result.after)
+    assert all(bool(value.isfinite().all()) for value in pair[1].state_dict().values())
+
+
+def test_harm_at_every_rate_ends_the_stage(
+    pair: Pair, held_out: HeldOut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "falls", lambda scores: len(scores) > 2)
+    monkeypatch.setattr(schedule, "gains_nothing_more", lambda *_: False)
+    result = train(pair, held_out, steps=400, stages="end")
+    assert result.steps == 2 * 25 * (schedule.MAX_BACK_OFFS + 1)
+
+
 def test_too_large_a_rate_is_lowered_until_it_helps(pair: Pair, held_out: HeldOut, tmp_path: Path) -> None:
     teacher, student = pair
     said: list[str] = []

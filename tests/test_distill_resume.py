@@ -164,8 +164,8 @@ def test_a_second_interrupt_does_not_wait(originals: Pair, tmp_path: Path) -> No
     class Impatient(Crops):
         def batch(self, step: int, first: int, count: int) -> Any:
             if step == 3:
-                os.kill(os.getpid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.1)
                 raise AssertionError("went on")
             return super().batch(step, first, count)
@@ -173,6 +173,45 @@ def test_a_second_interrupt_does_not_wait(originals: Pair, tmp_path: Path) -> No
     teacher, student = copy.deepcopy(originals)
     with pytest.raises(KeyboardInterrupt):
         distill(student, teacher, Impatient(), make_held_out(teacher), settings(steps=8))
+
+
+def test_a_second_sigterm_waits_for_the_step_too(originals: Pair, tmp_path: Path) -> None:
+    """A cluster's and a launcher's may both arrive."""
+
+    class Impatient(Crops):
+        def batch(self, step: int, first: int, count: int) -> Any:
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().batch(step, first, count)
+
+    teacher, student = copy.deepcopy(originals)
+    states = StateFolder(tmp_path / "state", {"run": "this"}, minutes=1e6)
+    with pytest.raises(KeyboardInterrupt):
+        distill(student, teacher, Impatient(), make_held_out(teacher), settings(steps=8), states=states)
+    assert taken(tmp_path) == 4
+
+
+def test_a_group_of_processes_told_to_stop_saves_the_state(originals: Pair, tmp_path: Path) -> None:
+    """As a launcher does it: SIGTERM to the trainer and its workers alike."""
+
+    def work() -> None:
+        os.setsid()
+        try:
+            go_on(originals, tmp_path, steps=4000, workers=1)
+        except KeyboardInterrupt:
+            os._exit(130)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    deadline = time.monotonic() + 60
+    while taken(tmp_path) < 5 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    before = taken(tmp_path)
+    assert process.pid is not None and before >= 5
+    os.killpg(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 130 and taken(tmp_path) >= before
 
 
 def test_training_goes_on_when_states_cannot_be_saved(
@@ -426,6 +465,12 @@ def test_tensorboard_that_is_not_installed(
     with pytest.raises(Csa2GlmhaError, match=r"pip install csa2glmha\[tensorboard\]"):
         convert(checkpoint, output=tmp_path / "out", tensorboard=tmp_path / "board")
     assert not (tmp_path / "out").exists()
+
+
+def test_tensorboard_in_a_file(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(Csa2GlmhaError, match=r"notes\.txt: is a file; give a folder"):
+        convert(checkpoint, output=tmp_path / "out", tensorboard=tmp_path / "notes.txt")
 
 
 def test_convert_is_not_for_several_processes(

@@ -260,6 +260,8 @@ def prepare_cassi(
     Raises:
         DataError, UsageError: nothing usable, fewer than two scenes, or no mask for recorded measurements.
     """
+    if mask is None and size % multiple:
+        raise UsageError(f"--input-size {size}: this model needs a multiple of {multiple}")
     scenes, aperture, recorded, source, notes = open_scenes(folder, mask, mat_key, bands, size, seed)
     bad = [side for side in aperture.shape if side % multiple]
     if bad:

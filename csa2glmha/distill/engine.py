@@ -352,8 +352,9 @@ class _Training:
         """
         at, settings = self.at, self.settings
         psnr, score = self.look()
+        going_on = at.planned is not None and at.step < at.planned
         if not math.isfinite(score):
-            return False
+            return going_on and self.back_off()
         entry: dict[str, Any] = {"stage": name, "step": at.taken, "psnr": psnr, "minutes": self.minutes()}
         entry |= {} if at.loss is None else {"loss": at.loss}
         at.curve.append(entry)
@@ -363,18 +364,23 @@ class _Training:
         if score > at.score:
             at.score, at.psnr, at.best_step = score, psnr, at.taken
             self.best = _copy(self.student)
-        if at.planned is not None and at.step < at.planned:
-            at.ended = schedule.gains_nothing_more(at.scores, at.step, at.planned, settings.warmup)
+        if going_on:
+            assert at.planned is not None
+            scores = [at.scores[0], *at.scores[1 + at.rate_evaluations :]]
+            at.ended = schedule.gains_nothing_more(scores, at.step, at.planned, settings.warmup)
             if at.ended:
                 self.say(f"nothing more is gained after {at.step} of {at.planned} steps: the stage ends")
-            elif schedule.falls([at.scores[0], *at.scores[1 + at.rate_evaluations :]]):
-                self.back_off()
-                return True
+            elif schedule.falls(scores):
+                return self.back_off()
         return False
 
-    def back_off(self) -> None:
-        """Go back to the best weights, and on in smaller steps."""
+    def back_off(self) -> bool:
+        """Go back to the best weights, and on in smaller steps, or not at all after too many times."""
         at = self.at
+        if at.rate <= schedule.BACK_OFF**schedule.MAX_BACK_OFFS:
+            at.ended = True
+            self.say(f"step {at.taken}: the agreement with the teacher keeps falling: the stage ends")
+            return False
         at.rate *= schedule.BACK_OFF
         at.rate_evaluations = len(at.scores) - 1
         self.student.load_state_dict(self.best)
@@ -383,6 +389,7 @@ class _Training:
             f"step {at.taken}: the agreement with the teacher falls; back to the best weights, and on at "
             f"{at.rate:g} of the learning rate"
         )
+        return True
 
     def show(self, bar: tqdm[Any], name: str, optimizer: torch.optim.Adam, durations: list[float]) -> None:
         """The progress bar, the log and the plots of a step."""

@@ -66,7 +66,8 @@ def _checked(part: Batch | Csa2GlmhaError) -> Batch:
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    # Ctrl-C goes to all processes of a terminal; the trainer still needs batches to finish its step.
+    # Ctrl-C goes to all processes of a terminal, a launcher's SIGTERM to those of a group; the trainer still
+    # needs batches to finish its step. Workers end when it does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)

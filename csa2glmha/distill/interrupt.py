@@ -9,7 +9,9 @@ from typing import Any
 
 
 class StopRequest:
-    """While it is open, the first Ctrl-C or SIGTERM is only noted; a second one interrupts at once.
+    """While it is open, Ctrl-C and SIGTERM are only noted; Ctrl-C after that interrupts at once.
+
+    SIGTERM never does: a cluster's and a launcher's may both arrive, milliseconds apart.
 
     Attributes:
         made: there was one.
@@ -32,6 +34,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.made:
+        if self.made and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.made = True

@@ -19,7 +19,7 @@ from csa2glmha.distill.result import DistillResult
 from csa2glmha.distill.settings import LAYERS, DistillSettings
 from csa2glmha.distill.stages import known_truth
 from csa2glmha.distill.state import INITIAL_FILE, State, StateFolder
-from csa2glmha.errors import CheckpointError
+from csa2glmha.errors import CheckpointError, UsageError
 from csa2glmha.files import sha256_of
 from csa2glmha.initialize import LayerFit
 from csa2glmha.models import RestorationModel
@@ -69,6 +69,8 @@ def check_training(options: ConvertOptions, device: torch.device) -> None:
     check_precision(options.precision, device)
     if options.tensorboard is not None:
         check_tensorboard()
+        if options.tensorboard.exists() and not options.tensorboard.is_dir():
+            raise UsageError(f"--tensorboard {options.tensorboard}: is a file; give a folder")
 
 
 def check_truth(options: ConvertOptions, data: Data, channels: int) -> None:

@@ -86,13 +86,17 @@ class TrainingLog:
         """Add points to TensorBoard's curves, if it is wanted."""
         if self._tensorboard is None:
             return
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+        try:
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
 
-            # Points beyond the step that is resumed from are of steps that are taken again.
-            self._writer = SummaryWriter(str(self._tensorboard), purge_step=step)
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+                # Points beyond the step that is resumed from are of steps that are taken again.
+                self._writer = SummaryWriter(str(self._tensorboard), purge_step=step)
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+        except OSError as error:
+            say(f"cannot write {self._tensorboard}: {error.strerror or error}; training goes on without it")
+            self._tensorboard = None
 
     def _give_up(self, error: OSError) -> None:
         self._file = None

@@ -29,6 +29,8 @@ HOPE, HOPE_EVALUATIONS = 0.5, 6
 #: throws that one back to 51.
 FALLS, FALL = 2, 0.5
 BACK_OFF = 0.25
+#: So many times; a stage that still does harm then ends.
+MAX_BACK_OFFS = 4
 #: Agreement in dB at which student and teacher differ by rounding alone.
 PERFECT = 110.0
 
@@ -58,7 +60,7 @@ def gains_nothing_more(scores: Sequence[float], step: int, total: int, warmup: f
     """Whether a stage can end before its last step.
 
     Args:
-        scores: of its evaluations so far in dB, that of its start first.
+        scores: of its evaluations at this rate so far in dB, that of its start first.
         step, total: steps taken, and planned.
         warmup: share of the steps spent warming up.
     """
@@ -66,6 +68,8 @@ def gains_nothing_more(scores: Sequence[float], step: int, total: int, warmup: f
         return True
     if step >= HOPE * total and len(scores) > HOPE_EVALUATIONS and max(scores) < scores[0] + GAIN:
         return True
+    if len(scores) <= PATIENCE:
+        return False
     watched = step - (PATIENCE - 1) * evaluation_interval(total)
     if watched < total * warmup or learning_rate(watched, total, warmup) > TAIL:
         return False

@@ -79,6 +79,11 @@ def export_file(
     if choices.precision not in PRECISIONS:
         raise UsageError(f"--precision {choices.precision}: unknown; give {', '.join(PRECISIONS)}")
     loaded = load_model(model)
+    if loaded.model.fixed_size is not None and (choices.precision == "int8" or options.data is not None):
+        raise UsageError(
+            f"{model}: has a mask baked in; int8 and --data need a model that takes its mask as an input: "
+            "convert without --mask"
+        )
     output = output or model.with_suffix(".onnx")
     ensure_writable(output, choices.overwrite)
     for note in loaded.checkpoint.notes:

@@ -140,6 +140,7 @@ def _snapshot_reader(model: OpenModel, mask_file: Path | None, mat_key: str | No
             f"--mask {mask_file}: has {mask.shape[0]}x{mask.shape[1]} pixels, the one baked in has "
             f"{model.size[0]}x{model.size[1]}"
         )
+    model.check_mask(mask_file)
     dispersed = shifted_mask(mask, model.channels)
 
     def read(job: Job) -> tuple[Inputs, int]:
