@@ -62,7 +62,7 @@ def test_improves_on_the_initialisation(pair: Pair, held_out: HeldOut) -> None:
 
 
 def test_stages_and_curve(pair: Pair, held_out: HeldOut) -> None:
-    result = train(pair, held_out, steps=20, learning_rate=3e-4, layer_rate=1.0)
+    result = train(pair, held_out, steps=20, learning_rate=1e-4)
     layers, end = result.stages
     assert (layers["stage"], layers["steps"], end["stage"], end["steps"]) == ("layers", 4, "end", 16)
     assert layers["before"] == result.before and end["after"] == result.after

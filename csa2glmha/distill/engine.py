@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from statistics import median
 from typing import Any
 
@@ -221,8 +222,10 @@ class _Training:
         if at.planned is not None and at.step < at.planned:
             self.say(f"distilling {stage.title} for {at.planned} steps")
         durations: list[float] = []
-        following = feed(self.batches, self.settings, self.processes, at.taken)
-        with manual_progress(what=stage.title, unit="step", total=at.planned or 0) as bar:
+        with (
+            closing(feed(self.batches, self.settings, self.processes, at.taken)) as following,
+            manual_progress(what=stage.title, unit="step", total=at.planned or 0) as bar,
+        ):
             bar.initial = bar.n = at.step
             while at.planned is None or (at.step < at.planned and not at.ended and not at.stopped):
                 began = time.monotonic()

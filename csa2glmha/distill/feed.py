@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -15,6 +15,9 @@ from csa2glmha.data.batches import Batch, TrainingBatches
 from csa2glmha.distill.processes import Processes
 from csa2glmha.distill.settings import DistillSettings
 from csa2glmha.errors import Csa2GlmhaError
+
+#: What a worker still gives the trainer to finish its step.
+SECONDS_AFTER_SIGTERM = 20
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class _Parts(Dataset[Any]):
 
 def feed(
     batches: TrainingBatches, settings: DistillSettings, processes: Processes, step: int
-) -> Iterator[list[Batch]]:
-    """The parts of every step from number ``step`` on, without end, for this process.
+) -> Generator[list[Batch]]:
+    """The parts of every step from number ``step`` on, without end, for this process; close it at the end.
 
     Raises:
         Csa2GlmhaError: a batch cannot be made.
@@ -55,8 +58,11 @@ def feed(
         worker_init_fn=_leave_signals_to_the_trainer,
     )
     following = iter(loader)
-    while True:
-        yield [_checked(next(following)) for _ in range(settings.accumulate)]
+    try:
+        while True:
+            yield [_checked(next(following)) for _ in range(settings.accumulate)]
+    finally:
+        del following  # its workers end with it, now and not when Python ends: see below
 
 
 def _checked(part: Batch | Csa2GlmhaError) -> Batch:
@@ -67,7 +73,8 @@ def _checked(part: Batch | Csa2GlmhaError) -> Batch:
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
     # Ctrl-C goes to all processes of a terminal, a launcher's SIGTERM to those of a group; the trainer still
-    # needs batches to finish its step. Workers end when it does.
+    # needs batches to finish its step. Workers end when it does, or some time after a SIGTERM: Python sends
+    # one to workers left over at its end, and waits for them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM))
     torch.set_num_threads(1)
