@@ -41,8 +41,9 @@ def fill_pointwise(
     core.output.copy_(form.output)
     if core.output_bias is not None and form.output_bias is not None:
         core.output_bias.copy_(form.output_bias)
-    core.temperature.copy_(form.temperature.view(-1, 1, 1).expand_as(core.temperature))
-    if core.projection is None:
+    if core.temperature is not None:
+        core.temperature.copy_(form.temperature.view(-1, 1, 1).expand_as(core.temperature))
+    if core.projection is None and core.expand_rows is not None and core.expand_columns is not None:
         core.expand_rows.copy_(form.rows.pointwise.view_as(core.expand_rows))
         core.expand_columns.copy_(form.columns.pointwise.view_as(core.expand_columns))
     if isinstance(core.values, nn.Conv2d):
@@ -56,13 +57,14 @@ def fill_pointwise(
         _fill_values(core, moments, fit)
     if core.projection is not None:
         _fill_subspace(core, moments, fit)
+    if core.config.bias_rank:
         _set_corrections(core, moments, fit)
         _refine(core, moments)
 
 
 def _fill_subspace(core: PointwiseGLMHA, moments: Moments, fit: LayerFit) -> None:
     """Z, and rows and columns as mixtures of it."""
-    assert core.projection is not None
+    assert core.projection is not None and core.expand_rows is not None and core.expand_columns is not None
     filters = moments.stacked()
     metric, power = _logit_metric(filters @ moments.grams.unsqueeze(1) @ filters.transpose(-2, -1))
     factors = _truncate(torch.diag_embed(power.reciprocal()), metric, core.config.rank_k)
