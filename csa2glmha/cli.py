@@ -59,6 +59,9 @@ METAVARS = {
     "rank_k": "R",
     "rank_v": "R",
     "rank_pos": "R",
+    "macs": "SHARE|M",
+    "params": "SHARE|M",
+    "max_drop": "DB",
     "attention": "FORM",
     "data": "DIR",
     "targets": "DIR",
@@ -76,6 +79,7 @@ METAVARS = {
     "device": "NAME",
 }
 RANKS = ("rank", "rank_q", "rank_k", "rank_v", "rank_pos")
+BUDGETS = ("macs", "params", "max_drop")
 DATA = ("data", "targets", "degrade", "mask", "mat_key")
 TRAINING = (
     "distill_steps",
@@ -103,7 +107,14 @@ def given_only(values: dict[str, Any]) -> dict[str, Any]:
 
 @cli.command(context_settings=CONTEXT, short_help="Compress a checkpoint: student, ONNX file, report.")
 @click.argument("checkpoint", type=EXISTING)
-@settings(*RANKS, "attention", *DATA, "calibration_crops", "calibration_size")
+@settings(*RANKS, *BUDGETS)
+@click.option(
+    "--latency",
+    type=click.FloatRange(0, 10, min_open=True),
+    metavar="SHARE",
+    help="Budget of --rank auto: a share of the teacher's time in ONNX Runtime.",
+)
+@settings("attention", *DATA, "calibration_crops", "calibration_size")
 @settings(*TRAINING)
 @click.option("--no-distill", is_flag=True, help="Stop at the initialisation.")
 @settings("input_size")
@@ -160,6 +171,10 @@ def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
         return
     from csa2glmha.inspection import describe, inspect_model
 
+    if options.automatic:
+        raise UsageError(
+            "--rank auto: inspect searches for no ranks; give a number, or use csa2glmha convert"
+        )
     found = inspect_model(checkpoint, options.ranks, options.input_size)
     click.echo(json.dumps(found, indent=2) if as_json else describe(found))
 

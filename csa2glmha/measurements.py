@@ -41,6 +41,7 @@ class Measurements:
     export: ExportReport | None = None
     latency: dict[str, Latency] | None = None
     device: str = "cpu"
+    search: dict[str, Any] | None = None
 
 
 def build_report(measured: Measurements) -> dict[str, Any]:
@@ -108,6 +109,8 @@ def build_report(measured: Measurements) -> dict[str, Any]:
             "spectral": data.spectral,
             "notes": list(data.notes),
         }
+    if measured.search is not None:
+        report["search"] = measured.search
     if measured.quality is not None:
         report["quality"] = {name: judged.to_json() for name, judged in measured.quality.items()}
     if measured.distillation is not None:

@@ -12,6 +12,7 @@ from csa2glmha.errors import UsageError
 
 if TYPE_CHECKING:
     from csa2glmha.attention.ranks import Ranks
+    from csa2glmha.search.budget import Budget
 
 
 class ConvertOptions(BaseModel):
@@ -23,7 +24,18 @@ class ConvertOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: StrictInt | str = Field(8, description="Rank per head of keys and values: a number, or full.")
+    rank: StrictInt | str = Field(
+        8, description="Rank per head of keys and values: a number, full, or auto, which takes a budget."
+    )
+    macs: float | str | None = Field(
+        None, description="Budget of --rank auto: a share of the teacher's MACs such as 0.75, or 110G."
+    )
+    params: float | str | None = Field(
+        None, description="Budget of --rank auto: a share of its parameters, or 20M."
+    )
+    max_drop: float | None = Field(
+        None, gt=0, le=100, description="Budget of --rank auto: dB of PSNR to the truth, before distillation."
+    )
     rank_q: StrictInt | str | None = Field(None, description="Rank of queries; full unless given.")
     rank_k: StrictInt | str | None = Field(None, description="Rank of keys, instead of --rank.")
     rank_v: StrictInt | str | None = Field(None, description="Rank of values, instead of --rank.")
@@ -79,11 +91,13 @@ class ConvertOptions(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31, description="Of everything random.")
     output: Path | None = Field(None, description="Output folder [CHECKPOINT-rankR].")
     overwrite: bool = Field(False, description="Replace existing results.")
-    latency: bool = Field(True, description="Time the ONNX models side by side.")
+    latency: bool | float = Field(
+        True, description="Time the ONNX models side by side; a number is a budget of --rank auto."
+    )
 
     @property
     def ranks(self) -> Ranks:
-        """The ranks per head.
+        """The ranks per head, where they are not to be searched for.
 
         Raises:
             UsageError: one is not a rank.
@@ -91,6 +105,40 @@ class ConvertOptions(BaseModel):
         from csa2glmha.attention.ranks import Ranks  # not at the top: --help need not wait for PyTorch
 
         return Ranks.parse(self.rank, self.rank_q, self.rank_k, self.rank_v, self.rank_pos)
+
+    @property
+    def automatic(self) -> bool:
+        """Ranks are to be searched for."""
+        return isinstance(self.rank, str) and self.rank.strip().lower() == "auto"
+
+    @property
+    def budget(self) -> Budget | None:
+        """What a search for ranks must keep to; None: there is none to make.
+
+        Raises:
+            UsageError: more or less than one budget for a search, or one without a search.
+        """
+        from csa2glmha.search.budget import LATENCY, MAX_DROP, Budget, parse_amount
+
+        found = [
+            parse_amount(value, kind)
+            for kind, value in (("macs", self.macs), ("params", self.params))
+            if value is not None
+        ]
+        if self.max_drop is not None:
+            found.append(Budget(MAX_DROP, self.max_drop))
+        if not isinstance(self.latency, bool):
+            found.append(Budget(LATENCY, self.latency))
+        if not self.automatic:
+            if found:
+                raise UsageError(f"{found[0]}: is a budget of --rank auto; add that, or leave it out")
+            return None
+        if len(found) != 1:
+            given = " and ".join(map(str, found)) or "none"
+            raise UsageError(
+                f"--rank auto: takes one of --macs, --params, --latency and --max-drop, not {given}"
+            )
+        return found[0]
 
 
 def make_options(**values: Any) -> ConvertOptions:
@@ -103,7 +151,11 @@ def make_options(**values: Any) -> ConvertOptions:
         options = ConvertOptions(**values)
     except ValidationError as error:
         raise UsageError(_first_problem(error)) from None
-    _ = options.ranks
+    _ = options.budget
+    if options.automatic:
+        _check_automatic(options)
+    else:
+        _ = options.ranks
     if options.distill_steps is not None and "distill_minutes" in options.model_fields_set:
         raise UsageError("--distill-steps and --distill-minutes exclude each other: give one of them")
     if options.targets is not None and options.data is None:
@@ -111,6 +163,15 @@ def make_options(**values: Any) -> ConvertOptions:
     if options.targets is not None and options.degrade is not None:
         raise UsageError("--targets and --degrade exclude each other: paired inputs are degraded already")
     return options
+
+
+def _check_automatic(options: ConvertOptions) -> None:
+    ranks = {"q": options.rank_q, "k": options.rank_k, "v": options.rank_v, "pos": options.rank_pos}
+    for name, rank in ranks.items():
+        if rank is not None:
+            raise UsageError(f"--rank-{name} {rank}: --rank auto chooses all ranks; leave it out")
+    if options.attention != "expanded":
+        raise UsageError("--attention compact: --rank auto chooses for expanded attention; leave it out")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

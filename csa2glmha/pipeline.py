@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa2glmha.attention.layers import attention_layers
-from csa2glmha.attention.ranks import plan_layers
+from csa2glmha.attention.layers import attention_layers, glmha_layers
+from csa2glmha.attention.ranks import layer_config, plan_layers
 from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.data.images import write_image
 from csa2glmha.data.open import CassiData, open_data
@@ -30,6 +30,7 @@ from csa2glmha.distill.job import (
     find_state,
     identity_of,
     load_initial,
+    ranks_in_words,
     save_initial,
 )
 from csa2glmha.distill.processes import launched_processes, process_device
@@ -49,6 +50,8 @@ from csa2glmha.report.complexity import count_complexity
 from csa2glmha.report.document import PICTURE_FILE, REPORT_FILES, SPECTRA_FILE, write_report
 from csa2glmha.report.evaluate import judge, restore
 from csa2glmha.report.pictures import comparison, plot_spectra, spectral_comparison
+from csa2glmha.search.plan import RankSearch, sensitivity_cache
+from csa2glmha.search.search import describe_found
 from csa2glmha.storage import load_model, save_student, student_metadata
 
 STUDENT_FILE, ONNX_FILE = "student.safetensors", "model.onnx"
@@ -106,11 +109,13 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     layers = attention_layers(teacher)
     if loaded.is_student:
         raise UsageError(f"{checkpoint}: is a student already; convert the teacher's checkpoint instead")
-    configs = plan_layers(layers, options.ranks, options.attention)
-    exact = all(config.full for config in configs.values())
+    automatic = options.automatic
+    configs = {} if automatic else plan_layers(layers, options.ranks, options.attention)
+    exact = not automatic and all(config.full for config in configs.values())
     distilled = not exact and options.distill and options.distill_steps != 0
     data = open_data(teacher, options)
     check_truth(options, data, teacher.out_channels)
+    search = RankSearch.prepare(teacher, data, options) if automatic else None
     layer_configs = {name: config.to_json() for name, config in configs.items()}
     identity = identity_of(options, data, {"the teacher": loaded.checkpoint.sha256, "layers": layer_configs})
     states = StateFolder(output / STATE_FOLDER, identity, options.state_minutes, say)
@@ -121,13 +126,28 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     seconds: dict[str, float] = {}
     torch.manual_seed(options.seed)
     teacher.to(device).requires_grad_(False)
+    found = None
     if state is not None:
-        student, fits, seconds["initialise"] = load_initial(states)
+        student, fits, seconds["initialise"], found = load_initial(states)
+        configs = {name: layer.config for name, layer in glmha_layers(student).items()}
         student.to(device)
     else:
         with _timed(seconds, "initialise"):
             inputs = None if exact else _calibration_inputs(data, options)
-            student, fits = initialise_student(teacher, configs, inputs)
+        statistics = None
+        if search is not None and inputs is not None:
+            with _timed(seconds, "search"):
+                cache = sensitivity_cache(
+                    _cache_file(output, checkpoint), loaded.checkpoint.sha256, data, options
+                )
+                ranks, statistics = search.run(inputs, cache)
+            found = ranks.report
+            configs = {name: layer_config(layers[name].form, each) for name, each in ranks.ranks.items()}
+            say(describe_found(found))
+        with _timed(seconds, "initialise"):
+            student, fits = initialise_student(teacher, configs, inputs, statistics)
+        del statistics
+    distilled = distilled and not all(config.full for config in configs.values())
     examples = data.examples(options.input_size, options.seed)
     candidates = {"teacher": restore(teacher)}
     distillation = None
@@ -136,7 +156,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         if state is None:
             states.clear()
             metadata = student_metadata(student, loaded.checkpoint.sha256, options.seed, {})
-            save_initial(states, student, metadata, fits, seconds["initialise"])
+            save_initial(states, student, metadata, fits, seconds["initialise"], found)
         distillation = DistillJob(options, data, states, output / LOG_FILE).run(student, teacher, state)
         seconds["distill"] = distillation.seconds
     if options.mask is not None:
@@ -161,6 +181,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         quality,
         len(examples),
         device=str(device),
+        search=found,
     )
     metadata = student_metadata(
         student, loaded.checkpoint.sha256, options.seed, _provenance(options, options.mask)
@@ -197,17 +218,25 @@ def _bake(student: RestorationModel, data: Data) -> RestorationModel:
 
 def _provenance(options: ConvertOptions, mask: Path | None) -> dict[str, str]:
     """What a student file says of its making."""
-    made = {"ranks": str(options.ranks), "task": options.degrade or "", "attention": options.attention}
+    made = {"ranks": ranks_in_words(options), "task": options.degrade or "", "attention": options.attention}
     return made if mask is None else made | {"mask": mask.name, "mask_sha256": sha256_of(mask)}
 
 
 def default_output(checkpoint: Path, options: ConvertOptions) -> str:
     """The folder results go to when none is named: "<checkpoint>-rank8" beside nothing but the caller."""
+    budget = options.budget
+    if budget is not None:
+        return f"{checkpoint.stem}-rankauto{str(budget).replace(' ', '').replace('--', '-')}"
     rank = f"rank{options.rank}" if options.ranks.k is not None else "full"
     ranks = {"q": options.rank_q, "k": options.rank_k, "v": options.rank_v, "pos": options.rank_pos}
     extra = "".join(f"-{name}{value}" for name, value in ranks.items() if value is not None)
     compact = "-compact" if options.attention == "compact" else ""
     return f"{checkpoint.stem}-{rank}{extra}{compact}"
+
+
+def _cache_file(output: Path, checkpoint: Path) -> Path:
+    """Beside the output folder: searches with other budgets need the same measurements."""
+    return output.parent / f"{checkpoint.stem}-sensitivity.jsonl"
 
 
 @contextmanager

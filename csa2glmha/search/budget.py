@@ -59,7 +59,7 @@ def parse_amount(value: float | str, kind: str) -> Budget:
         return Budget(kind, number)
     if not unit and number < 1000:
         raise UsageError(
-            f"{flag} {value}: above 1 it is an amount, and too small for one; give a share such as 0.75, or an "
-            "amount such as 110G"
+            f"{flag} {value}: above 1 it is an amount, and too small for one; give a share such as 0.75, "
+            "or an amount such as 110G"
         )
     return Budget(kind, number * _UNITS[unit], absolute=True)

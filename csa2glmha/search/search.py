@@ -16,7 +16,7 @@ from csa2glmha.errors import UsageError
 from csa2glmha.models import RestorationModel
 from csa2glmha.report.complexity import format_macs, format_params
 from csa2glmha.search.allocate import Allocation, InfeasibleError, allocate
-from csa2glmha.search.budget import MACS, MAX_DROP, PARAMS, Budget
+from csa2glmha.search.budget import LATENCY, MACS, MAX_DROP, PARAMS, Budget
 from csa2glmha.search.choices import LOGITS, SIDES, VALUES, Choice, combined
 from csa2glmha.search.costs import Costs, Key, count_configs
 from csa2glmha.search.sensitivity import Measured, agreement_of_prediction
@@ -302,6 +302,20 @@ def _at_least(choices: Sequence[Choice], rank: int, side: str) -> int:
         if choice.ranks.q is None and own is not None and rank <= own < least:
             best, least = index, own
     return best
+
+
+def describe_found(report: dict[str, Any]) -> str:
+    """A search's result in a sentence or two."""
+    reached, predicted = report["reached"], report["predicted"]
+    extra = "".join(
+        f", {text.format(reached[name])}"
+        for name, text in (("drop", "{:.3f} dB below the teacher"), ("milliseconds", "about {:.0f} ms"))
+        if name in reached
+    )
+    return (
+        f"ranks found: {format_macs(reached['macs'])}, {format_params(reached['params'])}{extra}; predicted "
+        f"PSNR to the teacher {predicted['psnr_to_teacher']:.2f} dB before distillation; {report['optimality']}"
+    )
 
 
 def decibels_of(error: float) -> float:

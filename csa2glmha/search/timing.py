@@ -8,8 +8,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.attention.layers import attention_layers, replace_layers
@@ -66,7 +68,11 @@ def time_choices(
             export_onnx(_network(teacher, configs), files[label])
         with manual_progress(what="timing", unit="round", total=RUNS + WARM_UP) as bar:
             measured = compare_latency(
-                files, *teacher.input_shapes(*frame), runs=RUNS, warmup=WARM_UP, on_round=bar.update
+                files,
+                *teacher.input_shapes(*frame),
+                runs=RUNS,
+                warmup=WARM_UP,
+                on_round=lambda: _step(bar),
             )
     saved = {key: [0.0] * len(each) for key, each in choices.items()}
     for label, layers in members.items():
@@ -75,6 +81,10 @@ def time_choices(
         for (key, index), share in zip(layers, shares, strict=True):
             saved[key][index] = gain * share / max(1, sum(shares))
     return Times(measured[TEACHER].median_ms, measured[LOSSLESS].median_ms, saved)
+
+
+def _step(bar: tqdm[Any]) -> None:
+    bar.update()
 
 
 def _difference(first: Latency, other: Latency) -> float:
