@@ -312,9 +312,10 @@ def describe_found(report: dict[str, Any]) -> str:
         for name, text in (("drop", "{:.3f} dB below the teacher"), ("milliseconds", "about {:.0f} ms"))
         if name in reached
     )
+    psnr = predicted["psnr_to_teacher"]
     return (
         f"ranks found: {format_macs(reached['macs'])}, {format_params(reached['params'])}{extra}; predicted "
-        f"PSNR to the teacher {predicted['psnr_to_teacher']:.2f} dB before distillation; {report['optimality']}"
+        f"PSNR to the teacher {psnr:.2f} dB before distillation; {report['optimality']}"
     )
 
 
