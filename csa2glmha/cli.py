@@ -365,6 +365,52 @@ def bench(
     click.echo(json.dumps(found, indent=2) if as_json else describe_bench(found))
 
 
+@cli.command(context_settings=CONTEXT, short_help="Several ranks of one checkpoint, compared.")
+@click.argument("checkpoint", type=EXISTING)
+@click.option(
+    "--ranks",
+    default="4,8,16,full",
+    show_default=True,
+    metavar="R,R,...",
+    help="Ranks; also auto:0.75 (searched within that share of the MACs), auto:max-drop=0.05.",
+)
+@settings("rank_q", "attention", *DATA, "calibration_crops", "calibration_size")
+@settings(*(name for name in TRAINING if name != "resume"))
+@click.option("--no-distill", is_flag=True, help="Stop at the initialisations.")
+@settings("input_size")
+@click.option("--no-latency", is_flag=True, help="Do not time the ONNX models.")
+@settings("device", "seed")
+@click.option(
+    "-o", "--output", type=EXISTING, metavar="DIR", help="Output folder [default: CHECKPOINT-sweep]."
+)
+@click.option("--overwrite", is_flag=True, help="Make points again that are there.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def sweep(
+    checkpoint: Path,
+    ranks: str,
+    no_distill: bool,
+    no_latency: bool,
+    output: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Convert CHECKPOINT to several ranks and compare them in one table and one plot.
+
+    An interrupted sweep goes on when it is repeated; points that are done are not done again.
+    """
+    from csa2glmha.sweep.command import describe_sweep, run_sweep
+    from csa2glmha.sweep.points import parse_points
+
+    values = given_only(given) | ({"distill": False} if no_distill else {})
+    points = parse_points(ranks, values)
+    output = output or Path(f"{checkpoint.stem}-sweep")
+    found = run_sweep(checkpoint, points, output, overwrite=overwrite, latency=not no_latency)
+    click.echo(json.dumps(found, indent=2) if as_json else describe_sweep(found))
+    if not as_json:
+        click.echo(f"\nplot: {output / 'pareto.png'}")
+
+
 @cli.command(context_settings=CONTEXT, short_help="Compress the denoiser that comes with the package.")
 @settings("rank")
 @click.option(
