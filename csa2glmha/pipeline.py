@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from csa2glmha.analysis.measure import analyse_layer
 from csa2glmha.attention.layers import attention_layers
 from csa2glmha.attention.ranks import plan_layers
 from csa2glmha.data.batches import Data, Example, Inputs
@@ -127,7 +128,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     else:
         with _timed(seconds, "initialise"):
             inputs = None if exact else _calibration_inputs(data, options)
-            student, fits = initialise_student(teacher, configs, inputs)
+            student, fits = initialise_student(teacher, configs, inputs, analyse_layer)
     examples = data.examples(options.input_size, options.seed)
     candidates = {"teacher": restore(teacher)}
     distillation = None

@@ -8,7 +8,7 @@ its logits lack gives the scales, the static bias and the guide. Pointwise layer
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -27,7 +27,8 @@ from csa2glmha.initialize.factorize import SeparableFactors, factorize
 from csa2glmha.initialize.fit import LayerFit
 from csa2glmha.initialize.moments import LayerMoments
 from csa2glmha.initialize.pointwise import fill_pointwise
-from csa2glmha.initialize.statistics import CENTRED, LayerStatistics, SideStatistics, has_offset
+from csa2glmha.initialize.problems import Gathered, side_problem, teacher_filters, value_problem
+from csa2glmha.initialize.statistics import LayerStatistics
 from csa2glmha.models.base import run
 from csa2glmha.progress import manual_progress, progress
 
@@ -38,6 +39,7 @@ def initialise_student(
     teacher: ModelT,
     configs: dict[str, GLMHAConfig],
     batches: Sequence[Inputs] | None,
+    analyse: Callable[[AttentionLayer, Gathered], dict[str, Any]] | None = None,
 ) -> tuple[ModelT, dict[str, LayerFit]]:
     """A student with every named CSA layer replaced, initialised from the teacher's statistics.
 
@@ -46,6 +48,8 @@ def initialise_student(
         configs: configuration of each layer to replace.
         batches: calibration inputs as the teacher expects them, a few images each; may be None when every
             layer is at full rank, which needs none.
+        analyse: called with every layer that has statistics, before they are dropped; what it returns is in
+            the layer's fit.
 
     Returns:
         The student, in eval mode on the teacher's device, and how well each layer fits.
@@ -57,7 +61,7 @@ def initialise_student(
     student.to(device).eval()
     fits = {name: LayerFit() for name in layers}
     approximate = {name: layer for name, layer in layers.items() if not configs[name].full}
-    statistics: dict[str, LayerStatistics | LayerMoments] = {}
+    statistics: dict[str, Gathered] = {}
     if approximate:
         if batches is None:
             raise ValueError("a rank below full needs calibration images")
@@ -66,6 +70,8 @@ def initialise_student(
         for name in progress(layers, what="factorising", unit="layer"):
             core, form = _core(student, name), layers[name].form
             gathered = statistics.pop(name, None)  # the largest tensors here; free them as we go
+            if analyse is not None and gathered is not None:
+                fits[name].analysis = analyse(layers[name], gathered)
             if isinstance(core, PointwiseGLMHA):
                 assert not isinstance(gathered, LayerStatistics)
                 fill_pointwise(core, form, gathered, fits[name])
@@ -89,21 +95,36 @@ def gather_statistics(
     layers: dict[str, AttentionLayer],
     configs: dict[str, GLMHAConfig],
     batches: Sequence[Inputs],
-) -> dict[str, LayerStatistics | LayerMoments]:
+) -> dict[str, Gathered]:
     """First pass: the moments that each layer's configuration needs."""
-    statistics: dict[str, LayerStatistics | LayerMoments] = {}
+    statistics: dict[str, Gathered] = {}
     for name, layer in layers.items():
-        if layer.form.embedded:
-            statistics[name] = LayerMoments(layer.form)
-            continue
         config = configs[name]
         c = config.head_channels
-        statistics[name] = LayerStatistics.empty(
+        statistics[name] = empty_statistics(
             layer.form,
             rows=config.rank_q < c,
             columns=config.rank_k < c or config.compact,
             values=config.rank_v < c,
         )
+    fill_statistics(teacher, layers, statistics, batches)
+    return statistics
+
+
+def empty_statistics(form: ChannelAttention, rows: bool, columns: bool, values: bool) -> Gathered:
+    """Of the kind that suits the layer, for the projections that are of interest."""
+    if form.embedded:  # moments of the input tell all
+        return LayerMoments(form)
+    return LayerStatistics.empty(form, rows, columns, values)
+
+
+def fill_statistics(
+    teacher: nn.Module,
+    layers: Mapping[str, AttentionLayer],
+    statistics: Mapping[str, Gathered],
+    batches: Sequence[Inputs],
+) -> None:
+    """Run the teacher on the calibration inputs and add what its layers see to their statistics."""
 
     def see(name: str, args: tuple[Any, ...]) -> None:
         layer, gathered = layers[name], statistics[name]
@@ -115,7 +136,6 @@ def gather_statistics(
 
     with _observe(layers, see):
         _run(teacher, batches, "statistics")
-    return statistics
 
 
 def _core(model: nn.Module, name: str) -> GuidedAttention:
@@ -124,7 +144,9 @@ def _core(model: nn.Module, name: str) -> GuidedAttention:
 
 
 @contextmanager
-def _observe(layers: dict[str, AttentionLayer], see: Callable[[str, tuple[Any, ...]], Any]) -> Iterator[None]:
+def _observe(
+    layers: Mapping[str, AttentionLayer], see: Callable[[str, tuple[Any, ...]], Any]
+) -> Iterator[None]:
     """Call ``see(name, arguments)`` whenever one of the layers runs."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -170,16 +192,14 @@ def _fill(core: GLMHA, form: ChannelAttention, statistics: LayerStatistics | Non
         columns, values = None, None
         if config.rank_k < config.head_channels:
             assert statistics is not None and statistics.columns is not None
-            columns = _factorise_side(form.columns, form, statistics.columns, config.rank_k)
+            columns = factorize(*side_problem(form.columns, form, statistics.columns), config.rank_k)
         if config.rank_v < config.head_channels:
             assert statistics is not None
-            kernels, offsets = teacher_filters(form.values, form)
-            assert statistics.attention is not None and statistics.values is not None
-            values = factorize(kernels, offsets, statistics.attention, statistics.values, config.rank_v)
+            values = factorize(*value_problem(statistics), config.rank_v)
     rows = None
     if config.rank_q < config.head_channels:
         assert statistics is not None and statistics.rows is not None
-        rows = _factorise_side(form.rows, form, statistics.rows, config.rank_q)
+        rows = factorize(*side_problem(form.rows, form, statistics.rows), config.rank_q)
     start = 0
     for projection, factors, width in zip(
         (form.rows, form.columns, form.values), (rows, columns, values), core.widths, strict=True
@@ -195,26 +215,6 @@ def _fill(core: GLMHA, form: ChannelAttention, statistics: LayerStatistics | Non
             errors.extend(factors.error.sqrt().tolist())
             if parameter is not None:
                 parameter.copy_(factors.expand)
-
-
-def _factorise_side(
-    projection: Projection, form: ChannelAttention, side: SideStatistics, rank: int
-) -> SeparableFactors:
-    kernels, offsets = teacher_filters(projection, form)
-    weight = side.norms().clamp_min(1e-12).reciprocal().square()
-    return factorize(kernels, offsets, torch.diag_embed(weight), side.metric(CENTRED), rank)
-
-
-def teacher_filters(projection: Projection, form: ChannelAttention) -> tuple[Tensor, Tensor | None]:
-    """Depthwise kernels (heads, c, k^2) and offsets (heads, c) of a projection, on the CPU."""
-    heads, c = form.heads, form.head_channels
-    kernels = (
-        torch.ones(heads, c, 1)
-        if projection.depthwise is None
-        else projection.depthwise.cpu().reshape(heads, c, -1)
-    )
-    bias = projection.depthwise_bias
-    return kernels, None if bias is None or not has_offset(projection) else bias.cpu().view(heads, c)
 
 
 def _set_generator(
