@@ -85,7 +85,7 @@ def describe_analysis(found: dict[str, Any]) -> str:
     ranks = [rank for rank in RANKS_SHOWN if rank < widest][-3:]
     header = (
         *("layer", "heads", "c", "temperature", "uniform", "pattern", "varies", f"first {VALUES_SHOWN}"),
-        *(f"{part} {rank}" for part in ("keys", "values") for rank in ranks),
+        *(f"{part} {rank}" for part in "KV" for rank in ranks),
     )
     return "\n".join(
         [
@@ -93,11 +93,11 @@ def describe_analysis(found: dict[str, Any]) -> str:
             "",
             render_table([_row(layer, ranks) for layer in layers], header),
             "",
-            "In %, means over the heads. uniform, pattern, varies: shares in the energy (sum of squares) of the",
-            "attention maps of being 1/c everywhere, of a static pattern, and of what differs between images.",
-            f"first {VALUES_SHOWN}: share of the {VALUES_SHOWN} largest squared singular values. keys, values: "
-            "the smallest relative error that",
-            f"factors of rank {', '.join(map(str, ranks))} can have, before corrections and distillation.",
+            "Figures are in %, means over the heads. Energy is a sum of squares.",
+            "uniform, pattern, varies: energy of the attention maps that is 1/c everywhere, that is a static",
+            "  pattern, and that differs between images",
+            f"first {VALUES_SHOWN}: energy in the {VALUES_SHOWN} largest singular values of a map",
+            "K, V: smallest relative error that keys and values of this rank can have, before any correction",
         ]
     )
 
@@ -105,7 +105,7 @@ def describe_analysis(found: dict[str, Any]) -> str:
 def _title(found: dict[str, Any]) -> list[str]:
     data = found["data"]
     height, width = data["crop"]
-    degraded = f", degraded by {data['degradation']}" if data["degradation"] not in (None, "none") else ""
+    degraded = f", {data['degradation']}" if data["degradation"] not in (None, "none") else ""
     count = len(found["layers"])
     return [
         f"{Path(found['file']).name}: {found['architecture']}, {count} layers of channel attention",
@@ -136,13 +136,13 @@ def _row(layer: dict[str, Any], ranks: list[int]) -> tuple[str, ...]:
 
 
 def _three_digits(percent: float) -> str:
-    return f"{percent:.0f}" if percent >= 10 else f"{percent:.1f}" if percent >= 1 else f"{percent:.2f}"
+    return f"{percent:.0f}" if percent >= 9.95 else f"{percent:.1f}" if percent >= 0.995 else f"{percent:.2f}"
 
 
 def _write(found: dict[str, Any], output: Path) -> None:
     with atomic_path(output / JSON_FILE) as temporary:
         temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    shown = found | {"title": "; ".join(_title(found))}
+    shown = found | {"title": "\n".join(_title(found))}
     for stem, plot in (("analysis", plot_layers), ("analysis-heads", plot_heads)):
         figure = plot(shown)
         for suffix in (".png", ".svg"):

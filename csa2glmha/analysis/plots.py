@@ -24,29 +24,32 @@ def plot_layers(found: dict[str, Any]) -> Figure:
     """All layers in one figure: cumulative spectra, errors of keys and values by rank, shares of energy.
 
     Args:
-        found: as :func:`csa2glmha.analysis.measure.analyse` gives it; "title" is optional.
+        found: as :func:`csa2glmha.analysis.measure.analyse` gives it; a "title" of two lines is optional.
     """
     layers = found["layers"]
-    height = 3.6 + 0.9 + 0.2 * len(layers)
+    height = 3.8 + 0.9 + 0.2 * len(layers)
     figure = Figure(figsize=(12.5, height), dpi=110, layout="constrained")
     # Two figures, so that the long names below do not push the plots above to the right.
-    top, bottom = np.ravel(np.asarray(figure.subfigures(2, 1, height_ratios=[3.6, height - 3.6])))
+    top, bottom = np.ravel(np.asarray(figure.subfigures(2, 1, height_ratios=[3.6, height - 3.8])))
     spectrum, keys, values = top.subplots(1, 3)
     colours = _colours(len(layers))
     for layer, colour in zip(layers, colours, strict=True):
-        shares = [0.0, *np.mean(layer["cumulative"], axis=0)]
-        spectrum.plot(range(len(shares)), shares, color=colour, linewidth=1.5)
+        shares = np.mean(layer["cumulative"], axis=0)
+        spectrum.plot(range(1, len(shares) + 1), shares, color=colour, linewidth=1.5)
         for axes, errors in ((keys, layer["key_error"]), (values, layer["value_error"])):
             _error_curve(axes, errors, color=colour, linewidth=1.5)
     widest = max((layer["head_channels"] for layer in layers), default=1)
     lowest = min((np.mean(layer["cumulative"], axis=0)[0] for layer in layers), default=0.0)
     spectrum.set_ylim(max(float(lowest) - 0.05, 0.0), 1.005)
-    spectrum.set_xlim(0.5, widest)
+    # Nearly all of the energy is in the first few: a logarithmic axis keeps them apart.
+    spectrum.set_xscale("log", base=2)
+    spectrum.set_xlim(1, max(widest, 2))
+    spectrum.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     spectrum.yaxis.set_major_formatter(_percent())
     _dress(spectrum, "Attention: energy in the largest singular values", "singular values")
     for axes, what in ((keys, "Keys"), (values, "Values")):
         _log_errors(axes, widest)
-        _dress(axes, f"{what}: smallest error of any low rank", "rank")
+        _dress(axes, f"{what}: smallest error at each rank", "rank")
     _bars(bottom.subplots(1, 1), layers, colours)
     if "title" in found:
         figure.suptitle(found["title"], fontsize=10, x=0.01, ha="left")
@@ -80,7 +83,7 @@ def plot_heads(found: dict[str, Any]) -> Figure:
                 )
         _log_errors(axes, layer["head_channels"])
         temperature = _span(layer["temperature"], "{:.2g}")
-        static = _span([100 * share for share in layer["static_share"]], "{:.0f}")
+        static = _span([100 * share for share in layer["static_share"]], "{:.1f}")
         plural = "s" if layer["heads"] > 1 else ""
         axes.set_title(
             f"{layer['name']}\n{layer['heads']} head{plural}, temperature {temperature}, {static} % static",
@@ -151,7 +154,6 @@ def _log_errors(axes: Axes, widest: int) -> None:
 def _dress(axes: Axes, title: str, label: str) -> None:
     axes.set_title(title, fontsize=9, loc="left")
     axes.set_xlabel(label, fontsize=8)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     axes.tick_params(labelsize=8)
     axes.grid(color="#e8e8e8", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -164,7 +166,7 @@ def _percent() -> FuncFormatter:
 def _colours(count: int) -> list[Any]:
     """From the first layer to the last; the map's own end is too bright on white."""
     ramp = matplotlib.colormaps["plasma"]
-    return [ramp(0.86 * index / max(count - 1, 1)) for index in range(count)]
+    return [ramp(0.82 * index / max(count - 1, 1)) for index in range(count)]
 
 
 def _span(values: list[float], style: str) -> str:
