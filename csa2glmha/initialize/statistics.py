@@ -1,6 +1,7 @@
 """Streamed attention statistics of a teacher's layers.
 
-One pass over the calibration images; per layer and head only sums of small matrices are kept.
+One pass over the calibration images; per layer and head only sums of small matrices, and the attention maps,
+are kept.
 """
 
 from __future__ import annotations
