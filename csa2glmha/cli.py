@@ -179,6 +179,26 @@ def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
     click.echo(json.dumps(found, indent=2) if as_json else describe(found))
 
 
+@cli.command(context_settings=CONTEXT, short_help="Why low rank works for a checkpoint, and which.")
+@click.argument("checkpoint", type=EXISTING)
+@settings(*DATA, "calibration_crops", "calibration_size", "device", "seed")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "-o", "--output", type=EXISTING, metavar="DIR", help="Also write JSON and plots to this folder."
+)
+@click.option("--overwrite", is_flag=True, help="Replace existing results.")
+def analyze(checkpoint: Path, as_json: bool, output: Path | None, overwrite: bool, **given: Any) -> None:
+    """Show how much of CHECKPOINT's attention is static, its spectra, and what each rank would lose.
+
+    Example: csa2glmha analyze denoiser.pth --data photos --degrade noise:25 -o analysis
+    """
+    from csa2glmha.analysis.command import analyze_file, describe_analysis
+
+    options = make_options(**given_only(given), overwrite=overwrite)
+    found = analyze_file(checkpoint, options, output)
+    click.echo(json.dumps(found, indent=2) if as_json else describe_analysis(found))
+
+
 @cli.command(context_settings=CONTEXT, short_help="Fine-tune a student further on your own images.")
 @click.argument("student", type=EXISTING)
 @click.option("--teacher", type=EXISTING, required=True, metavar="CKPT", help="The original checkpoint.")

@@ -10,6 +10,7 @@ import onnxruntime
 import torch
 
 from csa2glmha import __version__
+from csa2glmha.analysis.measure import join
 from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.data.batches import Data
 from csa2glmha.distill.result import DistillResult
@@ -98,6 +99,9 @@ def build_report(measured: Measurements) -> dict[str, Any]:
         ],
         "seconds": {stage: round(value, 1) for stage, value in measured.seconds.items()},
     }
+    analyses = [fit.analysis for fit in measured.fits.values() if fit.analysis is not None]
+    if analyses:
+        report["analysis"] = join(analyses)
     if data is not None:
         report["data"] = {
             "source": data.source,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from csa2glmha.analysis.measure import analyse_layer
 from csa2glmha.attention.layers import attention_layers, glmha_layers
 from csa2glmha.attention.ranks import layer_config, plan_layers
 from csa2glmha.data.batches import Data, Example, Inputs
@@ -145,7 +146,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
             configs = {name: layer_config(layers[name].form, each) for name, each in ranks.ranks.items()}
             say(describe_found(found))
         with _timed(seconds, "initialise"):
-            student, fits = initialise_student(teacher, configs, inputs, statistics)
+            student, fits = initialise_student(teacher, configs, inputs, statistics, analyse_layer)
         del statistics
     distilled = distilled and not all(config.full for config in configs.values())
     examples = data.examples(options.input_size, options.seed)

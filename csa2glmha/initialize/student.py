@@ -29,14 +29,15 @@ from csa2glmha.initialize.factorize import SeparableFactors, factorize
 from csa2glmha.initialize.fit import LayerFit
 from csa2glmha.initialize.moments import LayerMoments
 from csa2glmha.initialize.pointwise import fill_pointwise
-from csa2glmha.initialize.statistics import CENTRED, LayerStatistics, SideStatistics, has_offset
+from csa2glmha.initialize.problems import Gathered, side_problem, teacher_filters, value_problem
+from csa2glmha.initialize.statistics import LayerStatistics
 from csa2glmha.models.base import run
 from csa2glmha.progress import manual_progress, progress
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
-Statistics = dict[str, LayerStatistics | LayerMoments]
+Statistics = dict[str, Gathered]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def initialise_student(
     configs: dict[str, GLMHAConfig],
     batches: Sequence[Inputs] | None,
     statistics: Statistics | None = None,
+    analyse: Callable[[AttentionLayer, Gathered], dict[str, Any]] | None = None,
 ) -> tuple[ModelT, dict[str, LayerFit]]:
     """A student with every named CSA layer replaced, initialised from the teacher's statistics.
 
@@ -66,15 +68,15 @@ def initialise_student(
         configs: configuration of each layer to replace.
         batches: calibration inputs as the teacher expects them, a few images each; may be None when every
             layer is at full rank, which needs none.
-
         statistics: of these inputs, where they have been gathered already.
+        analyse: called with every layer that has statistics, before they are dropped; what it returns is in
+            the layer's fit.
 
     Returns:
         The student, in eval mode on the teacher's device, and how well each layer fits.
     """
-    made = initialise_layers(
-        teacher, {name: [config] for name, config in configs.items()}, batches, statistics
-    )
+    wanted = {name: [config] for name, config in configs.items()}
+    made = initialise_layers(teacher, wanted, batches, statistics, analyse)
     student = copy.deepcopy(teacher)
     for name, (candidate,) in made.items():
         student.set_submodule(name, candidate.module)
@@ -89,10 +91,11 @@ def initialise_layers(
     configs: Mapping[str, Sequence[GLMHAConfig]],
     batches: Sequence[Inputs] | None,
     statistics: Statistics | None = None,
+    analyse: Callable[[AttentionLayer, Gathered], dict[str, Any]] | None = None,
 ) -> dict[str, list[Candidate]]:
     """Candidates for the place of every named layer, one for each of its configurations.
 
-    Args: as :func:`initialise_student`.
+    Args: as :func:`initialise_student`; what ``analyse`` returns is in the first candidate's fit.
 
     Returns:
         Candidates in the order of the configurations, in eval mode on the teacher's device.
@@ -100,13 +103,7 @@ def initialise_layers(
     device = next(teacher.parameters()).device
     layers = {name: layer for name, layer in attention_layers(teacher).items() if name in configs}
     made = {
-        name: [
-            # What lies beside the attention is taken over from the copy.
-            Candidate(
-                config, layers[name].adapter.build(copy.deepcopy(layers[name].module), config), LayerFit()
-            )
-            for config in wanted
-        ]
+        name: [_empty_candidate(layers[name], config) for config in wanted]
         for name, wanted in configs.items()
     }
     for candidate in (candidate for candidates in made.values() for candidate in candidates):
@@ -123,6 +120,8 @@ def initialise_layers(
             gathered = None if statistics is None else statistics.get(name)
             if statistics is not None and not keep:
                 statistics.pop(name, None)  # the largest tensors here; free them as we go
+            if analyse is not None and gathered is not None:
+                made[name][0].fit.analysis = analyse(layers[name], gathered)
             for candidate in made[name]:
                 _fill_any(candidate, layers[name].form, gathered)
         inexact = {
@@ -170,14 +169,28 @@ def gather_statistics(
     batches: Sequence[Inputs],
 ) -> Statistics:
     """First pass: the moments of the named layers that are needed."""
-    statistics: Statistics = {}
-    for name, need in needs.items():
-        form = layers[name].form
-        statistics[name] = (
-            LayerMoments(form)
-            if form.embedded
-            else LayerStatistics.empty(form, need.rows, need.columns, need.values)
-        )
+    statistics = {
+        name: empty_statistics(layers[name].form, need.rows, need.columns, need.values)
+        for name, need in needs.items()
+    }
+    fill_statistics(teacher, {name: layers[name] for name in needs}, statistics, batches)
+    return statistics
+
+
+def empty_statistics(form: ChannelAttention, rows: bool, columns: bool, values: bool) -> Gathered:
+    """Of the kind that suits the layer, for the projections that are of interest."""
+    if form.embedded:  # moments of the input tell all
+        return LayerMoments(form)
+    return LayerStatistics.empty(form, rows, columns, values)
+
+
+def fill_statistics(
+    teacher: nn.Module,
+    layers: Mapping[str, AttentionLayer],
+    statistics: Mapping[str, Gathered],
+    batches: Sequence[Inputs],
+) -> None:
+    """Run the teacher on the calibration inputs and add what its layers see to their statistics."""
 
     def see(name: str, args: tuple[Any, ...]) -> None:
         layer, gathered = layers[name], statistics[name]
@@ -187,14 +200,11 @@ def gather_statistics(
         else:
             gathered.add(x)
 
-    with _observe({name: layers[name] for name in needs}, see):
+    with _observe(layers, see):
         _run(teacher, batches, "statistics")
-    return statistics
 
 
-def _fill_any(
-    candidate: Candidate, form: ChannelAttention, gathered: LayerStatistics | LayerMoments | None
-) -> None:
+def _fill_any(candidate: Candidate, form: ChannelAttention, gathered: Gathered | None) -> None:
     """Set everything that the first pass determines."""
     core = candidate.core
     if candidate.config.full:
@@ -208,7 +218,9 @@ def _fill_any(
 
 
 @contextmanager
-def _observe(layers: dict[str, AttentionLayer], see: Callable[[str, tuple[Any, ...]], Any]) -> Iterator[None]:
+def _observe(
+    layers: Mapping[str, AttentionLayer], see: Callable[[str, tuple[Any, ...]], Any]
+) -> Iterator[None]:
     """Call ``see(name, arguments)`` whenever one of the layers runs."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -255,16 +267,14 @@ def _fill(core: GLMHA, form: ChannelAttention, statistics: LayerStatistics | Non
         columns, values = None, None
         if 0 < config.rank_k < config.head_channels:
             assert statistics is not None and statistics.columns is not None
-            columns = _factorise_side(form.columns, form, statistics.columns, config.rank_k)
+            columns = factorize(*side_problem(form.columns, form, statistics.columns), config.rank_k)
         if config.rank_v < config.head_channels:
             assert statistics is not None
-            kernels, offsets = teacher_filters(form.values, form)
-            assert statistics.attention is not None and statistics.values is not None
-            values = factorize(kernels, offsets, statistics.attention, statistics.values, config.rank_v)
+            values = factorize(*value_problem(statistics), config.rank_v)
     rows = None
     if 0 < config.rank_q < config.head_channels:
         assert statistics is not None and statistics.rows is not None
-        rows = _factorise_side(form.rows, form, statistics.rows, config.rank_q)
+        rows = factorize(*side_problem(form.rows, form, statistics.rows), config.rank_q)
     start = 0
     for projection, factors, width in zip(
         (form.rows, form.columns, form.values), (rows, columns, values), core.widths, strict=True
@@ -281,26 +291,6 @@ def _fill(core: GLMHA, form: ChannelAttention, statistics: LayerStatistics | Non
             errors.extend(factors.error.sqrt().tolist())
             if parameter is not None:
                 parameter.copy_(factors.expand)
-
-
-def _factorise_side(
-    projection: Projection, form: ChannelAttention, side: SideStatistics, rank: int
-) -> SeparableFactors:
-    kernels, offsets = teacher_filters(projection, form)
-    weight = side.norms().clamp_min(1e-12).reciprocal().square()
-    return factorize(kernels, offsets, torch.diag_embed(weight), side.metric(CENTRED), rank)
-
-
-def teacher_filters(projection: Projection, form: ChannelAttention) -> tuple[Tensor, Tensor | None]:
-    """Depthwise kernels (heads, c, k^2) and offsets (heads, c) of a projection, on the CPU."""
-    heads, c = form.heads, form.head_channels
-    kernels = (
-        torch.ones(heads, c, 1)
-        if projection.depthwise is None
-        else projection.depthwise.cpu().reshape(heads, c, -1)
-    )
-    bias = projection.depthwise_bias
-    return kernels, None if bias is None or not has_offset(projection) else bias.cpu().view(heads, c)
 
 
 def _set_generator(
