@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,8 +25,10 @@ class ConvertOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: StrictInt | str = Field(
-        8, description="Rank per head of keys and values: a number, full, or auto, which takes a budget."
+    rank: StrictInt | float | str = Field(
+        8,
+        description="Rank per head of keys and values: a number; a share of each layer's energy to keep, such "
+        "as 0.99; full; or auto, which takes a budget.",
     )
     macs: float | str | None = Field(
         None, description="Budget of --rank auto: a share of the teacher's MACs such as 0.75, or 110G."
@@ -37,8 +40,10 @@ class ConvertOptions(BaseModel):
         None, gt=0, le=100, description="Budget of --rank auto: dB of PSNR to the truth, before distillation."
     )
     rank_q: StrictInt | str | None = Field(None, description="Rank of queries; full unless given.")
-    rank_k: StrictInt | str | None = Field(None, description="Rank of keys, instead of --rank.")
-    rank_v: StrictInt | str | None = Field(None, description="Rank of values, instead of --rank.")
+    rank_k: StrictInt | float | str | None = Field(
+        None, description="Rank of keys, instead of --rank; 0 leaves out queries and keys."
+    )
+    rank_v: StrictInt | float | str | None = Field(None, description="Rank of values, instead of --rank.")
     rank_pos: StrictInt | str | None = Field(
         None, description="MST, MST++: rank of the values that the positional embedding is made from; full."
     )
@@ -97,19 +102,47 @@ class ConvertOptions(BaseModel):
 
     @property
     def ranks(self) -> Ranks:
-        """The ranks per head, where they are not to be searched for.
+        """The ranks per head; full where they are to be searched for, or a share of energy is given.
 
         Raises:
             UsageError: one is not a rank.
         """
         from csa2glmha.attention.ranks import Ranks  # not at the top: --help need not wait for PyTorch
 
-        return Ranks.parse(self.rank, self.rank_q, self.rank_k, self.rank_v, self.rank_pos)
+        def fixed(value: float | str | None) -> int | str | None:
+            measured = _share(value) is not None or (value is self.rank and self.automatic)
+            return "full" if measured or isinstance(value, float) else value
+
+        rank, rank_k, rank_v = (fixed(value) for value in (self.rank, self.rank_k, self.rank_v))
+        return Ranks.parse(rank, self.rank_q, rank_k, rank_v, self.rank_pos)
+
+    @property
+    def shares(self) -> tuple[float | None, float | None]:
+        """The shares of energy that keys and values are to keep; None where a rank is given."""
+        base = _share(self.rank)
+        keys, values = (base if value is None else _share(value) for value in (self.rank_k, self.rank_v))
+        return keys, values
 
     @property
     def automatic(self) -> bool:
         """Ranks are to be searched for."""
         return isinstance(self.rank, str) and self.rank.strip().lower() == "auto"
+
+    @property
+    def measured(self) -> bool:
+        """Ranks follow from measurements on the teacher."""
+        return self.automatic or self.shares != (None, None)
+
+    def ranks_in_words(self) -> str:
+        """The ranks, or what they are to follow from."""
+        if self.automatic:
+            return f"auto, {self.budget}"
+        kept = [
+            f"{name} {share:g} of the energy"
+            for name, share in zip("kv", self.shares, strict=True)
+            if share is not None
+        ]
+        return ", ".join([str(self.ranks), *kept])
 
     @property
     def budget(self) -> Budget | None:
@@ -163,6 +196,28 @@ def make_options(**values: Any) -> ConvertOptions:
     if options.targets is not None and options.degrade is not None:
         raise UsageError("--targets and --degrade exclude each other: paired inputs are degraded already")
     return options
+
+
+def _share(value: float | str | None) -> float | None:
+    """A share of energy; None where the value is something else.
+
+    Raises:
+        UsageError: a number with a fraction that is no share.
+    """
+    if isinstance(value, int) or value is None:
+        return None
+    try:
+        share = float(value)
+    except ValueError:
+        return None
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+\s*", value):
+        return None
+    if not 0 < share < 1:
+        raise UsageError(
+            f"rank {value}: neither a rank nor a share of energy; give a whole number such as 8, or a share "
+            "between 0 and 1 such as 0.99"
+        )
+    return share
 
 
 def _check_automatic(options: ConvertOptions) -> None:

@@ -31,7 +31,6 @@ from csa2glmha.distill.job import (
     find_state,
     identity_of,
     load_initial,
-    ranks_in_words,
     save_initial,
 )
 from csa2glmha.distill.processes import launched_processes, process_device
@@ -51,8 +50,7 @@ from csa2glmha.report.complexity import count_complexity
 from csa2glmha.report.document import PICTURE_FILE, REPORT_FILES, SPECTRA_FILE, write_report
 from csa2glmha.report.evaluate import judge, restore
 from csa2glmha.report.pictures import comparison, plot_spectra, spectral_comparison
-from csa2glmha.search.plan import RankSearch, sensitivity_cache
-from csa2glmha.search.search import describe_found
+from csa2glmha.search.plan import RankSearch, measured_ranks, sensitivity_cache
 from csa2glmha.storage import load_model, save_student, student_metadata
 
 STUDENT_FILE, ONNX_FILE = "student.safetensors", "model.onnx"
@@ -110,13 +108,13 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     layers = attention_layers(teacher)
     if loaded.is_student:
         raise UsageError(f"{checkpoint}: is a student already; convert the teacher's checkpoint instead")
-    automatic = options.automatic
-    configs = {} if automatic else plan_layers(layers, options.ranks, options.attention)
-    exact = not automatic and all(config.full for config in configs.values())
+    planned = plan_layers(layers, options.ranks, options.attention)
+    configs = {} if options.measured else planned
+    exact = not options.measured and all(config.full for config in configs.values())
     distilled = not exact and options.distill and options.distill_steps != 0
     data = open_data(teacher, options)
     check_truth(options, data, teacher.out_channels)
-    search = RankSearch.prepare(teacher, data, options) if automatic else None
+    search = RankSearch.prepare(teacher, data, options) if options.automatic else None
     layer_configs = {name: config.to_json() for name, config in configs.items()}
     identity = identity_of(options, data, {"the teacher": loaded.checkpoint.sha256, "layers": layer_configs})
     states = StateFolder(output / STATE_FOLDER, identity, options.state_minutes, say)
@@ -133,18 +131,15 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         configs = {name: layer.config for name, layer in glmha_layers(student).items()}
         student.to(device)
     else:
-        with _timed(seconds, "initialise"):
-            inputs = None if exact else _calibration_inputs(data, options)
+        inputs = None if exact else _calibration_inputs(data, options)
         statistics = None
-        if search is not None and inputs is not None:
-            with _timed(seconds, "search"):
+        if options.measured and inputs is not None:
+            with _timed(seconds, "ranks"):
                 cache = sensitivity_cache(
                     _cache_file(output, checkpoint), loaded.checkpoint.sha256, data, options
                 )
-                ranks, statistics = search.run(inputs, cache)
-            found = ranks.report
-            configs = {name: layer_config(layers[name].form, each) for name, each in ranks.ranks.items()}
-            say(describe_found(found))
+                ranks, statistics, found = measured_ranks(teacher, options, inputs, search, cache)
+            configs = {name: layer_config(layers[name].form, each) for name, each in ranks.items()}
         with _timed(seconds, "initialise"):
             student, fits = initialise_student(teacher, configs, inputs, statistics, analyse_layer)
         del statistics
@@ -219,7 +214,7 @@ def _bake(student: RestorationModel, data: Data) -> RestorationModel:
 
 def _provenance(options: ConvertOptions, mask: Path | None) -> dict[str, str]:
     """What a student file says of its making."""
-    made = {"ranks": ranks_in_words(options), "task": options.degrade or "", "attention": options.attention}
+    made = {"ranks": options.ranks_in_words(), "task": options.degrade or "", "attention": options.attention}
     return made if mask is None else made | {"mask": mask.name, "mask_sha256": sha256_of(mask)}
 
 
@@ -228,7 +223,8 @@ def default_output(checkpoint: Path, options: ConvertOptions) -> str:
     budget = options.budget
     if budget is not None:
         return f"{checkpoint.stem}-rankauto{str(budget).replace(' ', '').replace('--', '-')}"
-    rank = f"rank{options.rank}" if options.ranks.k is not None else "full"
+    named = options.ranks.k is not None or options.shares[0] is not None
+    rank = f"rank{options.rank}" if named else "full"
     ranks = {"q": options.rank_q, "k": options.rank_k, "v": options.rank_v, "pos": options.rank_pos}
     extra = "".join(f"-{name}{value}" for name, value in ranks.items() if value is not None)
     compact = "-compact" if options.attention == "compact" else ""

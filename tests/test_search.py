@@ -249,3 +249,40 @@ def test_what_cannot_be_reached_names_what_can(checkpoint: Path, tmp_path: Path)
     )
     after = found.report["complexity"]
     assert after["after"]["macs"] <= float(share) * after["before"]["macs"]
+
+
+def test_a_share_of_energy_gives_every_layer_its_rank(checkpoint: Path, tmp_path: Path) -> None:
+    quick = QUICK | {"latency": False, "distill": False}
+    some = convert(checkpoint, **(quick | {"rank": 0.9, "output": tmp_path / "some"})).report
+    most = convert(checkpoint, **(quick | {"rank": "0.999", "output": tmp_path / "most"})).report
+    assert (
+        len({layer["rank_v"] for layer in most["layers"]} | {layer["rank_k"] for layer in most["layers"]}) > 1
+    )
+    for low, high in zip(some["layers"], most["layers"], strict=True):
+        assert low["rank_k"] <= high["rank_k"] and low["rank_v"] <= high["rank_v"]
+        for rank, error in ((high["rank_k"], high["key_error"]), (high["rank_v"], high["value_error"])):
+            assert rank == high["head_channels"] or rank * high["heads"] % 8 == 0
+            assert not error or min(error) < 1
+    assert some["complexity"]["after"]["macs"] < most["complexity"]["after"]["macs"]
+
+
+@pytest.mark.parametrize(
+    ("values", "shares", "ranks"),
+    [
+        ({"rank": 0.99}, (0.99, 0.99), Ranks()),
+        ({"rank": "0.99", "rank_k": 0}, (None, 0.99), Ranks(k=0)),
+        ({"rank": 8, "rank_v": "0.9"}, (None, 0.9), Ranks(k=8)),
+        ({"rank": 8}, (None, None), Ranks(k=8, v=8)),
+    ],
+)
+def test_shares_and_ranks(
+    values: dict[str, Any], shares: tuple[float | None, float | None], ranks: Ranks
+) -> None:
+    options = make_options(**values)
+    assert (options.shares, options.ranks) == (shares, ranks)
+
+
+@pytest.mark.parametrize("rank", [1.5, "-0.2", "8.5", 0.0])
+def test_numbers_that_are_neither_rank_nor_share(rank: float | str) -> None:
+    with pytest.raises(UsageError, match="neither a rank nor a share"):
+        make_options(rank=rank)

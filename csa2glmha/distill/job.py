@@ -96,7 +96,7 @@ def identity_of(options: ConvertOptions, data: Data, more: Mapping[str, Any]) ->
         path = getattr(options, name)
         values[name] = None if path is None else str(path.resolve())
     identity = {
-        "the ranks": ranks_in_words(options),
+        "the ranks": options.ranks_in_words(),
         **more,
         **{"--" + name.replace("_", "-"): value for name, value in values.items()},
     }
@@ -105,11 +105,6 @@ def identity_of(options: ConvertOptions, data: Data, more: Mapping[str, Any]) ->
     if options.mask is not None:
         identity["the mask"] = sha256_of(options.mask)
     return identity
-
-
-def ranks_in_words(options: ConvertOptions) -> str:
-    """The ranks, or what is to be searched for."""
-    return f"auto, {options.budget}" if options.automatic else str(options.ranks)
 
 
 def find_state(states: StateFolder, options: ConvertOptions) -> State | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.attention.layers import attention_layers
+from csa2glmha.attention.ranks import Ranks
 from csa2glmha.data.batches import Data, Inputs
 from csa2glmha.distill.held_out import HeldOut, teacher_outputs
 from csa2glmha.errors import UsageError
@@ -21,10 +22,12 @@ from csa2glmha.progress import say
 from csa2glmha.search.budget import LATENCY, MAX_DROP, Budget
 from csa2glmha.search.choices import Choice, all_choices
 from csa2glmha.search.costs import Costs, Key, count_costs
+from csa2glmha.search.energy import ranks_for_shares
 from csa2glmha.search.search import (
     FoundRanks,
     SearchSpace,
     check_reachable,
+    describe_found,
     search_amount,
     search_drop,
     search_latency,
@@ -134,6 +137,39 @@ def gather_all(teacher: RestorationModel, batches: Sequence[Inputs]) -> Statisti
     """Statistics of all layers for any ranks."""
     layers = attention_layers(teacher)
     return gather_statistics(teacher, layers, {name: Needs() for name in layers}, batches)
+
+
+def measured_ranks(
+    teacher: RestorationModel,
+    options: ConvertOptions,
+    batches: Sequence[Inputs],
+    search: RankSearch | None,
+    cache: SensitivityCache,
+) -> tuple[dict[str, Ranks], Statistics, dict[str, Any] | None]:
+    """The ranks that follow from a search, or from shares of energy.
+
+    Args:
+        teacher: in eval mode, on its device.
+        options: with a budget or shares.
+        batches: calibration inputs.
+        search: None where shares are given.
+        cache: of the search's measurements.
+
+    Returns:
+        The ranks of every layer, the statistics of the teacher, and what the search reports.
+    """
+    if search is not None:
+        found, statistics = search.run(batches, cache)
+        say(describe_found(found.report))
+        return found.ranks, statistics, found.report
+    statistics = gather_all(teacher, batches)
+    ranks = ranks_for_shares(attention_layers(teacher), statistics, options.ranks, options.shares)
+    say("ranks of keys and values: " + ", ".join(f"{_show(r.k)}/{_show(r.v)}" for r in ranks.values()))
+    return ranks, statistics, None
+
+
+def _show(rank: int | None) -> str:
+    return "full" if rank is None else str(rank)
 
 
 def sensitivity_cache(
