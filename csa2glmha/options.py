@@ -27,8 +27,8 @@ class ConvertOptions(BaseModel):
 
     rank: StrictInt | float | str = Field(
         8,
-        description="Rank per head of keys and values: a number; a share of each layer's energy to keep, such "
-        "as 0.99; full; or auto, which takes a budget.",
+        description="Rank per head of keys and values: a number; a share of each layer's energy to keep, "
+        "such as 0.99; full; or auto, which takes a budget.",
     )
     macs: float | str | None = Field(
         None, description="Budget of --rank auto: a share of the teacher's MACs such as 0.75, or 110G."
