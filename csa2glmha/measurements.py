@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnxruntime
@@ -17,8 +17,10 @@ from csa2glmha.export.onnx import ExportReport
 from csa2glmha.export.runtime import Latency
 from csa2glmha.initialize import LayerFit
 from csa2glmha.options import ConvertOptions
+from csa2glmha.report.comparisons import Comparison
 from csa2glmha.report.complexity import Complexity
 from csa2glmha.report.evaluate import Judged
+from csa2glmha.report.pictures import DIFFERENCE_GAIN
 from csa2glmha.storage import LoadedModel
 
 
@@ -41,6 +43,7 @@ class Measurements:
     export: ExportReport | None = None
     latency: dict[str, Latency] | None = None
     device: str = "cpu"
+    comparisons: list[Comparison] = field(default_factory=list)
 
 
 def build_report(measured: Measurements) -> dict[str, Any]:
@@ -129,6 +132,11 @@ def build_report(measured: Measurements) -> dict[str, Any]:
         report["latency_ms"] = {
             name: {"median": value.median_ms, "low": value.low_ms, "high": value.high_ms, "runs": value.runs}
             for name, value in measured.latency.items()
+        }
+    if measured.comparisons:
+        report["comparisons"] = {
+            "difference_gain": DIFFERENCE_GAIN,
+            "images": [each.figures for each in measured.comparisons],
         }
     return report
 
