@@ -6,6 +6,8 @@ for a wide screen and once for a narrow one. The style sheet shows the one that 
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,11 +15,21 @@ from csa2glmha.report.html.axes import Axis
 from csa2glmha.report.html.labels import place_labels
 from csa2glmha.report.html.markup import Markup, join, tag
 
-#: Width and height of drawings for wide screens, for narrow ones, and for charts side by side.
-WIDE, NARROW, SMALL = (760, 320), (360, 270), (360, 250)
-_TOP, _RIGHT, _BOTTOM = 30, 14, 42
-#: A letter's width and height, about.
-LETTER, LINE = 6.9, 15.0
+
+@dataclass(frozen=True)
+class Size:
+    """A drawing's width and height, and that of its letters; the style sheet has the letters' too."""
+
+    width: int
+    height: int
+    letters: float
+
+
+#: Drawings for wide screens, for narrow ones, and for charts that stand side by side.
+SIZES = {"wide": Size(960, 360, 14.0), "narrow": Size(360, 270, 12.5), "small": Size(360, 250, 12.5)}
+_TOP, _RIGHT, _BOTTOM = 32, 14, 44
+#: Width of a letter as a share of its height, about.
+_LETTER = 0.58
 
 Point = tuple[float, float]
 
@@ -87,6 +99,7 @@ class Plot:
     bottom: float
     x: Axis
     y: Axis
+    letters: float
 
     def place(self, point: Point) -> Point:
         """Where a value is drawn."""
@@ -101,8 +114,7 @@ def in_sizes(
     label: str, draw: Callable[[Plot], Sequence[Markup]], x: Axis, y: Axis, small: bool = False
 ) -> Markup:
     """Axes and what is drawn between them, in the sizes that the page needs."""
-    sizes = {"small": SMALL} if small else {"wide": WIDE, "narrow": NARROW}
-    return join([_drawing(label, name, size, draw, x, y) for name, size in sizes.items()])
+    return join([_drawing(label, name, draw, x, y) for name in (("small",) if small else ("wide", "narrow"))])
 
 
 def legend(entries: Sequence[tuple[str, str, str]]) -> Markup:
@@ -139,16 +151,16 @@ def _swatch(look: str, colour: str) -> Markup:
 def _drawing(
     label: str,
     name: str,
-    size: tuple[int, int],
     draw: Callable[[Plot], Sequence[Markup]],
     x: Axis,
     y: Axis,
 ) -> Markup:
-    width, height = size
+    size = SIZES[name]
+    width, height = size.width, size.height
     rows = y.marks(max(3, height // 62))
-    left = 10 + LETTER * max((len(y.show(mark)) for mark in rows), default=1)
-    plot = Plot(left, _TOP, width - _RIGHT, height - _BOTTOM, x, y)
-    grid: list[Markup] = [text(y.label, (2, 14), "axis-label")]
+    left = 10 + _LETTER * size.letters * max((len(y.show(mark)) for mark in rows), default=1)
+    plot = Plot(left, _TOP, width - _RIGHT, height - _BOTTOM, x, y, size.letters)
+    grid: list[Markup] = [text(y.label, (0, 14), "axis-label")]
     for mark in rows:
         _, across = plot.place((x.low, mark))
         grid.append(tag("line", x1=plot.left, x2=plot.right, y1=across, y2=across, class_="grid"))
@@ -209,11 +221,23 @@ def _labels(plot: Plot, series: Sequence[Series]) -> list[Markup]:
         if label
     ]
     taken = [plot.place(point) for each in series if each.dots for point in each.points]
+    for each in series:
+        if each.line:
+            taken += _along([plot.place(point) for point in each.points])
     area = (plot.left, plot.top, plot.right, plot.bottom)
     return [
         text(label, at, f"label {anchor}")
-        for label, at, anchor in place_labels(wanted, taken, area, LETTER, LINE)
+        for label, at, anchor in place_labels(wanted, taken, area, _LETTER * plot.letters, 1.2 * plot.letters)
     ]
+
+
+def _along(places: Sequence[Point]) -> list[Point]:
+    """Points on a line, near enough to each other that no word fits between them."""
+    found = []
+    for (x, y), (x_next, y_next) in itertools.pairwise(places):
+        steps = 1 + int(math.hypot(x_next - x, y_next - y) / 8)
+        found += [(x + (x_next - x) * i / steps, y + (y_next - y) * i / steps) for i in range(steps)]
+    return found
 
 
 def text(content: str, at: Point, kind: str) -> Markup:

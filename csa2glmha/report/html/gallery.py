@@ -9,7 +9,7 @@ from csa2glmha.report.comparisons import Comparison, View
 from csa2glmha.report.html.axes import axis_of
 from csa2glmha.report.html.charts import Series, chart, legend
 from csa2glmha.report.html.markup import Markup, details, escape, table, tag
-from csa2glmha.report.html.numbers import TIMES, fixed, short, signed
+from csa2glmha.report.html.numbers import TIMES, finite, fixed, short, signed
 from csa2glmha.report.html.pictures import LOSSLESS, encode_pictures
 from csa2glmha.report.pictures import DIFFERENCE_GAIN
 
@@ -64,7 +64,7 @@ def _image(number: int, entry: dict[str, Any], image: Comparison, source: Any) -
     return tag(
         "article",
         tag("h3", entry["name"]),
-        tag("p", _facts(entry), class_="facts"),
+        _facts(entry),
         [_strip(entry, view, spectra, source) for view in image.views],
         _spectra(entry, spectra) if spectra else None,
         class_="image",
@@ -72,14 +72,15 @@ def _image(number: int, entry: dict[str, Any], image: Comparison, source: Any) -
     )
 
 
-def _facts(entry: dict[str, Any]) -> str:
-    facts = [f"PSNR to teacher {fixed(entry['psnr_to_teacher'], 2, ' dB')}"]
+def _facts(entry: dict[str, Any]) -> Markup:
+    facts = [("PSNR to the teacher", fixed(entry["psnr_to_teacher"], 2, " dB"))]
     if "student_psnr" in entry:
         teacher, student = entry["teacher_psnr"], entry["student_psnr"]
-        facts.append(f"to the truth: teacher {fixed(teacher, 3)}, student {fixed(student, 3, ' dB')}")
-        if isinstance(teacher, float) and isinstance(student, float):
-            facts[-1] += f" ({signed(student - teacher, 3)})"
-    return " · ".join(facts)
+        text = f"{fixed(teacher, 3)} → {fixed(student, 3, ' dB')}"
+        if finite(teacher) is not None and finite(student) is not None:
+            text += f" ({signed(student - teacher, 3)})"
+        facts.append(("PSNR to the truth", text))
+    return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts], class_="facts")
 
 
 def _strip(entry: dict[str, Any], view: View, spectra: list[dict[str, Any]], source: Any) -> Markup:

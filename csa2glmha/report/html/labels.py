@@ -29,7 +29,7 @@ def place_labels(
         label, its place (on the base line), and "", "middle" or "end": which part of it is there. Labels
         without room are left out.
     """
-    taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    taken: list[Box] = [(x - 4, y - 4, x + 4, y + 4) for x, y in points]
     placed = []
     for (x, y), label in wanted:
         width = letter * len(label)

@@ -96,7 +96,7 @@ def rank_chart(report: dict[str, Any]) -> Markup:
     entries = [(name, colour, "box") for name, colour in _PARTS.values()]
     return tag(
         "div",
-        legend([("channels per head: full rank", "var(--track)", "box"), *entries]),
+        legend([("channels per head: full rank, where columns are pale", "var(--track)", "box"), *entries]),
         in_sizes("Ranks of queries, keys and values in every layer", draw, x, y),
         details("Ranks as a table", _rank_table(layers)),
     )
@@ -110,12 +110,15 @@ def _columns(plot: Plot, number: int, layer: dict[str, Any]) -> Markup:
     drawn = [_column(left, top, right - left, plot.bottom, "var(--track)")]
     for index, (part, (_, colour)) in enumerate(_PARTS.items()):
         _, height = plot.place((number, layer[f"rank_{part}"]))
-        drawn.append(_column(left + index * width, height, width, plot.bottom, colour, 0.12))
+        kind = "dot pale" if layer[f"rank_{part}"] == full else "dot"
+        drawn.append(_column(left + index * width, height, width, plot.bottom, colour, 0.12, kind))
     ranks = ", ".join(f"{name} {layer[f'rank_{part}']}" for part, (name, _) in _PARTS.items())
     return tag("g", tag("title", f"{layer['name']}: {ranks}, of {full}"), drawn)
 
 
-def _column(left: float, top: float, width: float, bottom: float, colour: str, gap: float = 0.0) -> Markup:
+def _column(
+    left: float, top: float, width: float, bottom: float, colour: str, gap: float = 0.0, kind: str = "dot"
+) -> Markup:
     return tag(
         "rect",
         x=f"{left + gap * width:.1f}",
@@ -123,7 +126,7 @@ def _column(left: float, top: float, width: float, bottom: float, colour: str, g
         width=f"{width * (1 - 2 * gap):.1f}",
         height=f"{max(bottom - top, 0):.1f}",
         rx=1.5,
-        class_="dot",
+        class_=kind,
         style=f"--c:{colour}",
     )
 

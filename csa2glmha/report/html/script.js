@@ -39,6 +39,7 @@
   const left = make("img", { alt: "", draggable: "false" });
   const right = make("img", { alt: "", draggable: "false", class: "over" });
   const names = { left: make("span", { class: "side left" }), right: make("span", { class: "side right" }) };
+  const facts = make("div");
   const pins = make("div", { "aria-hidden": "true" });
   const range = make("input", { type: "range", min: "0", max: "100", step: "1", value: "50" });
   const stage = make("div", { class: "stage" }, left, right, pins, range, make("span", { class: "divider" }), names.left, names.right);
@@ -95,6 +96,7 @@
       names[side].textContent = figure.querySelector("figcaption").textContent;
       stage.style.aspectRatio = `${source.getAttribute("width")} / ${source.getAttribute("height")}`;
     }
+    facts.replaceChildren(images[chosen.image].querySelector(".facts").cloneNode(true));
     pins.replaceChildren(...[...images[chosen.image].querySelectorAll(".view:not([hidden]) .pin")].map((pin) => pin.cloneNode(true)));
     range.setAttribute("aria-label", `Divider: ${names.left.textContent} on the left, ${names.right.textContent} on the right`);
     move();
@@ -106,7 +108,9 @@
   const views = viewsOf(images[0]);
   if (views.length > 1) controls.append(choices("Shown", "view", views.map((view, number) => [number, view.dataset.name])));
   controls.append(choices("Left", "left", roles), choices("Right", "right", roles));
+  controls.append(facts);
   controls.append(make("p", { class: "hint" }, "Drag the divider, or focus it and use the arrow keys."));
+  gallery.classList.add("live");
   gallery.prepend(make("div", { class: "viewer" }, stage, controls));
   show();
 })();

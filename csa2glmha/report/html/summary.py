@@ -17,6 +17,7 @@ _BUDGETS = {
     "latency": "latency",
     "max_drop": "loss of PSNR",
 }
+_NAMES = {"macs": "MACs", "params": "parameters", "psnr_drop": "change of PSNR", "max_drop": "loss of PSNR"}
 
 
 def summary(report: dict[str, Any]) -> Markup:
@@ -95,7 +96,7 @@ def search_sentence(search: dict[str, Any]) -> str:
     """How the ranks were chosen."""
     kind, target = search["budget"]["kind"], search["budget"]["target"]
     predicted = ", ".join(
-        f"{name.replace('_', ' ')} {_figure(name, value)}"
+        f"{_NAMES.get(name, name.replace('_', ' '))} {_figure(name, value)}"
         for name, value in search.get("predicted", {}).items()
         if finite(value) is not None
     )

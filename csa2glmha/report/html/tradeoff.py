@@ -108,7 +108,7 @@ def _quality_axis(points: list[dict[str, Any]], key: str, label: str) -> Axis:
     axis = axis_of(label, values, margin=0.12, least=0.02)
     reach = axis_of(label, own, margin=0.12, least=0.02)
     span = reach.high - reach.low
-    return Axis(label, max(axis.low, reach.low - 1.5 * span), axis.high)
+    return Axis(label, max(axis.low, reach.low - 0.25 * span), axis.high)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
