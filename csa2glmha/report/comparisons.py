@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,12 @@ LONGEST_SIDE = 384
 class Panel:
     """One picture (C, H, W), C = 1 or 3.
 
-    ``role`` is "input", "teacher", "student", "difference" or "truth".
+    ``role`` is "input", "teacher", "student", "difference" or "truth"; ``note`` says what is seen of it.
     """
 
     role: str
     image: Tensor
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def compare_image(example: Example, before: Tensor, after: Tensor, spectral: boo
     truth = None if truth is None else _middle(truth)
     figures |= {"shown_height": before.shape[-2], "shown_width": before.shape[-1]}
     if not spectral:
-        view = _view("image", _colour(given), before, after, truth, lambda image: _colour(image))
+        view = _view("image", Panel("input", _colour(given)), before, after, truth, _colour)
         return Comparison((view,), figures)
     figures["spectra"] = spectra_at(before, after, truth)
     return Comparison(tuple(_spectral_views(given, before, after, truth)), figures)
@@ -103,15 +105,16 @@ def spectra_at(teacher: Tensor, student: Tensor, truth: Tensor | None) -> list[d
 
 def _spectral_views(given: Tensor, before: Tensor, after: Tensor, truth: Tensor | None) -> list[View]:
     """False colours and a few bands, each with a brightness of its own: that of the teacher's output."""
-    shown_input = given if len(given) in (1, 3) else given.mean(0, keepdim=True)
-    shown_input = shown_input / (1.0 if len(given) == 3 else _white(shown_input))
+    shown_input = Panel("input", given)
+    if len(given) not in (1, 3):
+        mean = given.mean(0, keepdim=True)
+        shown_input = Panel("input", mean / _white(mean), "mean of the bands")
     bands = len(before)
     white = _white(before)
     views = [
         _view("false colour", shown_input, before, after, truth, lambda cube: _false_colour(cube) / white)
     ]
     for band in spread_evenly(bands, BANDS_SHOWN):
-        brightest = _white(before[band])
         views.append(
             _view(
                 f"band {band + 1} of {bands}",
@@ -119,23 +122,34 @@ def _spectral_views(given: Tensor, before: Tensor, after: Tensor, truth: Tensor 
                 before[band : band + 1],
                 after[band : band + 1],
                 None if truth is None else truth[band : band + 1],
-                lambda image, brightest=brightest: image / brightest,
+                partial(_divided, _white(before[band])),
             )
         )
     return views
 
 
-def _view(title: str, given: Tensor, before: Tensor, after: Tensor, truth: Tensor | None, show: Any) -> View:
+def _view(
+    title: str,
+    given: Panel,
+    before: Tensor,
+    after: Tensor,
+    truth: Tensor | None,
+    show: Callable[[Tensor], Tensor],
+) -> View:
     difference = after - before
     panels = [
-        Panel("input", given),
+        given,
         Panel("teacher", show(before)),
         Panel("student", show(after)),
         Panel("difference", 0.5 + DIFFERENCE_GAIN * _as_shown(difference)),
     ]
     if truth is not None:
         panels.append(Panel("truth", show(truth)))
-    return View(title, tuple(Panel(each.role, each.image.clamp(0, 1)) for each in panels))
+    return View(title, tuple(replace(each, image=each.image.clamp(0, 1)) for each in panels))
+
+
+def _divided(by: float, image: Tensor) -> Tensor:
+    return image / by
 
 
 def _as_shown(image: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from csa2glmha.report.html.numbers import TIMES, fixed, known, short
 
 #: Shares of the energy whose ranks the table gives.
 _SHARES = (0.9, 0.95, 0.99)
+#: Smaller predicted errors are not drawn.
+_LEAST_ERROR = 1e-4
 
 
 def analysis_section(analysis: dict[str, Any]) -> Markup:
@@ -58,7 +60,7 @@ def analysis_section(analysis: dict[str, Any]) -> Markup:
 def depth_colour(index: int, count: int) -> str:
     """From blue at the input over red to orange at the output."""
     share = index / max(count - 1, 1)
-    return f"hsl({225 + 165 * share:.0f} 62% {52 + 4 * share:.0f}%)"
+    return f"hsl({225 + 165 * share:.0f} 62% 56%)"
 
 
 def _depth_legend(layers: list[dict[str, Any]], colours: Sequence[str]) -> Markup:
@@ -88,9 +90,11 @@ def _energy_chart(layers: list[dict[str, Any]], curves: list[list[float]], colou
 
 def _error_chart(what: str, layers: list[dict[str, Any]], colours: Sequence[str]) -> Markup:
     series = [
-        # The error at full rank is zero, which has no place on a logarithmic axis.
+        # Nobody asks for less, and the error at full rank, zero, has no place on a logarithmic axis.
         Series(
-            layer["name"], [(rank, e) for rank, e in enumerate(layer[f"{what}_error"], 1) if e > 1e-6], colour
+            layer["name"],
+            [(rank, e) for rank, e in enumerate(layer[f"{what}_error"], 1) if e >= _LEAST_ERROR],
+            colour,
         )
         for layer, colour in zip(layers, colours, strict=True)
     ]
@@ -98,7 +102,7 @@ def _error_chart(what: str, layers: list[dict[str, Any]], colours: Sequence[str]
     x = Axis("rank", 1, max(2, *(len(layer[f"{what}_error"]) for layer in layers)))
     y = axis_of(f"predicted relative error of the {what}s", values, logarithmic=True)
     return tag(
-        "div", chart(f"Predicted error of the {what}s by rank, one line a layer", series, x, y, small=True)
+        "div", chart(f"Predicted error of the {what}s by rank, one line a layer", series, x, y, room="half")
     )
 
 
@@ -110,7 +114,7 @@ def _per_layer(
     y = Axis(label, 0.0, top) if top else axis_of(label, [value for _, value in points], zero=True)
     notes = [f"{layer['name']}: {short(value)}" for layer, (_, value) in zip(layers, points, strict=True)]
     series = [Series(label, points, colour, dots="circle", notes=notes)]
-    return tag("div", chart(f"{label.capitalize()}, of every layer", series, x, y, small=True))
+    return tag("div", chart(f"{label.capitalize()}, of every layer", series, x, y, room="half"))
 
 
 def _row(layer: dict[str, Any], curve: list[float]) -> list[str]:

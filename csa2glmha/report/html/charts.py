@@ -1,7 +1,7 @@
 """Charts with two axes, as inline SVG: lines, points, or both.
 
-A drawing is scaled as a whole, its letters too, so charts that fill the page's width are drawn twice: once
-for a wide screen and once for a narrow one. The style sheet shows the one that fits.
+A drawing is scaled as a whole, its letters too, so most charts are drawn twice: once for a wide screen and
+once for a narrow one. The style sheet shows the one that fits.
 """
 
 from __future__ import annotations
@@ -25,8 +25,14 @@ class Size:
     letters: float
 
 
-#: Drawings for wide screens, for narrow ones, and for charts that stand side by side.
-SIZES = {"wide": Size(960, 360, 14.0), "narrow": Size(360, 270, 12.5), "small": Size(360, 250, 12.5)}
+SIZES = {
+    "wide": Size(960, 360, 14.0),
+    "half": Size(480, 290, 13.5),
+    "third": Size(330, 235, 12.5),
+    "narrow": Size(360, 270, 12.5),
+}
+#: The drawings of a chart that takes the page's width, half of it, a third of it.
+_DRAWINGS = {"wide": ("wide", "narrow"), "half": ("half", "narrow"), "third": ("third",)}
 _TOP, _RIGHT, _BOTTOM = 32, 14, 44
 #: Width of a letter as a share of its height, about.
 _LETTER = 0.58
@@ -75,7 +81,7 @@ def chart(
     x: Axis,
     y: Axis,
     markers: Sequence[Marker] = (),
-    small: bool = False,
+    room: str = "wide",
 ) -> Markup:
     """A chart of the series.
 
@@ -84,9 +90,9 @@ def chart(
         series: drawn in this order, later ones on top.
         x, y: the axes.
         markers: vertical lines.
-        small: one drawing, for a chart that stands beside others.
+        room: "wide", or "half" and "third" for charts that stand beside others.
     """
-    return in_sizes(label, lambda plot: _content(plot, series, markers), x, y, small)
+    return in_sizes(label, lambda plot: _content(plot, series, markers), x, y, room)
 
 
 @dataclass(frozen=True)
@@ -111,10 +117,10 @@ class Plot:
 
 
 def in_sizes(
-    label: str, draw: Callable[[Plot], Sequence[Markup]], x: Axis, y: Axis, small: bool = False
+    label: str, draw: Callable[[Plot], Sequence[Markup]], x: Axis, y: Axis, room: str = "wide"
 ) -> Markup:
     """Axes and what is drawn between them, in the sizes that the page needs."""
-    return join([_drawing(label, name, draw, x, y) for name in (("small",) if small else ("wide", "narrow"))])
+    return join([_drawing(label, name, draw, x, y) for name in _DRAWINGS[room]])
 
 
 def legend(entries: Sequence[tuple[str, str, str]]) -> Markup:

@@ -102,8 +102,9 @@ def _strip(entry: dict[str, Any], view: View, spectra: list[dict[str, Any]], sou
                 _pins(spectra, height, width) if panel.role == "teacher" else None,
                 class_="frame",
             ),
-            tag("figcaption", TITLES[panel.role]),
+            tag("figcaption", TITLES[panel.role], f" ({panel.note})" if panel.note else None),
             data_role=panel.role,
+            data_title=TITLES[panel.role],
         )
         for panel in view.panels
     ]
@@ -150,7 +151,7 @@ def _spectra(entry: dict[str, Any], spectra: list[dict[str, Any]]) -> Markup:
             tag(
                 "div",
                 tag("h5", place),
-                chart(f"Spectra of {entry['name']} at pixel {place}", series, x, top, small=True),
+                chart(f"Spectra of {entry['name']} at pixel {place}", series, x, top, room="third"),
             )
         )
     header = ["band", *(f"{letter} {name}" for letter in _LETTERS[: len(spectra)] for name, _, _ in lines)]

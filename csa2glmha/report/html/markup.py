@@ -39,6 +39,11 @@ def join(children: Child, between: str = "") -> Markup:
     return Markup(between.join(join(child, between) for child in children))
 
 
+def breakable(name: str) -> Markup:
+    """A file's name, which may be broken where its parts end."""
+    return join(re.split("(?<=[_.-])", name), "<wbr>")
+
+
 def tag(name: str, /, *children: Child, **attributes: Attribute) -> Markup:
     """An element of HTML or SVG.
 

@@ -81,7 +81,7 @@ def band_charts(report: dict[str, Any]) -> Markup | None:
             y = axis_of(title, [value for each in series for _, value in each.points], least=1.0)
             x = axis_of("band", [1, max(bands, 2)], margin=0.02)
             drawn.append(
-                tag("div", legend_of(series), chart(f"{title}, of every band", series, x, y, small=True))
+                tag("div", legend_of(series), chart(f"{title}, of every band", series, x, y, room="half"))
             )
     note = (
         "The mean of the PSNR of the bands is what papers on spectral imaging give. "

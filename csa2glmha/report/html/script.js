@@ -93,7 +93,7 @@
       const source = figure.querySelector("img");
       picture.src = source.src;
       picture.alt = source.alt;
-      names[side].textContent = figure.querySelector("figcaption").textContent;
+      names[side].textContent = figure.dataset.title;
       stage.style.aspectRatio = `${source.getAttribute("width")} / ${source.getAttribute("height")}`;
     }
     facts.replaceChildren(images[chosen.image].querySelector(".facts").cloneNode(true));
@@ -102,7 +102,7 @@
     move();
   };
 
-  const roles = figures().map((each) => [each.dataset.role, each.querySelector("figcaption").textContent]);
+  const roles = figures().map((each) => [each.dataset.role, each.dataset.title]);
   const controls = make("div", { class: "controls" });
   if (images.length > 1) controls.append(choices("Image", "image", images.map((image, number) => [number, image.dataset.name])));
   const views = viewsOf(images[0]);

@@ -6,7 +6,7 @@ from typing import Any
 
 from csa2glmha.report.complexity import format_macs, format_params
 from csa2glmha.report.document import headline_rows, rank_text
-from csa2glmha.report.html.markup import Markup, details, table, tag
+from csa2glmha.report.html.markup import Markup, breakable, details, table, tag
 from csa2glmha.report.html.numbers import MINUS, TIMES, finite, fixed, percent_change, signed
 
 #: Outputs that agree to this many decibels differ by rounding only.
@@ -32,7 +32,7 @@ def summary(report: dict[str, Any]) -> Markup:
     return tag(
         "header",
         tag("p", "Channel attention to GLMHA", class_="eyebrow"),
-        tag("h1", teacher["file"]),
+        tag("h1", breakable(teacher["file"])),
         tag("p", lead_sentence(report), class_="lead"),
         tag("ul", [tag("li", fact) for fact in facts], class_="chips"),
         tag("p", search_sentence(report["search"]), class_="search") if report.get("search") else None,
@@ -166,10 +166,11 @@ def _saving_card(name: str, before: float, after: float, show: Any) -> Markup:
 
 
 def _card(name: str, figure: str, note: str, extra: Markup | None = None) -> Markup:
+    number, _, unit = figure.partition(" ")
     return tag(
         "div",
         tag("p", name, class_="card-name"),
-        tag("p", figure, class_="card-figure"),
+        tag("p", number, tag("small", f" {unit}"), class_="card-figure"),
         extra,
         tag("p", note, class_="card-note"),
         class_="card",

@@ -108,7 +108,8 @@ def _quality_axis(points: list[dict[str, Any]], key: str, label: str) -> Axis:
     axis = axis_of(label, values, margin=0.12, least=0.02)
     reach = axis_of(label, own, margin=0.12, least=0.02)
     span = reach.high - reach.low
-    return Axis(label, max(axis.low, reach.low - 0.25 * span), axis.high)
+    high = max(reach.high, max(values, default=reach.high))
+    return Axis(label, max(axis.low, reach.low - 0.25 * span), high)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -142,7 +143,13 @@ def baseline_table(report: dict[str, Any]) -> Markup:
         }
     rows = [
         (
-            tag("span", tag("b", entry["name"]), tag("br"), tag("small", entry["description"])),
+            tag(
+                "span",
+                tag("b", entry["name"]),
+                tag("br"),
+                tag("small", entry["description"]),
+                class_="method",
+            ),
             format_macs(round(entry["macs"])),
             percent_change(teacher_macs, entry["macs"]),
             format_params(round(entry["params"])),
@@ -159,9 +166,9 @@ def baseline_table(report: dict[str, Any]) -> Markup:
         "MACs",
         "change",
         "parameters",
-        "PSNR to teacher before distillation, dB",
-        "change of PSNR to truth, dB",
-        "PSNR to teacher after, dB",
-        "change of PSNR to truth, dB",
+        "before distillation: PSNR to teacher, dB",
+        "change to truth, dB",
+        "after it: PSNR to teacher, dB",
+        "change to truth, dB",
     )
     return tag("div", table(rows, header, "This student and other methods"))
