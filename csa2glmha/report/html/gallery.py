@@ -130,7 +130,7 @@ def _pins(spectra: list[dict[str, Any]], height: int, width: int) -> list[Markup
 def _spectra(entry: dict[str, Any], spectra: list[dict[str, Any]]) -> Markup:
     lines = [line for line in _LINES if line[0] in spectra[0]]
     top = axis_of(
-        "", [value for pixel in spectra for name, _, _ in lines for value in pixel[name]], zero=True
+        "intensity", [value for pixel in spectra for name, _, _ in lines for value in pixel[name]], zero=True
     )
     bands = len(spectra[0]["teacher"])
     drawn = []
