@@ -150,7 +150,7 @@ def convert(
     values |= {"overwrite": True} if overwrite else {}
     result = run_conversion(checkpoint, make_options(**values))
     click.echo(headline(result.report))
-    click.echo(f"\nreport: {result.output / 'report.md'}")
+    click.echo(f"\nreport: {result.output / 'report.html'}")
 
 
 @cli.command(context_settings=CONTEXT, short_help="Architecture and attention layers of a file.")
@@ -448,7 +448,7 @@ def demo(**given: Any) -> None:
     with embedded_teacher() as checkpoint:
         result = run_conversion(checkpoint, options)
     click.echo(headline(result.report))
-    click.echo(f"\nreport: {(result.output / 'report.md').resolve()}")
+    click.echo(f"\nreport: {(result.output / 'report.html').resolve()}")
 
 
 def main() -> NoReturn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnxruntime
@@ -18,8 +18,10 @@ from csa2glmha.export.onnx import ExportReport
 from csa2glmha.export.runtime import Latency
 from csa2glmha.initialize import LayerFit
 from csa2glmha.options import ConvertOptions
+from csa2glmha.report.comparisons import Comparison
 from csa2glmha.report.complexity import Complexity
 from csa2glmha.report.evaluate import Judged
+from csa2glmha.report.pictures import DIFFERENCE_GAIN
 from csa2glmha.storage import LoadedModel
 
 
@@ -43,6 +45,7 @@ class Measurements:
     latency: dict[str, Latency] | None = None
     device: str = "cpu"
     search: dict[str, Any] | None = None
+    comparisons: list[Comparison] = field(default_factory=list)
 
 
 def build_report(measured: Measurements) -> dict[str, Any]:
@@ -136,6 +139,11 @@ def build_report(measured: Measurements) -> dict[str, Any]:
         report["latency_ms"] = {
             name: {"median": value.median_ms, "low": value.low_ms, "high": value.high_ms, "runs": value.runs}
             for name, value in measured.latency.items()
+        }
+    if measured.comparisons:
+        report["comparisons"] = {
+            "difference_gain": DIFFERENCE_GAIN,
+            "images": [each.figures for each in measured.comparisons],
         }
     return report
 

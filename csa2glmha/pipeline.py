@@ -46,15 +46,17 @@ from csa2glmha.models import RestorationModel
 from csa2glmha.models.mst import MST, bake_mask, unbake_mask
 from csa2glmha.options import ConvertOptions, make_options
 from csa2glmha.progress import is_first_process, say
+from csa2glmha.report.comparisons import compare_images
 from csa2glmha.report.complexity import count_complexity
 from csa2glmha.report.document import PICTURE_FILE, REPORT_FILES, SPECTRA_FILE, write_report
 from csa2glmha.report.evaluate import judge, restore
+from csa2glmha.report.html import HTML_FILE, write_html
 from csa2glmha.report.pictures import comparison, plot_spectra, spectral_comparison
 from csa2glmha.search.plan import RankSearch, measured_ranks, sensitivity_cache
 from csa2glmha.storage import load_model, save_student, student_metadata
 
 STUDENT_FILE, ONNX_FILE = "student.safetensors", "model.onnx"
-OUTPUT_FILES = (STUDENT_FILE, ONNX_FILE, *REPORT_FILES, PICTURE_FILE, SPECTRA_FILE, LOG_FILE)
+OUTPUT_FILES = (STUDENT_FILE, ONNX_FILE, *REPORT_FILES, HTML_FILE, PICTURE_FILE, SPECTRA_FILE, LOG_FILE)
 
 
 @dataclass(frozen=True)
@@ -200,8 +202,10 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         with _timed(seconds, "latency"):
             measured.latency = _latency(teacher, output / ONNX_FILE, example, frame)
     _write_pictures(output, teacher, student, examples[0], data.spectral)
+    measured.comparisons = compare_images(examples, restore(teacher), restore(student), data.spectral)
     report = build_report(measured)
     write_report(output, report)
+    write_html(output, report, measured.comparisons)
     states.clear()
     return Conversion(student, report, output)
 
