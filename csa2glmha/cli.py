@@ -115,7 +115,7 @@ def given_only(values: dict[str, Any]) -> dict[str, Any]:
     help="Budget of --rank auto: a share of the teacher's time in ONNX Runtime.",
 )
 @settings("attention", *DATA, "calibration_crops", "calibration_size")
-@settings(*TRAINING)
+@settings(*TRAINING, "baselines")
 @click.option("--no-distill", is_flag=True, help="Stop at the initialisation.")
 @settings("input_size")
 @click.option("--no-latency", is_flag=True, help="Do not time the ONNX models.")

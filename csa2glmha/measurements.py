@@ -45,6 +45,7 @@ class Measurements:
     latency: dict[str, Latency] | None = None
     device: str = "cpu"
     search: dict[str, Any] | None = None
+    baselines: list[dict[str, Any]] | None = None
     comparisons: list[Comparison] = field(default_factory=list)
 
 
@@ -116,6 +117,8 @@ def build_report(measured: Measurements) -> dict[str, Any]:
             "spectral": data.spectral,
             "notes": list(data.notes),
         }
+    if measured.baselines is not None:
+        report["baselines"] = measured.baselines
     if measured.search is not None:
         report["search"] = measured.search
     if measured.quality is not None:

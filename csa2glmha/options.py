@@ -65,6 +65,9 @@ class ConvertOptions(BaseModel):
     mat_key: str | None = Field(None, description="Name of the array in .mat and .npz files of --data.")
     calibration_crops: int = Field(32, ge=2, le=100_000, description="Crops for the attention statistics.")
     calibration_size: int = Field(128, ge=16, le=4096, description="Their side in pixels.")
+    baselines: bool = Field(
+        False, description="Also make other methods' students, at equal MACs and steps, and compare."
+    )
     distill: bool = Field(True, description="Fine-tune against the original.")
     distill_steps: int | None = Field(None, ge=0, description="Distillation steps, instead of minutes.")
     distill_minutes: float = Field(6.0, gt=0, le=1e6, description="Time for distillation.")

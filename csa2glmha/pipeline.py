@@ -17,6 +17,7 @@ from torch import Tensor
 from csa2glmha.analysis.measure import analyse_layer
 from csa2glmha.attention.layers import attention_layers, glmha_layers
 from csa2glmha.attention.ranks import layer_config, plan_layers
+from csa2glmha.baselines import BaselineJob
 from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.data.images import write_image
 from csa2glmha.data.open import CassiData, open_data
@@ -162,9 +163,15 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     candidates["student"] = restore(student)
     with _timed(seconds, "judge"):
         quality = judge(candidates, examples, "teacher", data.spectral)
+    frame = data.frame(options.input_size)
+    compared = None
+    if options.baselines:
+        with _timed(seconds, "baselines"):
+            compared = _compare_baselines(
+                teacher, student, distillation, data, examples, options, identity, output
+            )
     student.cpu().eval()
     teacher.cpu()
-    frame = data.frame(options.input_size)
     measured = Measurements(
         loaded,
         options,
@@ -180,6 +187,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         len(examples),
         device=str(device),
         search=found,
+        baselines=compared,
     )
     metadata = student_metadata(
         student, loaded.checkpoint.sha256, options.seed, _provenance(options, options.mask)
@@ -208,6 +216,36 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     write_html(output, report, measured.comparisons)
     states.clear()
     return Conversion(student, report, output)
+
+
+def _compare_baselines(
+    teacher: RestorationModel,
+    student: RestorationModel,
+    distillation: DistillResult | None,
+    data: Data,
+    examples: list[Example],
+    options: ConvertOptions,
+    identity: dict[str, Any],
+    output: Path,
+) -> list[dict[str, Any]]:
+    """What other methods reach at the student's multiply-accumulates, in as many steps."""
+
+    def finish(model: RestorationModel) -> RestorationModel:
+        return model if options.mask is None else _bake(model, data)
+
+    steps = 0 if distillation is None else distillation.steps
+    job = BaselineJob(
+        teacher,
+        options.model_copy(update={"distill_steps": steps}),
+        data,
+        examples,
+        _calibration_inputs(data, options),
+        {**identity, "the steps": steps},
+        output,
+        finish,
+    )
+    shapes = student.input_shapes(*data.frame(options.input_size))
+    return job.run(count_complexity(student, *shapes).macs)
 
 
 def _bake(student: RestorationModel, data: Data) -> RestorationModel:

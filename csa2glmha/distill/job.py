@@ -37,6 +37,7 @@ HELD_OUT_CROPS = 8
 _FREE = {
     "output",
     "overwrite",
+    "baselines",
     "resume",
     "latency",
     "device",
