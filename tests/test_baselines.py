@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from csa2glmha.attention import attention_layers, glmha_layers
+from csa2glmha.attention import Ranks, attention_layers, glmha_layers, plan_layers
 from csa2glmha.initialize.baselines import (
     COMPACT,
     STATIC,
@@ -91,9 +91,6 @@ def test_spectral_layers_have_no_compact_form() -> None:
 
 def test_glmha_starts_closer_than_any_of_them() -> None:
     teacher = make("restormer")
-    configs = {name: config for name, config in baseline_configs(attention_layers(teacher), SVD, 4).items()}
-    from csa2glmha.attention import Ranks, plan_layers
-
     configs = plan_layers(attention_layers(teacher), Ranks(k=4, v=4))
     student, _ = initialise_student(teacher, configs, BATCHES)
     for kind in (SVD, STATIC, COMPACT):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from csa2glmha.attention import Ranks, attention_layers
+from csa2glmha.attention import Ranks, attention_layers, plan_layers
 from csa2glmha.distill.held_out import teacher_outputs
 from csa2glmha.errors import UsageError
 from csa2glmha.initialize import initialise_student
@@ -81,8 +81,6 @@ def test_choices_of_a_layer(teacher: RestorationModel) -> None:
 
 def test_costs_of_both_sides_add_up(teacher: RestorationModel, space: SearchSpace) -> None:
     layers = attention_layers(teacher)
-    from csa2glmha.attention.ranks import plan_layers
-
     both = count_configs(teacher, plan_layers(layers, Ranks(k=8, v=8)), FRAME)
     saved = 0
     for (_, side), choices in space.choices.items():
