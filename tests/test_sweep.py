@@ -62,6 +62,9 @@ def test_points_and_files(swept: Path) -> None:
     assert (swept / "rank-4" / "model.onnx").exists() and (swept / "rank-full" / "report.json").exists()
     assert (swept / "pareto.png").read_bytes()[:4] == b"\x89PNG"
     assert "<svg" in (swept / "pareto.svg").read_text()[:2000]
+    report = json.loads((swept / "rank-4" / "report.json").read_text())
+    assert report["pareto"]["points"] == found["points"]
+    assert "Pareto" in (swept / "rank-4" / "report.html").read_text()
     table = describe_sweep(found)
     assert "PSNR to teacher" in table and "full" in table
 

@@ -18,6 +18,7 @@ from csa2glmha.progress import manual_progress, say
 from csa2glmha.report.complexity import format_macs, format_params
 from csa2glmha.report.document import REPORT_FILES, render_table
 from csa2glmha.storage import load_model
+from csa2glmha.sweep.pages import add_pareto
 from csa2glmha.sweep.plot import plot_pareto
 from csa2glmha.sweep.points import Point
 
@@ -71,6 +72,7 @@ def run_sweep(
     for name in SWEEP_FILES[1:]:
         with atomic_path(output / name) as temporary:
             plot_pareto(temporary, found["points"])
+    add_pareto(checkpoint, points, output, found["points"])
     return found
 
 
