@@ -186,8 +186,16 @@ def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
 @click.option(
     "-o", "--output", type=EXISTING, metavar="DIR", help="Also write JSON and plots to this folder."
 )
+@click.option("--sensitivity", is_flag=True, help="Also measure what each layer's ranks cost; takes minutes.")
 @click.option("--overwrite", is_flag=True, help="Replace existing results.")
-def analyze(checkpoint: Path, as_json: bool, output: Path | None, overwrite: bool, **given: Any) -> None:
+def analyze(
+    checkpoint: Path,
+    as_json: bool,
+    output: Path | None,
+    sensitivity: bool,
+    overwrite: bool,
+    **given: Any,
+) -> None:
     """Show how much of CHECKPOINT's attention is static, its spectra, and what each rank would lose.
 
     Example: csa2glmha analyze denoiser.pth --data photos --degrade noise:25 -o analysis
@@ -195,7 +203,7 @@ def analyze(checkpoint: Path, as_json: bool, output: Path | None, overwrite: boo
     from csa2glmha.analysis.command import analyze_file, describe_analysis
 
     options = make_options(**given_only(given), overwrite=overwrite)
-    found = analyze_file(checkpoint, options, output)
+    found = analyze_file(checkpoint, options, output, sensitivity)
     click.echo(json.dumps(found, indent=2) if as_json else describe_analysis(found))
 
 

@@ -53,7 +53,7 @@ from csa2glmha.report.document import PICTURE_FILE, REPORT_FILES, SPECTRA_FILE, 
 from csa2glmha.report.evaluate import judge, restore
 from csa2glmha.report.html import HTML_FILE, write_html
 from csa2glmha.report.pictures import comparison, plot_spectra, spectral_comparison
-from csa2glmha.search.plan import RankSearch, measured_ranks, sensitivity_cache
+from csa2glmha.search.plan import RankSearch, measured_ranks, sensitivity_cache, sensitivity_file
 from csa2glmha.storage import load_model, save_student, student_metadata
 
 STUDENT_FILE, ONNX_FILE = "student.safetensors", "model.onnx"
@@ -275,7 +275,7 @@ def default_output(checkpoint: Path, options: ConvertOptions) -> str:
 
 def _cache_file(output: Path, checkpoint: Path) -> Path:
     """Beside the output folder: searches with other budgets need the same measurements."""
-    return output.parent / f"{checkpoint.stem}-sensitivity.jsonl"
+    return output.parent / sensitivity_file(checkpoint)
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def test_points_and_files(swept: Path) -> None:
     assert "<svg" in (swept / "pareto.svg").read_text()[:2000]
     report = json.loads((swept / "rank-4" / "report.json").read_text())
     assert report["pareto"]["points"] == found["points"]
-    assert "Pareto" in (swept / "rank-4" / "report.html").read_text()
+    assert "Quality against cost" in (swept / "rank-4" / "report.html").read_text()
     table = describe_sweep(found)
     assert "PSNR to teacher" in table and "full" in table
 

@@ -19,6 +19,9 @@ from csa2glmha.files import atomic_path, prepare_output_dir
 from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import say
 from csa2glmha.report.document import render_table
+from csa2glmha.search.choices import all_choices
+from csa2glmha.search.plan import CROPS, gather_all, measure_choices, sensitivity_cache, sensitivity_file
+from csa2glmha.search.report import describe_sensitivity, sensitivity_report
 from csa2glmha.storage import load_model
 
 JSON_FILE = "analysis.json"
@@ -29,17 +32,21 @@ VALUES_SHOWN = 4
 RANKS_SHOWN = (1, 2, 4, 8, 16)
 
 
-def analyze_file(checkpoint: Path, options: ConvertOptions, output: Path | None = None) -> dict[str, Any]:
+def analyze_file(
+    checkpoint: Path, options: ConvertOptions, output: Path | None = None, sensitivity: bool = False
+) -> dict[str, Any]:
     """Analyse the attention of a teacher's checkpoint, and write JSON and plots.
 
     Args:
         checkpoint: of a teacher.
         options: of them those on data and calibration, device, seed and overwrite.
         output: folder for the files; None writes nothing.
+        sensitivity: also measure what each layer's ranks cost in agreement with the teacher; measurements are
+            kept in a file beside the output, and not made again.
 
     Returns:
-        JSON values: file, sha256, architecture, data, seed, and what
-        :func:`csa2glmha.analysis.measure.analyse` finds.
+        JSON values: file, sha256, architecture, data, seed, what
+        :func:`csa2glmha.analysis.measure.analyse` finds, and the sensitivity.
 
     Raises:
         UsageError: a student, or a network without channel attention.
@@ -73,6 +80,13 @@ def analyze_file(checkpoint: Path, options: ConvertOptions, output: Path | None 
         "seed": options.seed,
         **measure(teacher, attention_layers(teacher), inputs),
     }
+    if sensitivity:
+        choices, statistics = all_choices(layers), gather_all(teacher, inputs)
+        beside = Path() if output is None else output.parent
+        path = beside / sensitivity_file(checkpoint)
+        cache = sensitivity_cache(path, loaded.checkpoint.sha256, data, options)
+        measured = measure_choices(teacher, data, options, choices, inputs, statistics, cache)
+        found["sensitivity"] = sensitivity_report(choices, measured, CROPS)
     if output is not None:
         _write(found, output)
     return found
@@ -98,6 +112,7 @@ def describe_analysis(found: dict[str, Any]) -> str:
             "  pattern, and that differs between images",
             f"first {VALUES_SHOWN}: energy in the {VALUES_SHOWN} largest singular values of a map",
             "K, V: smallest relative error that keys and values of this rank can have, before any correction",
+            *(["", describe_sensitivity(found["sensitivity"])] if "sensitivity" in found else []),
         ]
     )
 

@@ -94,7 +94,9 @@ class RankSearch:
             UsageError: the budget cannot be met.
         """
         statistics = gather_all(self.teacher, batches)
-        measured = self.measure(batches, statistics, cache)
+        measured = measure_choices(
+            self.teacher, self.data, self.options, self.choices, batches, statistics, cache
+        )
         frame = self.data.frame(self.options.input_size)
         space = SearchSpace(self.choices, self.costs, measured, frame)
         if self.budget.kind == MAX_DROP:
@@ -111,26 +113,30 @@ class RankSearch:
             found = search_amount(self.teacher, space, self.budget)
         return found, statistics
 
-    def measure(
-        self, batches: Sequence[Inputs], statistics: Statistics, cache: SensitivityCache
-    ) -> dict[Key, list[Measured]]:
-        """What every choice loses on held-out crops."""
-        options = self.options
-        side = self.data.judging_size(options.calibration_size)
-        crops = self.data.calibration(side, CROPS, options.seed + 3, held_out=True)
-        cache.open()
-        if cache.known:
-            say(f"{cache.path}: {len(cache.known)} measurements are there already")
-        return measure_sensitivity(
-            self.teacher, self.choices, teacher_outputs(self.teacher, crops), batches, statistics, cache
-        )
-
     def truths(self) -> HeldOut:
         """Held-out images with their truth."""
         examples = self.data.examples(self.options.calibration_size, self.options.seed + 1)
         known = [example for example in examples if example.truth is not None]
         truths = [example.truth.unsqueeze(0) for example in known if example.truth is not None]
         return teacher_outputs(self.teacher, [example.inputs for example in known], truths)
+
+
+def measure_choices(
+    teacher: RestorationModel,
+    data: Data,
+    options: ConvertOptions,
+    choices: dict[Key, list[Choice]],
+    batches: Sequence[Inputs],
+    statistics: Statistics,
+    cache: SensitivityCache,
+) -> dict[Key, list[Measured]]:
+    """What every choice loses on held-out crops; the cache is opened here."""
+    side = data.judging_size(options.calibration_size)
+    crops = data.calibration(side, CROPS, options.seed + 3, held_out=True)
+    cache.open()
+    if cache.known:
+        say(f"{cache.path}: {len(cache.known)} measurements are there already")
+    return measure_sensitivity(teacher, choices, teacher_outputs(teacher, crops), batches, statistics, cache)
 
 
 def gather_all(teacher: RestorationModel, batches: Sequence[Inputs]) -> Statistics:
@@ -170,6 +176,11 @@ def measured_ranks(
 
 def _show(rank: int | None) -> str:
     return "full" if rank is None else str(rank)
+
+
+def sensitivity_file(checkpoint: Path) -> str:
+    """Name of the file of a checkpoint's measurements."""
+    return f"{checkpoint.stem}-sensitivity.jsonl"
 
 
 def sensitivity_cache(
