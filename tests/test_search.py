@@ -115,7 +115,7 @@ def test_lower_ranks_cost_more_agreement_and_fewer_macs(space: SearchSpace) -> N
             assert macs == sorted(macs) and macs[0] == 0
         assert len(choices) == len(space.measured[key])
     agreement = agreement_of_prediction(space.measured)
-    assert agreement[VALUES]["overall"] > 0.3
+    assert agreement[VALUES]["within_layers"] > 0.8
 
 
 def test_found_ranks_keep_to_the_budget_and_beat_uniform_ones(
