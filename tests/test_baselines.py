@@ -65,13 +65,13 @@ def test_svd_is_the_truncation_of_the_filters() -> None:
     """Where nothing but the projections counts, no factors of that rank are closer to them."""
     teacher = make("mst_plus_plus")
     name, layer = next(iter(attention_layers(teacher).items()))
-    student, _ = initialise_baseline(teacher, SVD, 4, BATCHES)
+    student, _ = initialise_baseline(teacher, SVD, 3, BATCHES)
     core = glmha_layers(student)[name]
     c, reduce = core.config.head_channels, core.get_submodule("reduce_values")
     assert core.expand_values is not None and isinstance(reduce, torch.nn.Conv2d)
     weight = layer.form.values.pointwise[:c]
-    left = core.expand_values[0] @ reduce.weight[:4, :, 0, 0] @ weight - weight
-    assert torch.linalg.matrix_rank(left + weight) == 4
+    left = core.expand_values[0] @ reduce.weight[:3, :, 0, 0] @ weight - weight
+    assert torch.linalg.matrix_rank(left + weight) == 3
 
 
 def test_the_static_form_is_the_compact_one_without_its_corrections() -> None:
@@ -116,7 +116,8 @@ def test_conversion_with_baselines(tmp_path: Path) -> None:
     macs = found.report["complexity"]["after"]["macs"]
     assert [each["name"] for each in found.report["baselines"]] == [SVD, STATIC, COMPACT]
     for each in found.report["baselines"]:
-        assert each["rank"] == 8 and each["macs"] == pytest.approx(macs, rel=0.02)
+        # Compact attention makes smaller products, so it may have a higher rank.
+        assert each["rank"] >= 8 and each["macs"] == pytest.approx(macs, rel=0.03)
         assert each["before"]["psnr_to_teacher"] > 0 and each["after"]["psnr_drop"] is not None
     assert "Linformer" in (tmp_path / "out" / "report.html").read_text()
     assert not list((tmp_path / "out").glob("state*"))
