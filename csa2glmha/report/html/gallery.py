@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from csa2glmha.report.comparisons import Comparison, View
@@ -59,7 +59,7 @@ def gallery(figures: Sequence[dict[str, Any]], images: Sequence[Comparison]) -> 
     return tag("div", tag("p", note, class_="note"), tag("div", shown, class_="gallery"))
 
 
-def _image(number: int, entry: dict[str, Any], image: Comparison, source: Any) -> Markup:
+def _image(number: int, entry: dict[str, Any], image: Comparison, source: Iterator[str]) -> Markup:
     spectra = entry.get("spectra") or []
     return tag(
         "article",
@@ -83,7 +83,7 @@ def _facts(entry: dict[str, Any]) -> Markup:
     return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts], class_="facts")
 
 
-def _strip(entry: dict[str, Any], view: View, spectra: list[dict[str, Any]], source: Any) -> Markup:
+def _strip(entry: dict[str, Any], view: View, spectra: list[dict[str, Any]], source: Iterator[str]) -> Markup:
     """All panels of a view."""
     height, width = view.panels[0].image.shape[-2:]
     what = f"{entry['name']}, {view.title}" if view.title != "image" else entry["name"]

@@ -29,8 +29,7 @@ def layer_bars(report: dict[str, Any]) -> Markup:
         f"Attention takes {format_macs(totals['macs_before'])} of the teacher's "
         f"{format_macs(whole['before']['macs'])} MACs and {format_params(totals['params_before'])} of its "
         f"{format_params(whole['before']['params'])} parameters; the student's takes "
-        f"{format_macs(totals['macs_after'])} and {format_params(totals['params_after'])}. All else is as it "
-        "was, but for exact rewrites."
+        f"{format_macs(totals['macs_after'])} and {format_params(totals['params_after'])}."
     )
     largest = {
         what: max(max(layer[f"{what}_before"], layer[f"{what}_after"]) for layer in layers)

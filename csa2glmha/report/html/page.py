@@ -124,7 +124,7 @@ def _sections(report: dict[str, Any], images: Sequence[Comparison]) -> list[_Sec
         _Section("distillation", "Distillation", "Distillation", learning_curve(report)),
         _Section("export", "ONNX", "ONNX file", export_section(report)),
         _Section("data", "Data", "Data", data_section(report)),
-        _Section("making", "How", "How this was made", making_section(report)),
+        _Section("making", "Provenance", "How this was made", making_section(report)),
     ]
 
 
