@@ -99,6 +99,10 @@ def test_convert_writes_everything(converted: Path, checkpoint: Path) -> None:
     assert {layer["rank_k"] for layer in report["layers"]} == {3}
     assert report["quality"]["student"]["teacher"]["psnr"] > 20
     assert "| MACs |" in (converted / "report.md").read_text()
+    page = (converted / "report.html").read_text(encoding="utf-8")
+    shown = report["comparisons"]["images"]
+    assert 1 <= len(shown) <= 3 and all(image["name"] in page for image in shown)
+    assert page.count("data:image/webp;base64,") == 5 * len(shown)  # with the truth
 
 
 def test_onnx_agrees_with_the_student_file(converted: Path) -> None:
