@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
 from csa2glmha.errors import UsageError
 
 if TYPE_CHECKING:
     from csa2glmha.attention.ranks import Ranks
     from csa2glmha.search.budget import Budget
+
+
+#: A share of energy, where a rank may be given as one.
+Share = Annotated[StrictFloat, Field(gt=0, lt=1)]
 
 
 class ConvertOptions(BaseModel):
@@ -25,7 +29,7 @@ class ConvertOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: StrictInt | float | str = Field(
+    rank: StrictInt | Share | str = Field(
         8,
         description="Rank per head of keys and values: a number; a share of each layer's energy to keep, "
         "such as 0.99; full; or auto, which takes a budget.",
@@ -40,10 +44,10 @@ class ConvertOptions(BaseModel):
         None, gt=0, le=100, description="Budget of --rank auto: dB of PSNR to the truth, before distillation."
     )
     rank_q: StrictInt | str | None = Field(None, description="Rank of queries; full unless given.")
-    rank_k: StrictInt | float | str | None = Field(
+    rank_k: StrictInt | Share | str | None = Field(
         None, description="Rank of keys, instead of --rank; 0 leaves out queries and keys."
     )
-    rank_v: StrictInt | float | str | None = Field(None, description="Rank of values, instead of --rank.")
+    rank_v: StrictInt | Share | str | None = Field(None, description="Rank of values, instead of --rank.")
     rank_pos: StrictInt | str | None = Field(
         None, description="MST, MST++: rank of the values that the positional embedding is made from; full."
     )
@@ -112,18 +116,20 @@ class ConvertOptions(BaseModel):
         """
         from csa2glmha.attention.ranks import Ranks  # not at the top: --help need not wait for PyTorch
 
-        def fixed(value: float | str | None) -> int | str | None:
-            measured = _share(value) is not None or (value is self.rank and self.automatic)
+        def fixed(value: float | str | None, flag: str) -> int | str | None:
+            measured = _share(value, flag) is not None or (flag == "--rank" and self.automatic)
             return "full" if measured or isinstance(value, float) else value
 
-        rank, rank_k, rank_v = (fixed(value) for value in (self.rank, self.rank_k, self.rank_v))
+        rank = fixed(self.rank, "--rank")
+        rank_k, rank_v = fixed(self.rank_k, "--rank-k"), fixed(self.rank_v, "--rank-v")
         return Ranks.parse(rank, self.rank_q, rank_k, rank_v, self.rank_pos)
 
     @property
     def shares(self) -> tuple[float | None, float | None]:
         """The shares of energy that keys and values are to keep; None where a rank is given."""
-        base = _share(self.rank)
-        keys, values = (base if value is None else _share(value) for value in (self.rank_k, self.rank_v))
+        base = _share(self.rank, "--rank")
+        keys = base if self.rank_k is None else _share(self.rank_k, "--rank-k")
+        values = base if self.rank_v is None else _share(self.rank_v, "--rank-v")
         return keys, values
 
     @property
@@ -201,7 +207,7 @@ def make_options(**values: Any) -> ConvertOptions:
     return options
 
 
-def _share(value: float | str | None) -> float | None:
+def _share(value: float | str | None, flag: str) -> float | None:
     """A share of energy; None where the value is something else.
 
     Raises:
@@ -217,8 +223,8 @@ def _share(value: float | str | None) -> float | None:
         return None
     if not 0 < share < 1:
         raise UsageError(
-            f"rank {value}: neither a rank nor a share of energy; give a whole number such as 8, or a share "
-            "between 0 and 1 such as 0.99"
+            f"{flag} {value}: neither a rank nor a share of energy; give a whole number such as 8, or a "
+            "share between 0 and 1 such as 0.99"
         )
     return share
 

@@ -245,7 +245,7 @@ def test_errors_of_what_was_not_gathered_are_empty(make_restormer: MakeRestormer
     network = make_restormer()
     layers = {"latent.0.attn": attention_layers(network)["latent.0.attn"]}
     inputs = batches(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
-    _, fits = initialise_student(network, plan_layers(layers, Ranks(k=2)), inputs, analyse_layer)
+    _, fits = initialise_student(network, plan_layers(layers, Ranks(k=2)), inputs, None, analyse_layer)
     found = fits["latent.0.attn"].analysis
     assert found is not None
     assert len(found["key_error"]) == 16 and found["value_error"] == found["value_error_heads"] == []

@@ -280,7 +280,7 @@ def test_shares_and_ranks(
     assert (options.shares, options.ranks) == (shares, ranks)
 
 
-@pytest.mark.parametrize("rank", [1.5, "-0.2", "8.5", 0.0])
+@pytest.mark.parametrize("rank", [1.5, "-0.2", "8.5", 0.0, "nan"])
 def test_numbers_that_are_neither_rank_nor_share(rank: float | str) -> None:
-    with pytest.raises(UsageError, match="neither a rank nor a share"):
+    with pytest.raises(UsageError, match=f"--rank {rank}: "):
         make_options(rank=rank)
