@@ -18,12 +18,14 @@ from csa2glmha.models import RestorationModel, build
 from csa2glmha.models.restormer import Restormer
 from csa2glmha.options import make_options
 from csa2glmha.pipeline import convert
+from csa2glmha.search import plan
 from csa2glmha.search.budget import Budget, parse_amount
 from csa2glmha.search.choices import LOGITS, VALUES, all_choices, layer_choices
 from csa2glmha.search.costs import count_configs, count_costs
 from csa2glmha.search.plan import gather_all
 from csa2glmha.search.search import SearchSpace, search_amount, uniform_curve
 from csa2glmha.search.sensitivity import SensitivityCache, agreement_of_prediction, measure_sensitivity
+from csa2glmha.search.timing import Times, time_choices
 
 TINY: dict[str, Any] = {
     "dim": 16,
@@ -231,10 +233,39 @@ def test_convert_within_decibels(checkpoint: Path, tmp_path: Path) -> None:
     assert after["after"]["macs"] < after["before"]["macs"]
 
 
-def test_convert_within_time(checkpoint: Path, tmp_path: Path) -> None:
-    found = convert(checkpoint, latency=0.95, output=tmp_path / "out", **QUICK)
-    assert found.report["search"]["reached"]["milliseconds"] > 0
+def test_times_are_divided_among_the_layers_that_save(teacher: RestorationModel, space: SearchSpace) -> None:
+    few = {key: choices[:2] for key, choices in space.choices.items()}
+    times = time_choices(teacher, few, space.costs, FRAME)
+    assert times.teacher > 0 and times.lossless > 0
+    for key, choices in few.items():
+        assert len(times.saved[key]) == len(choices) and times.saved[key][0] == 0.0
+    # What a network saves is there once: all shares have its sign, in proportion to the MACs saved.
+    for side in (LOGITS, VALUES):
+        shares = [
+            (times.saved[key][1], space.costs.saved[key][1][0])
+            for key, choices in few.items()
+            if key[1] == side and len(choices) > 1
+        ]
+        per_mac = [saved / macs for saved, macs in shares if macs > 0]
+        assert per_mac == pytest.approx([per_mac[0]] * len(per_mac))
+
+
+def test_convert_within_time(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are the machine's; here they are made up: a millisecond for every 100 000 MACs."""
+
+    def made_up(_: Any, choices: Any, costs: Any, frame: Any) -> Times:
+        saved = {key: [each[0] / 1e5 for each in costs.saved[key]] for key in choices}
+        return Times(costs.teacher[0] / 1e5, costs.lossless[0] / 1e5, saved)
+
+    monkeypatch.setattr(plan, "time_choices", made_up)
+    found = convert(checkpoint, latency=0.8, output=tmp_path / "out", **QUICK)
+    before, after = (found.report["complexity"][when]["macs"] for when in ("before", "after"))
+    assert after == pytest.approx(0.8 * before, rel=0.02)
+    reached = found.report["search"]["reached"]["milliseconds"]
+    assert reached <= 0.8 * before / 1e5
     assert "latency_ms" in found.report
+    with pytest.raises(UsageError, match=r"--latency 0\.1: cannot be reached.*ms of"):
+        convert(checkpoint, latency=0.1, output=tmp_path / "none", **QUICK)
 
 
 def test_what_cannot_be_reached_names_what_can(checkpoint: Path, tmp_path: Path) -> None:
