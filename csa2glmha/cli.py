@@ -59,6 +59,9 @@ METAVARS = {
     "rank_k": "R",
     "rank_v": "R",
     "rank_pos": "R",
+    "macs": "SHARE|M",
+    "params": "SHARE|M",
+    "max_drop": "DB",
     "attention": "FORM",
     "data": "DIR",
     "targets": "DIR",
@@ -76,6 +79,7 @@ METAVARS = {
     "device": "NAME",
 }
 RANKS = ("rank", "rank_q", "rank_k", "rank_v", "rank_pos")
+BUDGETS = ("macs", "params", "max_drop")
 DATA = ("data", "targets", "degrade", "mask", "mat_key")
 TRAINING = (
     "distill_steps",
@@ -103,8 +107,15 @@ def given_only(values: dict[str, Any]) -> dict[str, Any]:
 
 @cli.command(context_settings=CONTEXT, short_help="Compress a checkpoint: student, ONNX file, report.")
 @click.argument("checkpoint", type=EXISTING)
-@settings(*RANKS, "attention", *DATA, "calibration_crops", "calibration_size")
-@settings(*TRAINING)
+@settings(*RANKS, *BUDGETS)
+@click.option(
+    "--latency",
+    type=click.FloatRange(0, 10, min_open=True),
+    metavar="SHARE",
+    help="Budget of --rank auto: a share of the teacher's time in ONNX Runtime.",
+)
+@settings("attention", *DATA, "calibration_crops", "calibration_size")
+@settings(*TRAINING, "baselines")
 @click.option("--no-distill", is_flag=True, help="Stop at the initialisation.")
 @settings("input_size")
 @click.option("--no-latency", is_flag=True, help="Do not time the ONNX models.")
@@ -139,7 +150,7 @@ def convert(
     values |= {"overwrite": True} if overwrite else {}
     result = run_conversion(checkpoint, make_options(**values))
     click.echo(headline(result.report))
-    click.echo(f"\nreport: {result.output / 'report.md'}")
+    click.echo(f"\nreport: {result.output / 'report.html'}")
 
 
 @cli.command(context_settings=CONTEXT, short_help="Architecture and attention layers of a file.")
@@ -160,8 +171,40 @@ def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
         return
     from csa2glmha.inspection import describe, inspect_model
 
+    if options.automatic:
+        raise UsageError(
+            "--rank auto: inspect searches for no ranks; give a number, or use csa2glmha convert"
+        )
     found = inspect_model(checkpoint, options.ranks, options.input_size)
     click.echo(json.dumps(found, indent=2) if as_json else describe(found))
+
+
+@cli.command(context_settings=CONTEXT, short_help="Why low rank works for a checkpoint, and which.")
+@click.argument("checkpoint", type=EXISTING)
+@settings(*DATA, "calibration_crops", "calibration_size", "device", "seed")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "-o", "--output", type=EXISTING, metavar="DIR", help="Also write JSON and plots to this folder."
+)
+@click.option("--sensitivity", is_flag=True, help="Also measure what each layer's ranks cost; takes minutes.")
+@click.option("--overwrite", is_flag=True, help="Replace existing results.")
+def analyze(
+    checkpoint: Path,
+    as_json: bool,
+    output: Path | None,
+    sensitivity: bool,
+    overwrite: bool,
+    **given: Any,
+) -> None:
+    """Show how much of CHECKPOINT's attention is static, its spectra, and what each rank would lose.
+
+    Example: csa2glmha analyze denoiser.pth --data photos --degrade noise:25 -o analysis
+    """
+    from csa2glmha.analysis.command import analyze_file, describe_analysis
+
+    options = make_options(**given_only(given), overwrite=overwrite)
+    found = analyze_file(checkpoint, options, output, sensitivity)
+    click.echo(json.dumps(found, indent=2) if as_json else describe_analysis(found))
 
 
 @cli.command(context_settings=CONTEXT, short_help="Fine-tune a student further on your own images.")
@@ -350,6 +393,52 @@ def bench(
     click.echo(json.dumps(found, indent=2) if as_json else describe_bench(found))
 
 
+@cli.command(context_settings=CONTEXT, short_help="Several ranks of one checkpoint, compared.")
+@click.argument("checkpoint", type=EXISTING)
+@click.option(
+    "--ranks",
+    default="4,8,16,full",
+    show_default=True,
+    metavar="R,R,...",
+    help="Ranks; also auto:0.75 (searched within that share of the MACs), auto:max-drop=0.05.",
+)
+@settings("rank_q", "attention", *DATA, "calibration_crops", "calibration_size")
+@settings(*(name for name in TRAINING if name != "resume"))
+@click.option("--no-distill", is_flag=True, help="Stop at the initialisations.")
+@settings("input_size")
+@click.option("--no-latency", is_flag=True, help="Do not time the ONNX models.")
+@settings("device", "seed")
+@click.option(
+    "-o", "--output", type=EXISTING, metavar="DIR", help="Output folder [default: CHECKPOINT-sweep]."
+)
+@click.option("--overwrite", is_flag=True, help="Make points again that are there.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def sweep(
+    checkpoint: Path,
+    ranks: str,
+    no_distill: bool,
+    no_latency: bool,
+    output: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Convert CHECKPOINT to several ranks and compare them in one table and one plot.
+
+    An interrupted sweep goes on when it is repeated; points that are done are not done again.
+    """
+    from csa2glmha.sweep.command import describe_sweep, run_sweep
+    from csa2glmha.sweep.points import parse_points
+
+    values = given_only(given) | ({"distill": False} if no_distill else {})
+    points = parse_points(ranks, values)
+    output = output or Path(f"{checkpoint.stem}-sweep")
+    found = run_sweep(checkpoint, points, output, overwrite=overwrite, latency=not no_latency)
+    click.echo(json.dumps(found, indent=2) if as_json else describe_sweep(found))
+    if not as_json:
+        click.echo(f"\nplot: {output / 'pareto.png'}")
+
+
 @cli.command(context_settings=CONTEXT, short_help="Compress the denoiser that comes with the package.")
 @settings("rank")
 @click.option(
@@ -367,7 +456,7 @@ def demo(**given: Any) -> None:
     with embedded_teacher() as checkpoint:
         result = run_conversion(checkpoint, options)
     click.echo(headline(result.report))
-    click.echo(f"\nreport: {(result.output / 'report.md').resolve()}")
+    click.echo(f"\nreport: {(result.output / 'report.html').resolve()}")
 
 
 def main() -> NoReturn:

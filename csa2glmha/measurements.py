@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnxruntime
 import torch
 
 from csa2glmha import __version__
+from csa2glmha.analysis.measure import join
 from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.data.batches import Data
 from csa2glmha.distill.result import DistillResult
@@ -17,8 +18,10 @@ from csa2glmha.export.onnx import ExportReport
 from csa2glmha.export.runtime import Latency
 from csa2glmha.initialize import LayerFit
 from csa2glmha.options import ConvertOptions
+from csa2glmha.report.comparisons import Comparison
 from csa2glmha.report.complexity import Complexity
 from csa2glmha.report.evaluate import Judged
+from csa2glmha.report.pictures import DIFFERENCE_GAIN
 from csa2glmha.storage import LoadedModel
 
 
@@ -41,6 +44,9 @@ class Measurements:
     export: ExportReport | None = None
     latency: dict[str, Latency] | None = None
     device: str = "cpu"
+    search: dict[str, Any] | None = None
+    baselines: list[dict[str, Any]] | None = None
+    comparisons: list[Comparison] = field(default_factory=list)
 
 
 def build_report(measured: Measurements) -> dict[str, Any]:
@@ -97,6 +103,9 @@ def build_report(measured: Measurements) -> dict[str, Any]:
         ],
         "seconds": {stage: round(value, 1) for stage, value in measured.seconds.items()},
     }
+    analyses = [fit.analysis for fit in measured.fits.values() if fit.analysis is not None]
+    if analyses:
+        report["analysis"] = join(analyses)
     if data is not None:
         report["data"] = {
             "source": data.source,
@@ -108,6 +117,10 @@ def build_report(measured: Measurements) -> dict[str, Any]:
             "spectral": data.spectral,
             "notes": list(data.notes),
         }
+    if measured.baselines is not None:
+        report["baselines"] = measured.baselines
+    if measured.search is not None:
+        report["search"] = measured.search
     if measured.quality is not None:
         report["quality"] = {name: judged.to_json() for name, judged in measured.quality.items()}
     if measured.distillation is not None:
@@ -129,6 +142,11 @@ def build_report(measured: Measurements) -> dict[str, Any]:
         report["latency_ms"] = {
             name: {"median": value.median_ms, "low": value.low_ms, "high": value.high_ms, "runs": value.runs}
             for name, value in measured.latency.items()
+        }
+    if measured.comparisons:
+        report["comparisons"] = {
+            "difference_gain": DIFFERENCE_GAIN,
+            "images": [each.figures for each in measured.comparisons],
         }
     return report
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
 from csa2glmha.errors import UsageError
 
 if TYPE_CHECKING:
     from csa2glmha.attention.ranks import Ranks
+    from csa2glmha.search.budget import Budget
+
+
+#: A share of energy, where a rank may be given as one.
+Share = Annotated[StrictFloat, Field(gt=0, lt=1)]
 
 
 class ConvertOptions(BaseModel):
@@ -23,10 +29,25 @@ class ConvertOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: StrictInt | str = Field(8, description="Rank per head of keys and values: a number, or full.")
+    rank: StrictInt | Share | str = Field(
+        8,
+        description="Rank per head of keys and values: a number; a share of each layer's energy to keep, "
+        "such as 0.99; full; or auto, which takes a budget.",
+    )
+    macs: float | str | None = Field(
+        None, description="Budget of --rank auto: a share of the teacher's MACs such as 0.75, or 110G."
+    )
+    params: float | str | None = Field(
+        None, description="Budget of --rank auto: a share of its parameters, or 20M."
+    )
+    max_drop: float | None = Field(
+        None, gt=0, le=100, description="Budget of --rank auto: dB of PSNR to the truth, before distillation."
+    )
     rank_q: StrictInt | str | None = Field(None, description="Rank of queries; full unless given.")
-    rank_k: StrictInt | str | None = Field(None, description="Rank of keys, instead of --rank.")
-    rank_v: StrictInt | str | None = Field(None, description="Rank of values, instead of --rank.")
+    rank_k: StrictInt | Share | str | None = Field(
+        None, description="Rank of keys, instead of --rank; 0 leaves out queries and keys."
+    )
+    rank_v: StrictInt | Share | str | None = Field(None, description="Rank of values, instead of --rank.")
     rank_pos: StrictInt | str | None = Field(
         None, description="MST, MST++: rank of the values that the positional embedding is made from; full."
     )
@@ -48,6 +69,9 @@ class ConvertOptions(BaseModel):
     mat_key: str | None = Field(None, description="Name of the array in .mat and .npz files of --data.")
     calibration_crops: int = Field(32, ge=2, le=100_000, description="Crops for the attention statistics.")
     calibration_size: int = Field(128, ge=16, le=4096, description="Their side in pixels.")
+    baselines: bool = Field(
+        False, description="Also make other methods' students, at equal MACs and steps, and compare."
+    )
     distill: bool = Field(True, description="Fine-tune against the original.")
     distill_steps: int | None = Field(None, ge=0, description="Distillation steps, instead of minutes.")
     distill_minutes: float = Field(6.0, gt=0, le=1e6, description="Time for distillation.")
@@ -79,18 +103,84 @@ class ConvertOptions(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31, description="Of everything random.")
     output: Path | None = Field(None, description="Output folder [CHECKPOINT-rankR].")
     overwrite: bool = Field(False, description="Replace existing results.")
-    latency: bool = Field(True, description="Time the ONNX models side by side.")
+    latency: bool | float = Field(
+        True, description="Time the ONNX models side by side; a number is a budget of --rank auto."
+    )
 
     @property
     def ranks(self) -> Ranks:
-        """The ranks per head.
+        """The ranks per head; full where they are to be searched for, or a share of energy is given.
 
         Raises:
             UsageError: one is not a rank.
         """
         from csa2glmha.attention.ranks import Ranks  # not at the top: --help need not wait for PyTorch
 
-        return Ranks.parse(self.rank, self.rank_q, self.rank_k, self.rank_v, self.rank_pos)
+        def fixed(value: float | str | None, flag: str) -> int | str | None:
+            measured = _share(value, flag) is not None or (flag == "--rank" and self.automatic)
+            return "full" if measured or isinstance(value, float) else value
+
+        rank = fixed(self.rank, "--rank")
+        rank_k, rank_v = fixed(self.rank_k, "--rank-k"), fixed(self.rank_v, "--rank-v")
+        return Ranks.parse(rank, self.rank_q, rank_k, rank_v, self.rank_pos)
+
+    @property
+    def shares(self) -> tuple[float | None, float | None]:
+        """The shares of energy that keys and values are to keep; None where a rank is given."""
+        base = _share(self.rank, "--rank")
+        keys = base if self.rank_k is None else _share(self.rank_k, "--rank-k")
+        values = base if self.rank_v is None else _share(self.rank_v, "--rank-v")
+        return keys, values
+
+    @property
+    def automatic(self) -> bool:
+        """Ranks are to be searched for."""
+        return isinstance(self.rank, str) and self.rank.strip().lower() == "auto"
+
+    @property
+    def measured(self) -> bool:
+        """Ranks follow from measurements on the teacher."""
+        return self.automatic or self.shares != (None, None)
+
+    def ranks_in_words(self) -> str:
+        """The ranks, or what they are to follow from."""
+        if self.automatic:
+            return f"auto, {self.budget}"
+        kept = [
+            f"{name} {share:g} of the energy"
+            for name, share in zip("kv", self.shares, strict=True)
+            if share is not None
+        ]
+        return ", ".join([str(self.ranks), *kept])
+
+    @property
+    def budget(self) -> Budget | None:
+        """What a search for ranks must keep to; None: there is none to make.
+
+        Raises:
+            UsageError: more or less than one budget for a search, or one without a search.
+        """
+        from csa2glmha.search.budget import LATENCY, MAX_DROP, Budget, parse_amount
+
+        found = [
+            parse_amount(value, kind)
+            for kind, value in (("macs", self.macs), ("params", self.params))
+            if value is not None
+        ]
+        if self.max_drop is not None:
+            found.append(Budget(MAX_DROP, self.max_drop))
+        if not isinstance(self.latency, bool):
+            found.append(Budget(LATENCY, self.latency))
+        if not self.automatic:
+            if found:
+                raise UsageError(f"{found[0]}: is a budget of --rank auto; add that, or leave it out")
+            return None
+        if len(found) != 1:
+            given = " and ".join(map(str, found)) or "none"
+            raise UsageError(
+                f"--rank auto: takes one of --macs, --params, --latency and --max-drop, not {given}"
+            )
+        return found[0]
 
 
 def make_options(**values: Any) -> ConvertOptions:
@@ -103,7 +193,11 @@ def make_options(**values: Any) -> ConvertOptions:
         options = ConvertOptions(**values)
     except ValidationError as error:
         raise UsageError(_first_problem(error)) from None
-    _ = options.ranks
+    _ = options.budget
+    if options.automatic:
+        _check_automatic(options)
+    else:
+        _ = options.ranks
     if options.distill_steps is not None and "distill_minutes" in options.model_fields_set:
         raise UsageError("--distill-steps and --distill-minutes exclude each other: give one of them")
     if options.targets is not None and options.data is None:
@@ -111,6 +205,37 @@ def make_options(**values: Any) -> ConvertOptions:
     if options.targets is not None and options.degrade is not None:
         raise UsageError("--targets and --degrade exclude each other: paired inputs are degraded already")
     return options
+
+
+def _share(value: float | str | None, flag: str) -> float | None:
+    """A share of energy; None where the value is something else.
+
+    Raises:
+        UsageError: a number with a fraction that is no share.
+    """
+    if isinstance(value, int) or value is None:
+        return None
+    try:
+        share = float(value)
+    except ValueError:
+        return None
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+\s*", value):
+        return None
+    if not 0 < share < 1:
+        raise UsageError(
+            f"{flag} {value}: neither a rank nor a share of energy; give a whole number such as 8, or a "
+            "share between 0 and 1 such as 0.99"
+        )
+    return share
+
+
+def _check_automatic(options: ConvertOptions) -> None:
+    ranks = {"q": options.rank_q, "k": options.rank_k, "v": options.rank_v, "pos": options.rank_pos}
+    for name, rank in ranks.items():
+        if rank is not None:
+            raise UsageError(f"--rank-{name} {rank}: --rank auto chooses all ranks; leave it out")
+    if options.attention != "expanded":
+        raise UsageError("--attention compact: --rank auto chooses for expanded attention; leave it out")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa2glmha.attention.layers import attention_layers
-from csa2glmha.attention.ranks import plan_layers
+from csa2glmha.analysis.measure import analyse_layer
+from csa2glmha.attention.layers import attention_layers, glmha_layers
+from csa2glmha.attention.ranks import layer_config, plan_layers
+from csa2glmha.baselines import BaselineJob
 from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.data.images import write_image
 from csa2glmha.data.open import CassiData, open_data
@@ -45,14 +47,17 @@ from csa2glmha.models import RestorationModel
 from csa2glmha.models.mst import MST, bake_mask, unbake_mask
 from csa2glmha.options import ConvertOptions, make_options
 from csa2glmha.progress import is_first_process, say
+from csa2glmha.report.comparisons import compare_images
 from csa2glmha.report.complexity import count_complexity
 from csa2glmha.report.document import PICTURE_FILE, REPORT_FILES, SPECTRA_FILE, write_report
 from csa2glmha.report.evaluate import judge, restore
+from csa2glmha.report.html import HTML_FILE, write_html
 from csa2glmha.report.pictures import comparison, plot_spectra, spectral_comparison
+from csa2glmha.search.plan import RankSearch, measured_ranks, sensitivity_cache, sensitivity_file
 from csa2glmha.storage import load_model, save_student, student_metadata
 
 STUDENT_FILE, ONNX_FILE = "student.safetensors", "model.onnx"
-OUTPUT_FILES = (STUDENT_FILE, ONNX_FILE, *REPORT_FILES, PICTURE_FILE, SPECTRA_FILE, LOG_FILE)
+OUTPUT_FILES = (STUDENT_FILE, ONNX_FILE, *REPORT_FILES, HTML_FILE, PICTURE_FILE, SPECTRA_FILE, LOG_FILE)
 
 
 @dataclass(frozen=True)
@@ -106,11 +111,13 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     layers = attention_layers(teacher)
     if loaded.is_student:
         raise UsageError(f"{checkpoint}: is a student already; convert the teacher's checkpoint instead")
-    configs = plan_layers(layers, options.ranks, options.attention)
-    exact = all(config.full for config in configs.values())
+    planned = plan_layers(layers, options.ranks, options.attention)
+    configs = {} if options.measured else planned
+    exact = not options.measured and all(config.full for config in configs.values())
     distilled = not exact and options.distill and options.distill_steps != 0
     data = open_data(teacher, options)
     check_truth(options, data, teacher.out_channels)
+    search = RankSearch.prepare(teacher, data, options) if options.automatic else None
     layer_configs = {name: config.to_json() for name, config in configs.items()}
     identity = identity_of(options, data, {"the teacher": loaded.checkpoint.sha256, "layers": layer_configs})
     states = StateFolder(output / STATE_FOLDER, identity, options.state_minutes, say)
@@ -121,13 +128,25 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     seconds: dict[str, float] = {}
     torch.manual_seed(options.seed)
     teacher.to(device).requires_grad_(False)
+    found = None
     if state is not None:
-        student, fits, seconds["initialise"] = load_initial(states)
+        student, fits, seconds["initialise"], found = load_initial(states)
+        configs = {name: layer.config for name, layer in glmha_layers(student).items()}
         student.to(device)
     else:
+        inputs = None if exact else _calibration_inputs(data, options)
+        statistics = None
+        if options.measured and inputs is not None:
+            with _timed(seconds, "ranks"):
+                cache = sensitivity_cache(
+                    _cache_file(output, checkpoint), loaded.checkpoint.sha256, data, options
+                )
+                ranks, statistics, found = measured_ranks(teacher, options, inputs, search, cache)
+            configs = {name: layer_config(layers[name].form, each) for name, each in ranks.items()}
         with _timed(seconds, "initialise"):
-            inputs = None if exact else _calibration_inputs(data, options)
-            student, fits = initialise_student(teacher, configs, inputs)
+            student, fits = initialise_student(teacher, configs, inputs, statistics, analyse_layer)
+        del statistics
+    distilled = distilled and not all(config.full for config in configs.values())
     examples = data.examples(options.input_size, options.seed)
     candidates = {"teacher": restore(teacher)}
     distillation = None
@@ -136,7 +155,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         if state is None:
             states.clear()
             metadata = student_metadata(student, loaded.checkpoint.sha256, options.seed, {})
-            save_initial(states, student, metadata, fits, seconds["initialise"])
+            save_initial(states, student, metadata, fits, seconds["initialise"], found)
         distillation = DistillJob(options, data, states, output / LOG_FILE).run(student, teacher, state)
         seconds["distill"] = distillation.seconds
     if options.mask is not None:
@@ -144,9 +163,15 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     candidates["student"] = restore(student)
     with _timed(seconds, "judge"):
         quality = judge(candidates, examples, "teacher", data.spectral)
+    frame = data.frame(options.input_size)
+    compared = None
+    if options.baselines:
+        with _timed(seconds, "baselines"):
+            compared = _compare_baselines(
+                teacher, student, distillation, data, examples, options, identity, output
+            )
     student.cpu().eval()
     teacher.cpu()
-    frame = data.frame(options.input_size)
     measured = Measurements(
         loaded,
         options,
@@ -161,6 +186,8 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         quality,
         len(examples),
         device=str(device),
+        search=found,
+        baselines=compared,
     )
     metadata = student_metadata(
         student, loaded.checkpoint.sha256, options.seed, _provenance(options, options.mask)
@@ -183,10 +210,42 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         with _timed(seconds, "latency"):
             measured.latency = _latency(teacher, output / ONNX_FILE, example, frame)
     _write_pictures(output, teacher, student, examples[0], data.spectral)
+    measured.comparisons = compare_images(examples, restore(teacher), restore(student), data.spectral)
     report = build_report(measured)
     write_report(output, report)
+    write_html(output, report, measured.comparisons)
     states.clear()
     return Conversion(student, report, output)
+
+
+def _compare_baselines(
+    teacher: RestorationModel,
+    student: RestorationModel,
+    distillation: DistillResult | None,
+    data: Data,
+    examples: list[Example],
+    options: ConvertOptions,
+    identity: dict[str, Any],
+    output: Path,
+) -> list[dict[str, Any]]:
+    """What other methods reach at the student's multiply-accumulates, in as many steps."""
+
+    def finish(model: RestorationModel) -> RestorationModel:
+        return model if options.mask is None else _bake(model, data)
+
+    steps = 0 if distillation is None else distillation.steps
+    job = BaselineJob(
+        teacher,
+        options.model_copy(update={"distill_steps": steps}),
+        data,
+        examples,
+        _calibration_inputs(data, options),
+        {**identity, "the steps": steps},
+        output,
+        finish,
+    )
+    shapes = student.input_shapes(*data.frame(options.input_size))
+    return job.run(count_complexity(student, *shapes).macs)
 
 
 def _bake(student: RestorationModel, data: Data) -> RestorationModel:
@@ -197,17 +256,26 @@ def _bake(student: RestorationModel, data: Data) -> RestorationModel:
 
 def _provenance(options: ConvertOptions, mask: Path | None) -> dict[str, str]:
     """What a student file says of its making."""
-    made = {"ranks": str(options.ranks), "task": options.degrade or "", "attention": options.attention}
+    made = {"ranks": options.ranks_in_words(), "task": options.degrade or "", "attention": options.attention}
     return made if mask is None else made | {"mask": mask.name, "mask_sha256": sha256_of(mask)}
 
 
 def default_output(checkpoint: Path, options: ConvertOptions) -> str:
     """The folder results go to when none is named: "<checkpoint>-rank8" beside nothing but the caller."""
-    rank = f"rank{options.rank}" if options.ranks.k is not None else "full"
+    budget = options.budget
+    if budget is not None:
+        return f"{checkpoint.stem}-rankauto{str(budget).replace(' ', '').replace('--', '-')}"
+    named = options.ranks.k is not None or options.shares[0] is not None
+    rank = f"rank{options.rank}" if named else "full"
     ranks = {"q": options.rank_q, "k": options.rank_k, "v": options.rank_v, "pos": options.rank_pos}
     extra = "".join(f"-{name}{value}" for name, value in ranks.items() if value is not None)
     compact = "-compact" if options.attention == "compact" else ""
     return f"{checkpoint.stem}-{rank}{extra}{compact}"
+
+
+def _cache_file(output: Path, checkpoint: Path) -> Path:
+    """Beside the output folder: searches with other budgets need the same measurements."""
+    return output.parent / sensitivity_file(checkpoint)
 
 
 @contextmanager

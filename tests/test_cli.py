@@ -84,13 +84,13 @@ def converted(checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathF
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "parameters" in done.stdout and "ONNX latency" in done.stdout and "PSNR to truth" in done.stdout
-    assert str(output / "report.md") in done.stdout
+    assert str(output / "report.html") in done.stdout
     return output
 
 
 def test_convert_writes_everything(converted: Path, checkpoint: Path) -> None:
     names = {path.name for path in converted.iterdir()}
-    files = {"student.safetensors", "model.onnx", "report.json", "report.md", "comparison.png"}
+    files = {"student.safetensors", "model.onnx", "report.json", "report.md", "report.html", "comparison.png"}
     assert names == files | {"distill.jsonl"}
     report = json.loads((converted / "report.json").read_text())
     assert report["complexity"]["after"]["macs"] < report["complexity"]["before"]["macs"]
@@ -99,6 +99,10 @@ def test_convert_writes_everything(converted: Path, checkpoint: Path) -> None:
     assert {layer["rank_k"] for layer in report["layers"]} == {3}
     assert report["quality"]["student"]["teacher"]["psnr"] > 20
     assert "| MACs |" in (converted / "report.md").read_text()
+    page = (converted / "report.html").read_text(encoding="utf-8")
+    shown = report["comparisons"]["images"]
+    assert 1 <= len(shown) <= 3 and all(image["name"] in page for image in shown)
+    assert page.count("data:image/webp;base64,") == 5 * len(shown)  # with the truth
 
 
 def test_onnx_agrees_with_the_student_file(converted: Path) -> None:

@@ -83,6 +83,10 @@ def test_convert_bakes_the_mask_in(converted: Path) -> None:
     assert report["distillation"]["after"] >= report["distillation"]["before"]
     assert set(report["quality"]["student"]["truth"]) == {"psnr", "ssim", "psnr_bands", "sam", "mrae", "rmse"}
     assert len(report["quality"]["student"]["teacher_bands"]["ssim"]) == BANDS
+    (pixel, *_), *_ = (image["spectra"] for image in report["comparisons"]["images"])
+    assert len(pixel["teacher"]) == len(pixel["student"]) == len(pixel["truth"]) == BANDS
+    page = (converted / "report.html").read_text(encoding="utf-8")
+    assert f"row {pixel['row']}, column {pixel['column']}" in page
     text = (converted / "report.md").read_text()
     assert "constants of the mask" in text and "spectral angle to truth" in text
 

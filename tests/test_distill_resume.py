@@ -376,6 +376,7 @@ def test_convert_killed_and_resumed(checkpoint: Path, photos: Path, tmp_path: Pa
     reports = [json.loads((folder / "report.json").read_text()) for folder in (whole, output)]
     assert reports[0]["quality"] == reports[1]["quality"]
     assert reports[0]["layers"] == reports[1]["layers"]
+    assert reports[0]["analysis"] == reports[1]["analysis"]
     assert reports[0]["distillation"]["curve"][-1]["psnr"] == reports[1]["distillation"]["curve"][-1]["psnr"]
 
 

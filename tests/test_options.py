@@ -52,7 +52,7 @@ def test_ranks_of_options() -> None:
         ("rank", True),
         ("rank", [8]),
         ("rank_q", "8.5"),
-        ("rank_k", 0),
+        ("rank_k", -1),
         ("rank_v", "-3"),
         ("attention", "sparse"),
         ("calibration_crops", 1),
@@ -93,7 +93,7 @@ def test_limits_are_allowed(name: str, value: int) -> None:
 
 
 def test_unknown_option_is_named() -> None:
-    with pytest.raises(UsageError, match="unknown option 'ranks'; known: rank, rank_q") as caught:
+    with pytest.raises(UsageError, match="unknown option 'ranks'; known: rank, macs") as caught:
         make_options(ranks=8)
     message_of(caught)
 

@@ -50,7 +50,7 @@ def network(name: str, rank: int | None = None, attention: str = "expanded") -> 
     torch.manual_seed(0)
     model = build(name, tiny if name == "restormer" else SPECTRAL[name])
     if rank is not None:
-        configs = plan_layers(attention_layers(model), Ranks.parse(rank, None, None, None, None), attention)
+        configs = plan_layers(attention_layers(model), Ranks(k=rank, v=rank or None), attention)
         replace_layers(model, configs)
         assert glmha_layers(model) and not attention_layers(model)
     randomise(model)
@@ -75,6 +75,7 @@ def error(output: Tensor, whole: Tensor) -> float:
 
 CASES = [("restormer", None, "expanded"), ("restormer", 3, "expanded"), ("restormer", 3, "compact")]
 CASES += [(name, rank, "expanded") for name in SPECTRAL for rank in (None, 2)]
+CASES += [(name, 0, "expanded") for name in ("restormer", "mst")]
 
 
 @pytest.mark.parametrize(("name", "rank", "attention"), CASES)

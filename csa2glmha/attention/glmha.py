@@ -34,7 +34,7 @@ class GLMHAConfig:
         heads: number of heads.
         head_channels: c of every head.
         rank_q, rank_k, rank_v: channels generated per head for rows, columns and values; c means full,
-            and then the maps are used as they are, with no expansion.
+            and then the maps are used as they are, with no expansion. Rows and columns may both be 0.
         attention: "expanded" (softmax over c x c) or "compact" (softmax over rank_k = rank_v keys).
         kernel_size: of the depthwise part of the generators, 1 for none.
         bias: the generators carry biases.
@@ -43,8 +43,9 @@ class GLMHAConfig:
         guide_width: hidden units of the calibration network, and rank-one logit modes per head that it
             steers; 0 leaves it out.
         logits: what they are made from: "maps" (generated rows and columns), "gram" (the second moment of
-            the input, with rows and columns full) or "subspace" (the second moment of one projection of
-            rank_q = rank_k channels per head, which expresses both).
+            the input, with rows and columns full), "subspace" (the second moment of one projection of
+            rank_q = rank_k channels per head, which expresses both) or "modes" (rank_q = rank_k = 0: static
+            and guided modes are all there is).
         rank_pos: channels generated per head for the values that a positional embedding is made from;
             None makes them as they are.
     """
@@ -97,6 +98,7 @@ class GLMHAConfig:
             "maps": f"logits from maps ({size(self.rank_q)} rows, {size(self.rank_k)} columns)",
             "gram": "logits from the input's Gram matrix (full)",
             "subspace": f"logits from a projection's Gram matrix ({size(self.rank_k)})",
+            "modes": "static and guided logits",
         }
         embedding = "" if self.rank_pos is None else f", embedded values {size(self.rank_pos)}"
         return f"{routes[self.logits]}, values {size(self.rank_v)}{embedding}"
@@ -164,8 +166,10 @@ class GuidedAttention(nn.Module):
         heads, c = config.heads, config.head_channels
         # Low-rank keys have norms of their own; a temperature per column makes up for the ratio.
         keys = config.rank_k if config.compact else c
-        self.temperature = nn.Parameter(torch.ones(heads, 1, 1 if config.rank_k == c else keys))
-        self.row_scale = nn.Parameter(torch.ones(heads, c, 1)) if config.rank_q < c else None
+        self.temperature = (
+            nn.Parameter(torch.ones(heads, 1, 1 if config.rank_k == c else keys)) if config.rank_k else None
+        )
+        self.row_scale = nn.Parameter(torch.ones(heads, c, 1)) if 0 < config.rank_q < c else None
         self.output = nn.Parameter(torch.zeros(config.out_channels, heads * c))
         self.output_bias = nn.Parameter(torch.zeros(config.out_channels)) if config.output_bias else None
         full_values = config.compact or config.rank_v == c
@@ -184,6 +188,17 @@ class GuidedAttention(nn.Module):
     def input_logits(self, x: Tensor) -> Tensor:
         """S for an input (B, C, H, W), before modes and gates: (B, heads, c, keys)."""
         raise NotImplementedError
+
+    def no_logits(self, x: Tensor) -> Tensor:
+        """What modes are added to where there is nothing else: zeros (B, heads, c, c)."""
+        c = self.config.head_channels
+        return x.new_zeros(x.shape[0], self.config.heads, c, c)
+
+    def normalised(self, cross: Tensor, row_power: Tensor, column_power: Tensor) -> Tensor:
+        """Logits (B, heads, c, keys) from products of rows and columns, and their mean squares."""
+        assert self.temperature is not None
+        logits = normalised_logits(cross, row_power, column_power, self.temperature)
+        return logits if self.row_scale is None else logits * self.row_scale
 
     def guidance(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Mode strengths (B, guide_width) and gates (B, heads * rank) on keys and values; None: no guide."""
@@ -246,7 +261,7 @@ class GLMHA(GuidedAttention):
         )
 
         def expansion(rank: int) -> nn.Parameter | None:
-            return None if rank == c else nn.Parameter(torch.zeros(heads, c, rank))
+            return None if rank in (0, c) else nn.Parameter(torch.zeros(heads, c, rank))
 
         self.expand_rows = expansion(config.rank_q)
         self.expand_columns = None if config.compact else expansion(config.rank_k)
@@ -296,6 +311,8 @@ class GLMHA(GuidedAttention):
 
     def uncorrected_logits(self, rows: Tensor, columns: Tensor, key_gates: Tensor | None = None) -> Tensor:
         """As :meth:`logits`, before static and guided modes are added."""
+        if not self.config.rank_k:
+            return self.no_logits(rows)  # no moments of maps without channels
         return self.logits_of_moments(*self.moments(rows, columns), key_gates)
 
     def moments(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -319,6 +336,8 @@ class GLMHA(GuidedAttention):
         self, cross: Tensor, row_moments: Tensor, column_moments: Tensor, key_gates: Tensor | None = None
     ) -> Tensor:
         """As :meth:`uncorrected_logits`, from :meth:`moments`."""
+        if not self.config.rank_k:
+            return self.no_logits(cross)
         gate = self.key_gate(key_gates)
         row_power, column_power = row_moments, column_moments
         if self.expand_columns is not None:
@@ -328,7 +347,5 @@ class GLMHA(GuidedAttention):
         if self.expand_rows is not None:
             row_power = expanded_power(self.expand_rows, row_moments)
             cross = self.expand_rows @ cross
-        logits = normalised_logits(cross, row_power, column_power, self.temperature)
-        if self.row_scale is not None:
-            logits = logits * self.row_scale
+        logits = self.normalised(cross, row_power, column_power)
         return logits * gate if self.config.compact and gate is not None else logits

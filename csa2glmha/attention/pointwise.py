@@ -18,12 +18,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from csa2glmha.attention.canonical import expanded_power, normalised_logits, tokens
+from csa2glmha.attention.canonical import expanded_power, tokens
 from csa2glmha.attention.glmha import GLMHAConfig, GuidedAttention
 
 
 class PointwiseGLMHA(GuidedAttention):
-    """The layer, (B, C, H, W) to (B, out_channels, H, W), by ``config.logits`` "gram" or "subspace"."""
+    """The layer, (B, C, H, W) to (B, out_channels, H, W), by any ``config.logits`` but "maps"."""
 
     def __init__(self, config: GLMHAConfig) -> None:
         super().__init__(config)
@@ -32,8 +32,9 @@ class PointwiseGLMHA(GuidedAttention):
         self.projection = nn.Conv2d(channels, heads * r, 1, bias=False) if subspace else None
         # In the Gram route "Z" is the input itself, of all heads, and these are W_R and W_K.
         moments = r if subspace else channels
-        self.expand_rows = nn.Parameter(torch.zeros(heads, c, moments))
-        self.expand_columns = nn.Parameter(torch.zeros(heads, c, moments))
+        modes = config.logits == "modes"
+        self.expand_rows = None if modes else nn.Parameter(torch.zeros(heads, c, moments))
+        self.expand_columns = None if modes else nn.Parameter(torch.zeros(heads, c, moments))
         self.values = _values(config)
         self.reduce_values = (
             nn.Conv2d(heads * c, heads * config.rank_v, 1, groups=heads, bias=False)
@@ -56,7 +57,7 @@ class PointwiseGLMHA(GuidedAttention):
 
     def input_logits(self, x: Tensor, key_gates: Tensor | None = None) -> Tensor:
         """S for an input (B, C, H, W), before modes are added: (B, heads, c, c)."""
-        return self.gram_logits(self.gram(x), key_gates)
+        return self.no_logits(x) if self.expand_rows is None else self.gram_logits(self.gram(x), key_gates)
 
     def gram(self, x: Tensor) -> Tensor:
         """Z's mean products, which :meth:`gram_logits` takes, for an input (B, C, H, W)."""
@@ -65,16 +66,16 @@ class PointwiseGLMHA(GuidedAttention):
 
     def gram_logits(self, gram: Tensor, key_gates: Tensor | None = None) -> Tensor:
         """As :meth:`input_logits`, from Z's mean products (B, heads, r, r); full rank: (B, 1, C, C)."""
+        if self.expand_rows is None or self.expand_columns is None:
+            return self.no_logits(gram)
         gate = self.key_gate(key_gates)
         columns = self.expand_columns if gate is None else self.expand_columns * gate
         rows = self.expand_rows @ gram
-        logits = normalised_logits(
+        return self.normalised(
             rows @ columns.transpose(-2, -1),
             (rows * self.expand_rows).sum(-1),
             expanded_power(columns, gram),
-            self.temperature,
         )
-        return logits if self.row_scale is None else logits * self.row_scale
 
     def subspace_gram(self, gram: Tensor) -> Tensor:
         """What :meth:`gram_logits` takes, from the input's mean products (B, C, C)."""

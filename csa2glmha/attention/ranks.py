@@ -15,6 +15,8 @@ from csa2glmha.errors import UsageError
 BIAS_RANK = 8
 #: Hidden units and logit modes of the calibration network.
 GUIDE_WIDTH = 4
+#: The same where there are no rows and columns, and modes make the whole attention. They touch no map.
+MODES_BIAS_RANK, MODES_GUIDE_WIDTH = 16, 8
 
 ATTENTION_FORMS = ("expanded", "compact")
 
@@ -23,7 +25,8 @@ ATTENTION_FORMS = ("expanded", "compact")
 class Ranks:
     """Ranks per head of rows, keys and values; None is full rank, with nothing approximated.
 
-    ``pos`` is that of the values which a positional embedding is made from, where a layer has one.
+    Keys of rank 0 leave out rows too: what remains are static and guided logits. ``pos`` is that of the
+    values which a positional embedding is made from, where a layer has one.
     """
 
     q: int | None = None
@@ -51,7 +54,7 @@ class Ranks:
         base = parse_rank(rank, "--rank")
         return cls(
             q=parse_rank(rank_q, "--rank-q"),
-            k=base if rank_k is None else parse_rank(rank_k, "--rank-k"),
+            k=base if rank_k is None else parse_rank(rank_k, "--rank-k", least=0),
             v=base if rank_v is None else parse_rank(rank_v, "--rank-v"),
             pos=parse_rank(rank_pos, "--rank-pos"),
         )
@@ -64,11 +67,11 @@ class Ranks:
         )
 
 
-def parse_rank(value: int | str | None, option: str) -> int | None:
+def parse_rank(value: int | str | None, option: str, least: int = 1) -> int | None:
     """One rank; None for "full" or nothing given.
 
     Raises:
-        UsageError: not a whole number above 0.
+        UsageError: not a whole number, or below the least that makes sense.
     """
     if value is None or (isinstance(value, str) and value.strip().lower() == "full"):
         return None
@@ -78,15 +81,17 @@ def parse_rank(value: int | str | None, option: str) -> int | None:
         rank = None
     if rank is None:
         raise UsageError(f"{option} {value}: not a rank; give a whole number such as 8, or full")
-    if rank < 1:
-        raise UsageError(f"{option} {value}: a rank is at least 1; give a whole number such as 8, or full")
+    if rank < least:
+        raise UsageError(
+            f"{option} {value}: a rank is at least {least} here; give a whole number such as 8, or full"
+        )
     return rank
 
 
 def plan_layers(
     layers: dict[str, AttentionLayer], ranks: Ranks, attention: str = "expanded"
 ) -> dict[str, GLMHAConfig]:
-    """The configuration of every layer.
+    """The configuration of every layer, at the same ranks for all.
 
     A layer whose heads have no more channels than a rank asks for keeps that part full.
 
@@ -111,8 +116,10 @@ def plan_layers(
         raise UsageError(
             f"compact attention has one value per key: ranks of k and v must be equal, not {ranks}"
         )
-    if attention == "compact" and ranks.k == 1:
+    if attention == "compact" and ranks.k is not None and ranks.k < 2:
         raise UsageError("compact attention over one key is no attention; give a rank of 2 or more")
+    if ranks.k == 0 and ranks.q is not None:
+        raise UsageError(f"rank 0 of keys leaves out queries too; leave out --rank-q {ranks.q}")
     embedded = [layer.form.embedded for layer in layers.values()]
     if attention == "compact" and any(embedded):
         raise UsageError(
@@ -133,12 +140,13 @@ def layer_config(form: ChannelAttention, ranks: Ranks, attention: str = "expande
     c = form.head_channels
     rank_q, rank_k, rank_v = (c if rank is None else min(rank, c) for rank in (ranks.q, ranks.k, ranks.v))
     exact_logits = rank_q == c and rank_k == c
+    modes = rank_k == 0
     return GLMHAConfig(
         channels=form.channels,
         out_channels=form.output.shape[0],
         heads=form.heads,
         head_channels=c,
-        rank_q=rank_q,
+        rank_q=0 if modes else rank_q,
         rank_k=rank_k,
         rank_v=rank_v,
         # At c keys the compact form is the expanded one.
@@ -146,8 +154,11 @@ def layer_config(form: ChannelAttention, ranks: Ranks, attention: str = "expande
         kernel_size=form.values.kernel_size,
         bias=form.values.pointwise_bias is not None or form.values.depthwise_bias is not None,
         output_bias=form.output_bias is not None,
-        bias_rank=0 if exact_logits else min(BIAS_RANK, c if attention == "expanded" else rank_k),
-        guide_width=0 if exact_logits else GUIDE_WIDTH,
+        bias_rank=0
+        if exact_logits
+        else min(MODES_BIAS_RANK if modes else BIAS_RANK, c if attention == "expanded" else rank_k),
+        guide_width=0 if exact_logits else MODES_GUIDE_WIDTH if modes else GUIDE_WIDTH,
+        logits="modes" if modes else "maps",
     )
 
 
@@ -159,8 +170,9 @@ def _pointwise_config(form: ChannelAttention, ranks: Ranks) -> GLMHAConfig:
     """
     channels, heads, c = form.channels, form.heads, form.head_channels
     joint = None if ranks.k is None else max(ranks.k, ranks.q or 0)
-    exact_logits = joint is None or joint >= c or gram_is_cheaper(channels, heads, joint)
-    rank_z = c if exact_logits or joint is None else joint
+    modes = ranks.k == 0
+    exact_logits = not modes and (joint is None or joint >= c or gram_is_cheaper(channels, heads, joint))
+    rank_z = 0 if modes else c if exact_logits or joint is None else joint
 
     def worthwhile(rank: int | None) -> int | None:
         return None if rank is None or full_values_are_cheaper(channels, heads, rank) else rank
@@ -175,8 +187,8 @@ def _pointwise_config(form: ChannelAttention, ranks: Ranks) -> GLMHAConfig:
         rank_v=worthwhile(ranks.v) or c,
         kernel_size=1,
         output_bias=form.output_bias is not None,
-        bias_rank=0 if exact_logits else min(BIAS_RANK, c),
-        guide_width=0 if exact_logits else GUIDE_WIDTH,
-        logits="gram" if exact_logits else "subspace",
+        bias_rank=0 if exact_logits else min(MODES_BIAS_RANK if modes else BIAS_RANK, c),
+        guide_width=0 if exact_logits else MODES_GUIDE_WIDTH if modes else GUIDE_WIDTH,
+        logits="modes" if modes else "gram" if exact_logits else "subspace",
         rank_pos=worthwhile(ranks.pos),
     )

@@ -65,10 +65,12 @@ class DeployedCore(nn.Module):
     def __init__(self, layer: GuidedAttention, affine: Affine | None = None) -> None:
         super().__init__()
         self.config = layer.config
-        scale = layer.temperature.detach()
-        if layer.row_scale is not None:
-            scale = scale * layer.row_scale.detach()
-        self.scale = nn.Parameter(scale.clone())
+        self.scale = None
+        if layer.temperature is not None:
+            scale = layer.temperature.detach()
+            if layer.row_scale is not None:
+                scale = scale * layer.row_scale.detach()
+            self.scale = nn.Parameter(scale.clone())
         modes = layer.config.bias_rank
         left, right = layer.mode_left, layer.mode_right
         self.static = self.left = self.right = None
@@ -110,18 +112,23 @@ class DeployedCore(nn.Module):
 
         The powers are those of rows (B, heads, c, 1) and columns (B, heads, keys, 1).
         """
+        assert self.scale is not None
         rows = row_power.clamp_min(NORM_FLOOR).rsqrt()
         columns = column_power.clamp_min(NORM_FLOOR).rsqrt().transpose(2, 3)
         return cross * rows * (columns * self.scale)
 
-    def attention(self, logits: Tensor, strengths: Tensor | None) -> Tensor:
-        """Softmax of corrected logits."""
+    def attention(self, logits: Tensor | None, strengths: Tensor | None) -> Tensor:
+        """Softmax of corrected logits; without logits there are the corrections alone."""
+        terms = [] if logits is None else [logits]
         if self.static is not None:
-            logits = logits + self.static
+            terms.append(self.static)
         if strengths is not None and self.left is not None and self.right is not None:
             strength = strengths.view(-1, 1, 1, self.config.guide_width)
-            logits = logits + (self.left * strength) @ self.right
-        return logits.softmax(-1)
+            terms.append((self.left * strength) @ self.right)
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total.softmax(-1)
 
     def folded(self, attention: Tensor, gates: Tensor | None) -> Tensor:
         """Output projection, attention and value expansion in one: (B, out_channels, heads * rank_v)."""
@@ -156,9 +163,11 @@ class DeployedGLMHA(DeployedCore):
         # Narrow keys and values share a block of channels; splitting wide maps would be a copy of them.
         narrow = columns % CHANNEL_BLOCK != 0 or values % CHANNEL_BLOCK != 0
         shares = [[rows], [columns, values]] if narrow else [[rows], [columns], [values]]
+        if not columns:
+            shares = [[values]]
         self.parts, self.shares = nn.ModuleList(), [len(counts) for counts in shares]
         self.splits: list[list[int]] = []
-        first = 0
+        first = 0  # without columns there are no rows
         for counts in shares:
             count = sum(counts)
             cut, width = slice(first, first + count), depthwise_width(count)
@@ -171,7 +180,7 @@ class DeployedGLMHA(DeployedCore):
         self.expand_columns = None if layer.expand_columns is None else copied(layer.expand_columns)
 
     def generate(self, x: Tensor) -> list[Tensor]:
-        """The maps of rows, columns and values, (B, heads * rank, H, W) each."""
+        """The maps of rows and columns, where there are any, and values, (B, heads * rank, H, W) each."""
         maps: list[Tensor] = []
         for part, sizes, count in zip(self.parts, self.splits, self.shares, strict=True):
             made = part(x)
@@ -180,12 +189,14 @@ class DeployedGLMHA(DeployedCore):
         return maps
 
     def forward(self, x: Tensor, pooled: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        row_maps, column_maps, value_maps = self.generate(x)
-        heads = self.config.heads
-        rows = tokens(row_maps, heads, self.config.rank_q).float()
-        columns = tokens(column_maps, heads, self.config.rank_k).float()
+        *logit_maps, value_maps = self.generate(x)
         strengths, key_gates, value_gates = self.guidance(x, pooled)
-        logits = self.logits(rows, columns, pixel_share(x), self.key_gate(key_gates))
+        logits = None
+        if logit_maps:
+            heads = self.config.heads
+            rows = tokens(logit_maps[0], heads, self.config.rank_q).float()
+            columns = tokens(logit_maps[1], heads, self.config.rank_k).float()
+            logits = self.logits(rows, columns, pixel_share(x), self.key_gate(key_gates))
         attention = self.attention(logits, strengths)
         return self.mixed(self.folded(attention, value_gates), value_maps.flatten(2), x)
 

@@ -37,8 +37,8 @@ class _DeployedSpectral(DeployedCore):
     def __init__(self, layer: SpectralGLMHA) -> None:
         super().__init__(layer)
         self.projection = layer.projection
-        self.expand_rows = copied(layer.expand_rows)
-        self.expand_columns = copied(layer.expand_columns)
+        self.expand_rows = None if layer.expand_rows is None else copied(layer.expand_rows)
+        self.expand_columns = None if layer.expand_columns is None else copied(layer.expand_columns)
         self.width = self.config.heads * self.config.head_channels
         self.excess = depthwise_width(self.width) - self.width
         self.values = _widened(layer.values, self.excess)
@@ -50,7 +50,10 @@ class _DeployedSpectral(DeployedCore):
         logits = self.logits(x, self.key_gate(key_gates))
         return self.folded(self.attention(logits, strengths), value_gates)
 
-    def logits(self, x: Tensor, gate: Tensor | None) -> Tensor:
+    def logits(self, x: Tensor, gate: Tensor | None) -> Tensor | None:
+        """None: static and guided modes are all there is."""
+        if self.expand_rows is None or self.expand_columns is None:
+            return None
         if self.projection is None:
             z = x.flatten(2).unsqueeze(1).float()
         else:

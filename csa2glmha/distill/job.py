@@ -37,6 +37,7 @@ HELD_OUT_CROPS = 8
 _FREE = {
     "output",
     "overwrite",
+    "baselines",
     "resume",
     "latency",
     "device",
@@ -90,12 +91,13 @@ def identity_of(options: ConvertOptions, data: Data, more: Mapping[str, Any]) ->
         more: hashes and shapes of the networks.
     """
     ranks = {name for name in ConvertOptions.model_fields if name.startswith("rank")}
+    ranks |= {"macs", "params", "max_drop"}
     values = options.model_dump(mode="json", exclude=_FREE | {"batch", "accumulate"} | ranks)
     for name in ("data", "targets", "mask"):
         path = getattr(options, name)
         values[name] = None if path is None else str(path.resolve())
     identity = {
-        "the ranks": str(options.ranks),
+        "the ranks": options.ranks_in_words(),
         **more,
         **{"--" + name.replace("_", "-"): value for name, value in values.items()},
     }
@@ -129,6 +131,7 @@ def save_initial(
     metadata: dict[str, str],
     fits: Mapping[str, LayerFit],
     seconds: float,
+    found: dict[str, Any] | None = None,
 ) -> None:
     """Keep the student that training begins with beside the states, for the comparison in the report.
 
@@ -136,13 +139,19 @@ def save_initial(
         OutputError: it cannot be written.
     """
     kept = {name: asdict(fit) | {"clusters": None} for name, fit in fits.items()}
-    metadata = metadata | {"fits": json.dumps(kept), "seconds": str(seconds)}
+    metadata = metadata | {
+        "fits": json.dumps(kept),
+        "seconds": str(seconds),
+        "search": json.dumps(found),
+    }
     states.path.mkdir(parents=True, exist_ok=True)
     save_student(states.path / INITIAL_FILE, student, metadata)
 
 
-def load_initial(states: StateFolder) -> tuple[RestorationModel, dict[str, LayerFit], float]:
-    """The student that training began with, how its layers fit, and the seconds that making it took.
+def load_initial(
+    states: StateFolder,
+) -> tuple[RestorationModel, dict[str, LayerFit], float, dict[str, Any] | None]:
+    """What training began with: the student, how its layers fit, the seconds of that, and the rank search.
 
     Raises:
         CheckpointError: it is not there, or damaged.
@@ -152,12 +161,13 @@ def load_initial(states: StateFolder) -> tuple[RestorationModel, dict[str, Layer
     try:
         fits = {name: LayerFit(**fit) for name, fit in json.loads(metadata["fits"]).items()}
         seconds = float(metadata["seconds"])
+        found = json.loads(metadata["search"])
     except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"--resume: {states.path / INITIAL_FILE} is damaged; start over with --overwrite and without "
             "--resume"
         ) from error
-    return loaded.model, fits, seconds
+    return loaded.model, fits, seconds, found
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,11 @@ def set_corrections(
     if config.compact:
         assert fit.clusters is not None
         target = compact_target(target, fit.clusters, config.rank_k)
-    column, row = fit_scales(target, logits, core.temperature.shape[-1] > 1, core.row_scale is not None)
+    columns = core.temperature is not None and core.temperature.shape[-1] > 1
+    column, row = fit_scales(target, logits, columns, core.row_scale is not None)
     logits = logits * column * row
-    core.temperature.mul_(column.to(core.temperature) if core.temperature.shape[-1] > 1 else 1.0)
+    if core.temperature is not None and columns:
+        core.temperature.mul_(column.to(core.temperature))
     if core.row_scale is not None:
         core.row_scale.copy_(row)
     # A constant along a row of logits does nothing to its softmax: do not spend rank on it.

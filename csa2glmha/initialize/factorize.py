@@ -89,7 +89,7 @@ def factorize(
     kernels = kernels.double()
     has_offset = offsets is not None
     bank = teacher_bank(kernels, offsets.double() if offsets is not None else None)
-    left, right = (repaired(_nonzero(metric.double())) for metric in (left_metric, right_metric))
+    left, right = conditioned(left_metric), conditioned(right_metric)
     problem = _Problem(bank, left, right, kernels.shape[1], kernels.shape[2], has_offset)
     if kernels.shape[2] == 1:
         return problem.finish(*problem.truncated_svd(rank))
@@ -99,6 +99,11 @@ def factorize(
     pick = torch.arange(len(best))
     mix, kernel, offset = (torch.stack(parts)[best, pick] for parts in zip(*starts, strict=True))
     return problem.finish(*problem.refine(mix, kernel, offset, iterations))
+
+
+def conditioned(metric: Tensor) -> Tensor:
+    """Metrics (heads, n, n) in double precision, positive definite whatever was measured."""
+    return repaired(_nonzero(metric.double()))
 
 
 def _nonzero(metric: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ class LayerFit:
             refined for their output, at the start of that.
         guide_explained: share of that residual which the guide explains on left-out images.
         clusters: (heads, c), the key that every column was assigned to; compact form only.
+        analysis: what else was found in the statistics, as JSON values; None if nobody asked.
     """
 
     key_error: list[float] = field(default_factory=list)
@@ -28,3 +30,4 @@ class LayerFit:
     logit_error: float = 0.0
     guide_explained: float = 0.0
     clusters: Tensor | None = None
+    analysis: dict[str, Any] | None = None

@@ -77,11 +77,15 @@ class Moments:
             cross, expanded_power(rows, gram), expanded_power(columns, gram), temperature
         )
 
+    def maps(self) -> Tensor:
+        """The teacher's attention, (N, heads, c, c)."""
+        return self.logits().softmax(-1)
+
     def outputs(self) -> Tensor:
         """The teacher's output projection times its attention, (N, heads, C, c)."""
         heads, c = self.form.heads, self.form.head_channels
         output = self.form.output.to(self.grams).view(-1, heads, c).transpose(0, 1)
-        return output @ self.logits().softmax(-1)
+        return output @ self.maps()
 
     def head_values(self) -> Tensor:
         """Mean over the images of the values' moments inside each head, (heads, c, c)."""

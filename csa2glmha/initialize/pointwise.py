@@ -20,7 +20,7 @@ from csa2glmha.initialize.corrections import set_corrections
 from csa2glmha.initialize.factorize import SeparableFactors, factorize
 from csa2glmha.initialize.fit import LayerFit
 from csa2glmha.initialize.moments import LayerMoments, Moments
-from csa2glmha.initialize.statistics import CENTRED
+from csa2glmha.initialize.problems import embedded_problem, moment_value_problem, subspace_problem
 
 #: Steps of L-BFGS. Measured on MST-S, rank 8, 40 scenes: 30 steps gain 0.9 dB of agreement with the teacher
 #: on other scenes, 100 steps 0.2 dB more.
@@ -41,8 +41,9 @@ def fill_pointwise(
     core.output.copy_(form.output)
     if core.output_bias is not None and form.output_bias is not None:
         core.output_bias.copy_(form.output_bias)
-    core.temperature.copy_(form.temperature.view(-1, 1, 1).expand_as(core.temperature))
-    if core.projection is None:
+    if core.temperature is not None:
+        core.temperature.copy_(form.temperature.view(-1, 1, 1).expand_as(core.temperature))
+    if core.projection is None and core.expand_rows is not None and core.expand_columns is not None:
         core.expand_rows.copy_(form.rows.pointwise.view_as(core.expand_rows))
         core.expand_columns.copy_(form.columns.pointwise.view_as(core.expand_columns))
     if isinstance(core.values, nn.Conv2d):
@@ -56,16 +57,16 @@ def fill_pointwise(
         _fill_values(core, moments, fit)
     if core.projection is not None:
         _fill_subspace(core, moments, fit)
+    if core.config.bias_rank:
         _set_corrections(core, moments, fit)
         _refine(core, moments)
 
 
 def _fill_subspace(core: PointwiseGLMHA, moments: Moments, fit: LayerFit) -> None:
     """Z, and rows and columns as mixtures of it."""
-    assert core.projection is not None
+    assert core.projection is not None and core.expand_rows is not None and core.expand_columns is not None
     filters = moments.stacked()
-    metric, power = _logit_metric(filters @ moments.grams.unsqueeze(1) @ filters.transpose(-2, -1))
-    factors = _truncate(torch.diag_embed(power.reciprocal()), metric, core.config.rank_k)
+    factors = factorize(*subspace_problem(moments), core.config.rank_k)
     core.projection.weight[:, :, 0, 0] = (_mixture(factors).to(filters) @ filters).flatten(0, 1).float()
     rows, columns = factors.expand.chunk(2, 1)
     core.expand_rows.copy_(rows)
@@ -74,44 +75,22 @@ def _fill_subspace(core: PointwiseGLMHA, moments: Moments, fit: LayerFit) -> Non
     fit.key_error.extend(factors.error.sqrt().tolist())
 
 
-def _logit_metric(products: Tensor) -> tuple[Tensor, Tensor]:
-    """How logits depend on rows and columns, and the mean square of each.
-
-    Args:
-        products: (N, heads, 2c, 2c), mean products of each head's rows and columns, in this order.
-
-    Returns:
-        The metric (heads, 2c, 2c), as :meth:`SideStatistics.metric`, and (heads, 2c), in the same units.
-    """
-    power = products.diagonal(dim1=-2, dim2=-1).clamp_min(1e-24)
-    # Each side's slope is the other side, normalised; their order does not matter to the sum of both.
-    slope = products / power.sqrt().unsqueeze(-1)
-    gain = power.sqrt().mean(-1)  # logits do not depend on an image's brightness
-    slope = slope / gain[..., None, None]
-    mean = slope.mean(0)
-    metric = (slope.transpose(-2, -1) @ slope).mean(0) - CENTRED * mean.transpose(-2, -1) @ mean
-    return metric, (power / gain.square().unsqueeze(-1)).mean(0)
-
-
 def _fill_values(core: PointwiseGLMHA, moments: Moments, fit: LayerFit) -> None:
     """V_r from V, and back: V ~ H V_r where the output is sensitive to it."""
     assert core.reduce_values is not None and core.expand_values is not None
-    outputs = moments.outputs()
-    sensitivity = (outputs.transpose(-2, -1) @ outputs).mean(0)
-    factors = _truncate(sensitivity, moments.head_values(), core.config.rank_v)
+    factors = factorize(*moment_value_problem(moments), core.config.rank_v)
     core.reduce_values.weight[:, :, 0, 0] = _mixture(factors).flatten(0, 1)
     core.expand_values.copy_(factors.expand)
     fit.value_error.extend(factors.error.sqrt().tolist())
 
 
 def _fill_embedded(core: PointwiseGLMHA, moments: Moments, fit: LayerFit) -> None:
-    """W_V in two factors. Every channel has an embedding of its own, so none counts for more."""
+    """W_V in two factors."""
     assert core.config.rank_pos is not None and isinstance(core.values, nn.Sequential)
     generate, expand = core.values
     assert isinstance(generate, nn.Conv2d) and isinstance(expand, nn.Conv2d)
     filters = moments.per_head(moments.form.values.pointwise)
-    second = (filters @ moments.grams.mean(0) @ filters.transpose(-2, -1)).contiguous()
-    factors = _truncate(torch.eye(second.shape[-1]).expand_as(second), second, core.config.rank_pos)
+    factors = factorize(*embedded_problem(moments), core.config.rank_pos)
     generate.weight[:, :, 0, 0] = (_mixture(factors).to(filters) @ filters).flatten(0, 1).float()
     expand.weight[:, :, 0, 0] = factors.expand.flatten(0, 1)
     fit.embedded_error.extend(factors.error.sqrt().tolist())
@@ -175,12 +154,6 @@ def _energy(folded: Tensor, values: Tensor) -> Tensor:
 
 def _double(core: PointwiseGLMHA) -> PointwiseGLMHA:
     return copy.deepcopy(core).cpu().double()
-
-
-def _truncate(left_metric: Tensor, right_metric: Tensor, rank: int) -> SeparableFactors:
-    """The identity on d maps of each head in rank r, by least squares in two metrics (heads, d, d)."""
-    heads, maps, _ = right_metric.shape
-    return factorize(torch.ones(heads, maps, 1), None, left_metric, right_metric, rank)
 
 
 def _mixture(factors: SeparableFactors) -> Tensor:

@@ -1,11 +1,12 @@
 """Streamed attention statistics of a teacher's layers.
 
-One pass over the calibration images; per layer and head only sums of small matrices are kept.
+One pass over the calibration images; per layer and head only sums of small matrices, and the attention maps,
+are kept.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -70,13 +71,17 @@ class SideStatistics:
 
 @dataclass
 class LayerStatistics:
-    """What the initialisation of one layer needs, accumulated over images."""
+    """What the initialisation of one layer needs, accumulated over images.
+
+    Of the attention maps themselves (heads, c, c) those of every image are kept: they are small.
+    """
 
     form: ChannelAttention
     rows: SideStatistics | None
     columns: SideStatistics | None
     attention: Tensor | None
     values: Tensor | None
+    maps: list[Tensor] = field(default_factory=list)
     images: int = 0
 
     @classmethod
@@ -122,9 +127,10 @@ class LayerStatistics:
             self.columns.add(unit["rows"], columns_of("columns"), maps["columns"])
         if self.rows is not None:
             self.rows.add(unit["columns"], columns_of("rows"), maps["rows"])
+        logits = (unit["rows"] @ unit["columns"].transpose(-2, -1)) * form.temperature.view(-1, 1, 1)
+        self.maps.append(logits.softmax(-1).cpu())
         if self.attention is not None and self.values is not None:
-            logits = (unit["rows"] @ unit["columns"].transpose(-2, -1)) * form.temperature.view(-1, 1, 1)
-            attention = logits.softmax(-1).cpu().double()
+            attention = self.maps[-1].double()
             output = form.output.cpu().double().view(-1, heads, form.head_channels).permute(1, 0, 2)
             mapped = output @ attention
             self.attention += mapped.transpose(-2, -1) @ mapped

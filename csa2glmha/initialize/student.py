@@ -3,12 +3,14 @@
 Two passes of the teacher over the calibration images. The first gathers the moments from which keys,
 rows and values are factorised; in the second each new layer sees its teacher layer's input, and what
 its logits lack gives the scales, the static bias and the guide. Pointwise layers need the first alone.
+
+Any number of candidates for the place of one layer share the passes.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
 from csa2glmha.attention.glmha import GLMHA, GLMHAConfig, GuidedAttention, pooled_statistics
-from csa2glmha.attention.layers import AttentionLayer, attention_layers, replace_layers
+from csa2glmha.attention.layers import AttentionLayer, attention_layers
 from csa2glmha.attention.pointwise import PointwiseGLMHA
 from csa2glmha.data.batches import Inputs
 from csa2glmha.initialize.compact import compact_factors
@@ -27,17 +29,37 @@ from csa2glmha.initialize.factorize import SeparableFactors, factorize
 from csa2glmha.initialize.fit import LayerFit
 from csa2glmha.initialize.moments import LayerMoments
 from csa2glmha.initialize.pointwise import fill_pointwise
-from csa2glmha.initialize.statistics import CENTRED, LayerStatistics, SideStatistics, has_offset
+from csa2glmha.initialize.problems import Gathered, side_problem, teacher_filters, value_problem
+from csa2glmha.initialize.statistics import LayerStatistics
 from csa2glmha.models.base import run
 from csa2glmha.progress import manual_progress, progress
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
+Statistics = dict[str, Gathered]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A converted layer, called as the teacher's is, and how well it fits."""
+
+    config: GLMHAConfig
+    module: nn.Module
+    fit: LayerFit
+
+    @property
+    def core(self) -> GuidedAttention:
+        """The attention in it."""
+        return next(part for part in self.module.modules() if isinstance(part, GuidedAttention))
+
+
 def initialise_student(
     teacher: ModelT,
     configs: dict[str, GLMHAConfig],
     batches: Sequence[Inputs] | None,
+    statistics: Statistics | None = None,
+    analyse: Callable[[AttentionLayer, Gathered], dict[str, Any]] | None = None,
 ) -> tuple[ModelT, dict[str, LayerFit]]:
     """A student with every named CSA layer replaced, initialised from the teacher's statistics.
 
@@ -46,64 +68,129 @@ def initialise_student(
         configs: configuration of each layer to replace.
         batches: calibration inputs as the teacher expects them, a few images each; may be None when every
             layer is at full rank, which needs none.
+        statistics: of these inputs, where they have been gathered already.
+        analyse: called with every layer that has statistics, before they are dropped; what it returns is in
+            the layer's fit.
 
     Returns:
         The student, in eval mode on the teacher's device, and how well each layer fits.
     """
-    layers = {name: layer for name, layer in attention_layers(teacher).items() if name in configs}
+    wanted = {name: [config] for name, config in configs.items()}
+    made = initialise_layers(teacher, wanted, batches, statistics, analyse)
     student = copy.deepcopy(teacher)
-    replace_layers(student, configs)
-    device = next(teacher.parameters()).device
-    student.to(device).eval()
-    fits = {name: LayerFit() for name in layers}
-    approximate = {name: layer for name, layer in layers.items() if not configs[name].full}
-    statistics: dict[str, LayerStatistics | LayerMoments] = {}
-    if approximate:
-        if batches is None:
-            raise ValueError("a rank below full needs calibration images")
-        statistics = gather_statistics(teacher, approximate, configs, batches)
-    with torch.no_grad():
-        for name in progress(layers, what="factorising", unit="layer"):
-            core, form = _core(student, name), layers[name].form
-            gathered = statistics.pop(name, None)  # the largest tensors here; free them as we go
-            if isinstance(core, PointwiseGLMHA):
-                assert not isinstance(gathered, LayerStatistics)
-                fill_pointwise(core, form, gathered, fits[name])
-            else:
-                assert isinstance(core, GLMHA) and not isinstance(gathered, LayerMoments)
-                _fill(core, form, gathered, fits[name])
-        inexact = {
-            name: layer
-            for name, layer in approximate.items()
-            if configs[name].bias_rank and not layer.form.embedded
-        }
-        if inexact and batches is not None:
-            _fit_corrections(teacher, student, inexact, batches, fits)
+    for name, (candidate,) in made.items():
+        student.set_submodule(name, candidate.module)
+    student.eval()
     for parameter in student.parameters():
         parameter.requires_grad_(True)
-    return student, fits
+    return student, {name: candidate.fit for name, (candidate,) in made.items()}
+
+
+def initialise_layers(
+    teacher: nn.Module,
+    configs: Mapping[str, Sequence[GLMHAConfig]],
+    batches: Sequence[Inputs] | None,
+    statistics: Statistics | None = None,
+    analyse: Callable[[AttentionLayer, Gathered], dict[str, Any]] | None = None,
+) -> dict[str, list[Candidate]]:
+    """Candidates for the place of every named layer, one for each of its configurations.
+
+    Args: as :func:`initialise_student`; what ``analyse`` returns is in the first candidate's fit.
+
+    Returns:
+        Candidates in the order of the configurations, in eval mode on the teacher's device.
+    """
+    device = next(teacher.parameters()).device
+    layers = {name: layer for name, layer in attention_layers(teacher).items() if name in configs}
+    made = {
+        name: [_empty_candidate(layers[name], config) for config in wanted]
+        for name, wanted in configs.items()
+    }
+    for candidate in (candidate for candidates in made.values() for candidate in candidates):
+        candidate.module.to(device).eval().requires_grad_(False)
+    approximate = {name for name, wanted in configs.items() if any(not config.full for config in wanted)}
+    keep = statistics is not None
+    if approximate and statistics is None:
+        if batches is None:
+            raise ValueError("a rank below full needs calibration images")
+        needs = {name: Needs.of(configs[name]) for name in approximate}
+        statistics = gather_statistics(teacher, layers, needs, batches)
+    with torch.no_grad():
+        for name in progress(layers, what="factorising", unit="layer"):
+            gathered = None if statistics is None else statistics.get(name)
+            if statistics is not None and not keep:
+                statistics.pop(name, None)  # the largest tensors here; free them as we go
+            if analyse is not None and gathered is not None:
+                made[name][0].fit.analysis = analyse(layers[name], gathered)
+            for candidate in made[name]:
+                _fill_any(candidate, layers[name].form, gathered)
+        inexact = {
+            name: [
+                candidate
+                for candidate in candidates
+                if candidate.config.bias_rank and not layers[name].form.embedded
+            ]
+            for name, candidates in made.items()
+        }
+        inexact = {name: candidates for name, candidates in inexact.items() if candidates}
+        if inexact and batches is not None:
+            _fit_corrections(teacher, layers, inexact, batches)
+    return made
+
+
+def _empty_candidate(layer: AttentionLayer, config: GLMHAConfig) -> Candidate:
+    # What lies beside the attention is taken over from the copy.
+    return Candidate(config, layer.adapter.build(copy.deepcopy(layer.module), config), LayerFit())
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Which projections of a layer will be factorised."""
+
+    rows: bool = True
+    columns: bool = True
+    values: bool = True
+
+    @classmethod
+    def of(cls, configs: Sequence[GLMHAConfig]) -> Needs:
+        """What any of a layer's configurations needs."""
+
+        def lower(rank: str) -> bool:
+            return any(0 < getattr(config, rank) < config.head_channels for config in configs)
+
+        compact = any(config.compact for config in configs)
+        return cls(lower("rank_q"), lower("rank_k") or compact, lower("rank_v"))
 
 
 def gather_statistics(
     teacher: nn.Module,
-    layers: dict[str, AttentionLayer],
-    configs: dict[str, GLMHAConfig],
+    layers: Mapping[str, AttentionLayer],
+    needs: Mapping[str, Needs],
     batches: Sequence[Inputs],
-) -> dict[str, LayerStatistics | LayerMoments]:
-    """First pass: the moments that each layer's configuration needs."""
-    statistics: dict[str, LayerStatistics | LayerMoments] = {}
-    for name, layer in layers.items():
-        if layer.form.embedded:
-            statistics[name] = LayerMoments(layer.form)
-            continue
-        config = configs[name]
-        c = config.head_channels
-        statistics[name] = LayerStatistics.empty(
-            layer.form,
-            rows=config.rank_q < c,
-            columns=config.rank_k < c or config.compact,
-            values=config.rank_v < c,
-        )
+) -> Statistics:
+    """First pass: the moments of the named layers that are needed."""
+    statistics = {
+        name: empty_statistics(layers[name].form, need.rows, need.columns, need.values)
+        for name, need in needs.items()
+    }
+    fill_statistics(teacher, {name: layers[name] for name in needs}, statistics, batches)
+    return statistics
+
+
+def empty_statistics(form: ChannelAttention, rows: bool, columns: bool, values: bool) -> Gathered:
+    """Of the kind that suits the layer, for the projections that are of interest."""
+    if form.embedded:  # moments of the input tell all
+        return LayerMoments(form)
+    return LayerStatistics.empty(form, rows, columns, values)
+
+
+def fill_statistics(
+    teacher: nn.Module,
+    layers: Mapping[str, AttentionLayer],
+    statistics: Mapping[str, Gathered],
+    batches: Sequence[Inputs],
+) -> None:
+    """Run the teacher on the calibration inputs and add what its layers see to their statistics."""
 
     def see(name: str, args: tuple[Any, ...]) -> None:
         layer, gathered = layers[name], statistics[name]
@@ -115,16 +202,25 @@ def gather_statistics(
 
     with _observe(layers, see):
         _run(teacher, batches, "statistics")
-    return statistics
 
 
-def _core(model: nn.Module, name: str) -> GuidedAttention:
-    module = model.get_submodule(name)
-    return next(part for part in module.modules() if isinstance(part, GuidedAttention))
+def _fill_any(candidate: Candidate, form: ChannelAttention, gathered: Gathered | None) -> None:
+    """Set everything that the first pass determines."""
+    core = candidate.core
+    if candidate.config.full:
+        gathered = None
+    if isinstance(core, PointwiseGLMHA):
+        assert not isinstance(gathered, LayerStatistics)
+        fill_pointwise(core, form, gathered, candidate.fit)
+    else:
+        assert isinstance(core, GLMHA) and not isinstance(gathered, LayerMoments)
+        _fill(core, form, gathered, candidate.fit)
 
 
 @contextmanager
-def _observe(layers: dict[str, AttentionLayer], see: Callable[[str, tuple[Any, ...]], Any]) -> Iterator[None]:
+def _observe(
+    layers: Mapping[str, AttentionLayer], see: Callable[[str, tuple[Any, ...]], Any]
+) -> Iterator[None]:
     """Call ``see(name, arguments)`` whenever one of the layers runs."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -155,7 +251,8 @@ def _fill(core: GLMHA, form: ChannelAttention, statistics: LayerStatistics | Non
     core.output.copy_(form.output)
     if core.output_bias is not None and form.output_bias is not None:
         core.output_bias.copy_(form.output_bias)
-    core.temperature.copy_(form.temperature.view(-1, 1, 1).expand_as(core.temperature))
+    if core.temperature is not None:
+        core.temperature.copy_(form.temperature.view(-1, 1, 1).expand_as(core.temperature))
     columns: SeparableFactors | None
     values: SeparableFactors | None
     if config.compact:
@@ -168,23 +265,22 @@ def _fill(core: GLMHA, form: ChannelAttention, statistics: LayerStatistics | Non
         )
     else:
         columns, values = None, None
-        if config.rank_k < config.head_channels:
+        if 0 < config.rank_k < config.head_channels:
             assert statistics is not None and statistics.columns is not None
-            columns = _factorise_side(form.columns, form, statistics.columns, config.rank_k)
+            columns = factorize(*side_problem(form.columns, form, statistics.columns), config.rank_k)
         if config.rank_v < config.head_channels:
             assert statistics is not None
-            kernels, offsets = teacher_filters(form.values, form)
-            assert statistics.attention is not None and statistics.values is not None
-            values = factorize(kernels, offsets, statistics.attention, statistics.values, config.rank_v)
+            values = factorize(*value_problem(statistics), config.rank_v)
     rows = None
-    if config.rank_q < config.head_channels:
+    if 0 < config.rank_q < config.head_channels:
         assert statistics is not None and statistics.rows is not None
-        rows = _factorise_side(form.rows, form, statistics.rows, config.rank_q)
+        rows = factorize(*side_problem(form.rows, form, statistics.rows), config.rank_q)
     start = 0
     for projection, factors, width in zip(
         (form.rows, form.columns, form.values), (rows, columns, values), core.widths, strict=True
     ):
-        _set_generator(core, slice(start, start + width), projection, factors, form.heads)
+        if width:
+            _set_generator(core, slice(start, start + width), projection, factors, form.heads)
         start += width
     for parameter, factors, errors in (
         (core.expand_rows, rows, fit.row_error),
@@ -195,26 +291,6 @@ def _fill(core: GLMHA, form: ChannelAttention, statistics: LayerStatistics | Non
             errors.extend(factors.error.sqrt().tolist())
             if parameter is not None:
                 parameter.copy_(factors.expand)
-
-
-def _factorise_side(
-    projection: Projection, form: ChannelAttention, side: SideStatistics, rank: int
-) -> SeparableFactors:
-    kernels, offsets = teacher_filters(projection, form)
-    weight = side.norms().clamp_min(1e-12).reciprocal().square()
-    return factorize(kernels, offsets, torch.diag_embed(weight), side.metric(CENTRED), rank)
-
-
-def teacher_filters(projection: Projection, form: ChannelAttention) -> tuple[Tensor, Tensor | None]:
-    """Depthwise kernels (heads, c, k^2) and offsets (heads, c) of a projection, on the CPU."""
-    heads, c = form.heads, form.head_channels
-    kernels = (
-        torch.ones(heads, c, 1)
-        if projection.depthwise is None
-        else projection.depthwise.cpu().reshape(heads, c, -1)
-    )
-    bias = projection.depthwise_bias
-    return kernels, None if bias is None or not has_offset(projection) else bias.cpu().view(heads, c)
 
 
 def _set_generator(
@@ -256,31 +332,32 @@ class _LogitSamples:
 
 def _fit_corrections(
     teacher: nn.Module,
-    student: nn.Module,
-    layers: dict[str, AttentionLayer],
+    layers: Mapping[str, AttentionLayer],
+    candidates: Mapping[str, Sequence[Candidate]],
     batches: Sequence[Inputs],
-    fits: dict[str, LayerFit],
 ) -> None:
     """Second pass: scales, static bias and guide of every layer with approximate logits."""
-    samples = {name: _LogitSamples() for name in layers}
+    samples = {name: [_LogitSamples() for _ in each] for name, each in candidates.items()}
 
     def see(name: str, args: tuple[Any, ...]) -> None:
-        form, core, kept = layers[name].form, _core(student, name), samples[name]
+        form = layers[name].form
         x = layers[name].adapter.attention_input(args)
         rows = form.rows.spread(form.rows.mix(x))
         columns = form.columns.spread(form.columns.mix(x))
-        kept.target.append(form.logits(rows, columns).cpu())
-        kept.logits.append(core.input_logits(x).cpu())
-        kept.features.append(pooled_statistics(x).cpu())
+        target, features = form.logits(rows, columns).cpu(), pooled_statistics(x).cpu()
+        for candidate, kept in zip(candidates[name], samples[name], strict=True):
+            kept.target.append(target)
+            kept.logits.append(candidate.core.input_logits(x).cpu())
+            kept.features.append(features)
 
-    with _observe(layers, see):
+    with _observe({name: layers[name] for name in candidates}, see):
         _run(teacher, batches, "logit corrections")
-    for name in progress(layers, what="fitting corrections", unit="layer"):
-        kept = samples.pop(name)
-        set_corrections(
-            _core(student, name),
-            torch.cat(kept.target),
-            torch.cat(kept.logits),
-            torch.cat(kept.features),
-            fits[name],
-        )
+    for name in progress(candidates, what="fitting corrections", unit="layer"):
+        for candidate, kept in zip(candidates[name], samples.pop(name), strict=True):
+            set_corrections(
+                candidate.core,
+                torch.cat(kept.target),
+                torch.cat(kept.logits),
+                torch.cat(kept.features),
+                candidate.fit,
+            )

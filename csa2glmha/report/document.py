@@ -101,7 +101,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         f"# {teacher['file']}: channel attention to GLMHA",
         "",
-        f"{teacher['architecture']}, input {height} x {width}, rank {_ranks(options)}, "
+        f"{teacher['architecture']}, input {height} x {width}, rank {rank_text(options)}, "
         f"{options['attention']} attention. Made by {report['tool']} on {report['device']}.",
         "",
         *_markdown_table(headline_rows(report), ("", "before", "after", "ratio")),
@@ -223,7 +223,8 @@ def _routes(report: dict[str, Any]) -> list[str]:
     return [f"- {route}: {', '.join(f'`{name}`' for name in names)}" for route, names in groups.items()]
 
 
-def _ranks(options: dict[str, Any]) -> str:
+def rank_text(options: dict[str, Any]) -> str:
+    """The ranks that were asked for, e.g. "8 (q 16)"."""
     parts = ("q", "k", "v", "pos")
     extra = [f"{part} {options[f'rank_{part}']}" for part in parts if options.get(f"rank_{part}") is not None]
     return str(options["rank"]) + (f" ({', '.join(extra)})" if extra else "")

@@ -60,7 +60,7 @@ def spectral_comparison(
     """
     bands = len(teacher)
     rows: list[Tensor] = []
-    for band in _spread(bands, BANDS_SHOWN):
+    for band in spread_evenly(bands, BANDS_SHOWN):
         white = max(float(np.quantile(teacher[band].numpy(), 0.995)), 1e-3)
         panels = [
             (f"teacher, band {band + 1} of {bands}", teacher[band : band + 1] / white),
@@ -123,7 +123,7 @@ def colourful_pixels(cube: Tensor, count: int) -> list[tuple[int, int]]:
     return found
 
 
-def _spread(count: int, shown: int) -> list[int]:
+def spread_evenly(count: int, shown: int) -> list[int]:
     """Indices in the middle of ``shown`` equal parts of ``count``."""
     shown = min(count, shown)
     return [(2 * index + 1) * count // (2 * shown) for index in range(shown)]

@@ -1,0 +1,134 @@
+"""What other methods reach with the same multiply-accumulates and the same distillation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from csa2glmha.attention.layers import attention_layers
+from csa2glmha.data.batches import Data, Example, Inputs
+from csa2glmha.distill import StateFolder
+from csa2glmha.distill.job import DistillJob, find_state
+from csa2glmha.initialize.baselines import (
+    COMPACT,
+    DESCRIPTIONS,
+    STATIC,
+    SVD,
+    baseline_configs,
+    initialise_baseline,
+    supported,
+)
+from csa2glmha.models import RestorationModel
+from csa2glmha.options import ConvertOptions
+from csa2glmha.progress import say
+from csa2glmha.report.complexity import count_complexity
+from csa2glmha.report.evaluate import Restore, judge, restore
+from csa2glmha.search.costs import count_configs
+
+#: Ranks that are tried for the same multiply-accumulates.
+RANKS = (2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48)
+
+
+@dataclass(frozen=True)
+class BaselineJob:
+    """The comparison of one conversion.
+
+    Attributes:
+        teacher: on its device.
+        options, data: of the conversion; the steps of distillation are those that the student took.
+        examples: to judge on.
+        batches: calibration inputs.
+        identity: what a state to resume from must share, beside the method.
+        output: folder of the results.
+        finish: what is done to a student before it is judged.
+    """
+
+    teacher: RestorationModel
+    options: ConvertOptions
+    data: Data
+    examples: list[Example]
+    batches: Sequence[Inputs]
+    identity: Mapping[str, Any]
+    output: Path
+    finish: Callable[[RestorationModel], RestorationModel]
+
+    def run(self, macs: int) -> list[dict[str, Any]]:
+        """Make, distil and judge every method that the teacher's layers allow.
+
+        Args:
+            macs: of the student, which the methods are to come close to.
+        """
+        found = []
+        layers = attention_layers(self.teacher)
+        for kind in (SVD, STATIC, COMPACT):
+            if supported(layers, kind):
+                found.append(self._one(kind, macs))
+            else:
+                say(f"baseline {kind}: these layers have no such form, left out")
+        return found
+
+    def _one(self, kind: str, macs: int) -> dict[str, Any]:
+        rank = self._rank(kind, macs)
+        say(f"baseline {kind}: {DESCRIPTIONS[kind]}, rank {rank}")
+        student, _ = initialise_baseline(self.teacher, kind, rank, self.batches)
+        candidates: dict[str, Restore] = {"teacher": restore(self.teacher)}
+        candidates["before"] = restore(self.finish(copy.deepcopy(student)))
+        distilled = self.options.distill and self.options.distill_steps != 0
+        if distilled:
+            folder = self.output / f"state-{kind}"
+            identity = {**self.identity, "the method": kind, "its rank": rank}
+            states = StateFolder(folder, identity, self.options.state_minutes, say)
+            state = find_state(states, self.options)
+            if state is None:
+                states.clear()
+            log = self.output / f"distill-{kind}.jsonl"
+            DistillJob(self.options, self.data, states, log).run(student, self.teacher, state)
+            states.clear()
+        student = self.finish(student).eval()
+        candidates["after"] = restore(student)
+        judged = judge(candidates, self.examples, "teacher", self.data.spectral)
+        shapes = student.input_shapes(*self.data.frame(self.options.input_size))
+        counted = count_complexity(student, *shapes)
+
+        def quality(name: str) -> dict[str, Any]:
+            own, truth = judged["teacher"].to_json(), judged[name].to_json()
+            before, after = own.get("truth", {}).get("psnr"), truth.get("truth", {}).get("psnr")
+            known = isinstance(before, float) and isinstance(after, float)
+            return {
+                "psnr_to_teacher": truth.get("teacher", {}).get("psnr"),
+                "psnr_drop": after - before if known else None,
+            }
+
+        return {
+            "name": kind,
+            "description": f"{DESCRIPTIONS[kind]}; rank {rank}",
+            "rank": rank,
+            "macs": counted.macs,
+            "params": counted.params,
+            "before": quality("before"),
+            "after": quality("after") if distilled else None,
+        }
+
+    def _rank(self, kind: str, macs: int) -> int:
+        """The rank whose multiply-accumulates come closest."""
+        layers = attention_layers(self.teacher)
+        widest = max(layer.form.head_channels for layer in layers.values())
+        frame = self.data.frame(self.options.input_size)
+        offset = self._finished_macs(frame)
+        return min(
+            (rank for rank in RANKS if rank < widest),
+            key=lambda rank: abs(
+                count_configs(self.teacher, baseline_configs(layers, kind, rank), frame).macs - offset - macs
+            ),
+            default=widest,
+        )
+
+    def _finished_macs(self, frame: tuple[int, int]) -> int:
+        """What :attr:`finish` takes away."""
+        student = copy.deepcopy(self.teacher)
+        before = count_complexity(student, *student.input_shapes(*frame)).macs
+        finished = self.finish(student)
+        return before - count_complexity(finished, *finished.input_shapes(*frame)).macs

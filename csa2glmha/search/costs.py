@@ -1,0 +1,64 @@
+"""What choices cost, counted on networks that have them, not by formulas of our own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.attention.layers import attention_layers, replace_layers
+from csa2glmha.attention.ranks import Ranks, plan_layers
+from csa2glmha.models import RestorationModel
+from csa2glmha.progress import progress
+from csa2glmha.report.complexity import Complexity, count_complexity
+from csa2glmha.search.choices import Choice
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Multiply-accumulates and parameters.
+
+    Attributes:
+        teacher, lossless: of the whole network, unconverted and at full rank, as (MACs, parameters).
+        saved: of every choice, how much less than at full rank, likewise; by layer and side.
+    """
+
+    teacher: tuple[int, int]
+    lossless: tuple[int, int]
+    saved: dict[Key, list[tuple[int, int]]]
+
+
+def count_costs(
+    teacher: RestorationModel, choices: Mapping[Key, Sequence[Choice]], frame: tuple[int, int]
+) -> Costs:
+    """Count all choices on inputs of a height and width.
+
+    One network has the first choice of every layer's side, the next the second, and so on.
+    """
+    before = count_complexity(teacher, *teacher.input_shapes(*frame))
+    full = plan_layers(attention_layers(teacher), Ranks())
+    lossless = count_configs(teacher, full, frame)
+    saved: dict[Key, list[tuple[int, int]]] = {key: [] for key in choices}
+    for side in dict.fromkeys(side for _, side in choices):
+        mine = {name: each for (name, of), each in choices.items() if of == side}
+        for number in progress(range(max(map(len, mine.values()))), what=f"counting {side}", unit="rank"):
+            present = {name: each[number] for name, each in mine.items() if number < len(each)}
+            counted = count_configs(
+                teacher, full | {name: choice.config for name, choice in present.items()}, frame
+            )
+            for name in present:
+                was, now = lossless.modules[name], counted.modules[name]
+                saved[name, side].append((was.macs - now.macs, was.params - now.params))
+    return Costs((before.macs, before.params), (lossless.macs, lossless.params), saved)
+
+
+def count_configs(
+    teacher: RestorationModel, configs: Mapping[str, GLMHAConfig], frame: tuple[int, int]
+) -> Complexity:
+    """The complexity of the student that has these layers."""
+    student = copy.deepcopy(teacher)
+    replace_layers(student, dict(configs))
+    return count_complexity(student, *student.input_shapes(*frame))

@@ -1,0 +1,192 @@
+"""What each layer's rank costs in agreement with the teacher, measured on held-out crops.
+
+One side of one layer is converted, everything else is the teacher's; the mean squared error of the output is
+what the choice costs. Such errors of different layers are next to uncorrelated, so they add up.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from csa2glmha.data.batches import Inputs
+from csa2glmha.distill.held_out import HeldOut, errors
+from csa2glmha.errors import OutputError
+from csa2glmha.files import atomic_path
+from csa2glmha.initialize.student import Candidate, Statistics, initialise_layers
+from csa2glmha.models import RestorationModel
+from csa2glmha.progress import manual_progress
+from csa2glmha.search.choices import LOGITS, Choice
+from csa2glmha.search.costs import Key
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One choice.
+
+    Attributes:
+        error: mean squared error of the network's output, to the teacher's.
+        predicted: relative error of the factorisation in its metric, squared, in closed form.
+    """
+
+    error: float
+    predicted: float
+
+
+@dataclass
+class SensitivityCache:
+    """Measurements on disk, one JSON object a line, so that an interrupted search goes on where it was.
+
+    Attributes:
+        path: of the file.
+        identity: what the measurements depend on; those of another identity are not used.
+    """
+
+    path: Path
+    identity: Mapping[str, Any]
+    known: dict[str, Measured] = field(default_factory=dict)
+
+    def open(self) -> None:
+        """Read what is there, and begin a new file where that is of something else.
+
+        Raises:
+            OutputError: the file cannot be read or written.
+        """
+        wanted = json.loads(json.dumps(self.identity))
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+            first = _parsed(lines[0]) if lines else None
+            if first is not None and first.get("identity") == wanted:
+                for line in lines[1:]:
+                    entry = _parsed(line)  # None: cut off by the end of an earlier process
+                    if entry is not None:
+                        self.known[entry["choice"]] = Measured(entry["error"], entry["predicted"])
+            with atomic_path(self.path) as temporary:
+                entries = [
+                    {"choice": key, "error": measured.error, "predicted": measured.predicted}
+                    for key, measured in self.known.items()
+                ]
+                text = "".join(json.dumps(line) + "\n" for line in [{"identity": wanted}, *entries])
+                temporary.write_text(text, encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise OutputError(f"{self.path}: {error}; choose another folder with -o") from error
+
+    def add(self, choice: Choice, measured: Measured) -> None:
+        """Keep one measurement."""
+        self.known[_name(choice)] = measured
+        entry = {"choice": _name(choice), "error": measured.error, "predicted": measured.predicted}
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise OutputError(f"{self.path}: {error.strerror or error}; make room and start again") from error
+
+    def get(self, choice: Choice) -> Measured | None:
+        """What is known of a choice."""
+        return self.known.get(_name(choice))
+
+
+def _name(choice: Choice) -> str:
+    return f"{choice.layer}: {choice.label}"
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def measure_sensitivity(
+    teacher: RestorationModel,
+    choices: Mapping[Key, Sequence[Choice]],
+    held_out: HeldOut,
+    batches: Sequence[Inputs],
+    statistics: Statistics | None,
+    cache: SensitivityCache | None = None,
+) -> dict[Key, list[Measured]]:
+    """What every choice costs.
+
+    Args:
+        teacher: in eval mode.
+        choices: by layer and side.
+        held_out: crops to measure on, with the teacher's outputs.
+        batches, statistics: for the initialisation of what is measured.
+        cache: of earlier measurements, which are not done again; open.
+    """
+    known = {} if cache is None else {choice: cache.get(choice) for choice in _all(choices)}
+    found = {choice: measured for choice, measured in known.items() if measured is not None}
+    found |= {choice: Measured(0.0, 0.0) for choice in _all(choices) if choice.full}
+    missing: dict[str, list[Choice]] = {}
+    for choice in _all(choices):
+        if choice not in found:
+            missing.setdefault(choice.layer, []).append(choice)
+    if missing:
+        configs = {name: [choice.config for choice in each] for name, each in missing.items()}
+        candidates = initialise_layers(teacher, configs, batches, statistics)
+        network = copy.deepcopy(teacher)
+        total = sum(map(len, missing.values()))
+        with manual_progress(what="sensitivity", unit="rank", total=total) as bar:
+            for name, each in missing.items():
+                original = network.get_submodule(name)
+                for choice, candidate in zip(each, candidates.pop(name), strict=True):
+                    network.set_submodule(name, candidate.module)
+                    error = float(errors(network, held_out)[0].mean())
+                    found[choice] = Measured(error, _predicted(choice, candidate))
+                    if cache is not None:
+                        cache.add(choice, found[choice])
+                    bar.update()
+                network.set_submodule(name, original)
+    return {key: [found[choice] for choice in each] for key, each in choices.items()}
+
+
+def _all(choices: Mapping[Key, Sequence[Choice]]) -> Iterable[Choice]:
+    return (choice for each in choices.values() for choice in each)
+
+
+def _predicted(choice: Choice, candidate: Candidate) -> float:
+    fit = candidate.fit
+    if choice.side == LOGITS:
+        return max(0.0, fit.logit_error * (1 - fit.guide_explained))
+    return float(np.square(fit.value_error).mean()) if fit.value_error else 0.0
+
+
+def agreement_of_prediction(measured: Mapping[Key, Sequence[Measured]]) -> dict[str, dict[str, float]]:
+    """How well closed-form errors foretell the measured ones, side by side of the attention.
+
+    Returns:
+        For logits and values: Spearman's rank correlation within layers (mean over them) and over everything,
+        and the typical factor between the two once each layer's curve is scaled by its median.
+    """
+    result: dict[str, dict[str, float]] = {}
+    for side in dict.fromkeys(side for _, side in measured):
+        curves = [
+            [(each.predicted, each.error) for each in values if each.predicted > 0 and each.error > 0]
+            for (_, of), values in measured.items()
+            if of == side
+        ]
+        curves = [curve for curve in curves if len(curve) > 2]
+        if not curves:
+            continue
+        within, factors = [], []
+        for curve in curves:
+            logs = np.log(np.array(curve))
+            within.append(float(spearmanr(logs[:, 0], logs[:, 1]).statistic))
+            ratio = logs[:, 1] - logs[:, 0]
+            factors.extend(np.abs(ratio - np.median(ratio)).tolist())
+        together = np.array([pair for curve in curves for pair in curve])
+        result[side] = {
+            "within_layers": float(np.mean(within)),
+            "overall": float(spearmanr(together[:, 0], together[:, 1]).statistic),
+            "typical_factor": math.exp(float(np.median(factors))),
+        }
+    return result

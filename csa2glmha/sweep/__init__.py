@@ -1,0 +1,1 @@
+"""Several conversions of one checkpoint, side by side."""

@@ -1,0 +1,39 @@
+"""The sweep in the report of every point."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from csa2glmha.data.open import open_data
+from csa2glmha.pipeline import STUDENT_FILE
+from csa2glmha.progress import progress
+from csa2glmha.report.comparisons import compare_images
+from csa2glmha.report.document import REPORT_FILES, write_report
+from csa2glmha.report.evaluate import restore
+from csa2glmha.report.html.page import write_html
+from csa2glmha.storage import load
+from csa2glmha.sweep.points import Point
+
+
+def add_pareto(checkpoint: Path, points: Sequence[Point], output: Path, pareto: list[dict[str, Any]]) -> None:
+    """Write the reports of all points again, with what the others reach.
+
+    Args:
+        checkpoint: the teacher's.
+        points: done, each in its folder in ``output``.
+        pareto: the points of sweep.json.
+    """
+    teacher, options = load(checkpoint), points[0].options
+    data = open_data(teacher, options)
+    examples = data.examples(options.input_size, options.seed)
+    for point in progress(points, what="reports", unit="rank"):
+        folder = output / point.folder
+        report = json.loads((folder / REPORT_FILES[0]).read_text(encoding="utf-8"))
+        report["pareto"] = {"points": pareto}
+        student = load(folder / STUDENT_FILE)
+        images = compare_images(examples, restore(teacher), restore(student), data.spectral)
+        write_report(folder, report)
+        write_html(folder, report, images)

@@ -1,0 +1,56 @@
+"""Quality against cost, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+STYLES = {"uniform": ("o-", "#1b4965", "one rank"), "auto": ("D--", "#e4572e", "searched ranks")}
+
+
+def plot_pareto(path: Path, points: Sequence[dict[str, Any]]) -> None:
+    """Write a PNG or SVG (by the suffix) of PSNR to the teacher against MACs and, where measured, time.
+
+    Args:
+        path: of the file.
+        points: as sweep.json has them.
+    """
+    timed = any(point["time_ratio"] is not None for point in points if point["kind"] != "teacher")
+    costs = [("macs_ratio", "MACs, share of the teacher's")]
+    if timed:
+        costs.append(("time_ratio", "time in ONNX Runtime, share of the teacher's"))
+    figure = Figure(figsize=(5.2 * len(costs), 4), dpi=110, layout="constrained")
+    plots = figure.subplots(1, len(costs), squeeze=False)[0]
+    for plot, (cost, label) in zip(plots, costs, strict=True):
+        for kind, (line, colour, title) in STYLES.items():
+            known = sorted(
+                (point[cost], point["psnr_to_teacher"], point["label"])
+                for point in points
+                if point["kind"] == kind
+                and point[cost] is not None
+                and point["psnr_to_teacher"] is not None
+                # A lossless student is at infinity, as far as rounding goes.
+                and point["psnr_to_teacher"] < 100
+            )
+            if known:
+                plot.plot(
+                    [x for x, _, _ in known],
+                    [y for _, y, _ in known],
+                    line,
+                    color=colour,
+                    label=title,
+                    markersize=5,
+                )
+            for x, y, name in known:
+                plot.annotate(name, (x, y), (6, -11), textcoords="offset points", fontsize=8, color=colour)
+        plot.set_xlabel(label, fontsize=9)
+        plot.set_ylabel("PSNR to the teacher, dB", fontsize=9)
+        plot.tick_params(labelsize=8)
+        plot.grid(alpha=0.25)
+        plot.margins(x=0.12, y=0.12)
+    if plots[0].get_legend_handles_labels()[0]:
+        plots[0].legend(fontsize=8, frameon=False)
+    figure.savefig(path, format=path.suffix.lstrip("."))

@@ -1,0 +1,329 @@
+"""Rank search: its parts, and the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from csa2glmha.attention import Ranks, attention_layers, plan_layers
+from csa2glmha.distill.held_out import teacher_outputs
+from csa2glmha.errors import UsageError
+from csa2glmha.initialize import initialise_student
+from csa2glmha.models import RestorationModel, build
+from csa2glmha.models.restormer import Restormer
+from csa2glmha.options import make_options
+from csa2glmha.pipeline import convert
+from csa2glmha.search import choices as choices_module
+from csa2glmha.search import plan
+from csa2glmha.search.budget import Budget, parse_amount
+from csa2glmha.search.choices import LOGITS, VALUES, all_choices, layer_choices
+from csa2glmha.search.costs import count_configs, count_costs
+from csa2glmha.search.plan import gather_all
+from csa2glmha.search.search import SearchSpace, search_amount, uniform_curve
+from csa2glmha.search.sensitivity import SensitivityCache, agreement_of_prediction, measure_sensitivity
+from csa2glmha.search.timing import Times, time_choices
+
+TINY: dict[str, Any] = {
+    "dim": 16,
+    "num_blocks": [1, 1, 1, 1],
+    "num_refinement_blocks": 1,
+    "heads": [1, 1, 2, 4],
+    "norm_bias": False,
+}
+FRAME = (32, 32)
+
+
+def images(count: int, seed: int) -> Tensor:
+    small = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(small, size=FRAME, mode="bilinear")
+
+
+@pytest.fixture(scope="module")
+def teacher() -> RestorationModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build("restormer", TINY)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("temperature"):
+                    parameter.mul_(3)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_ranks() -> Iterator[None]:
+    """Every rank of every layer takes time to measure; some of each kind will do here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(choices_module, "KEY_RANKS", (8, 4))
+        patched.setattr(choices_module, "ROW_AND_KEY_RANKS", ((8, 8),))
+        patched.setattr(choices_module, "VALUE_RANKS", (12, 8, 4))
+        yield
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[tuple[Tensor, ...]]:
+    return [(images(2, seed),) for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def space(teacher: RestorationModel, batches: list[tuple[Tensor, ...]]) -> SearchSpace:
+    choices = all_choices(attention_layers(teacher))
+    held_out = teacher_outputs(teacher, [(images(2, 98),), (images(2, 99),)])
+    measured = measure_sensitivity(teacher, choices, held_out, batches, gather_all(teacher, batches))
+    return SearchSpace(choices, count_costs(teacher, choices, FRAME), measured, FRAME)
+
+
+def test_choices_of_a_layer(teacher: RestorationModel) -> None:
+    for name, layer in attention_layers(teacher).items():
+        sides = layer_choices(name, layer.form)
+        for side, choices in sides.items():
+            assert choices[0].full and not any(choice.full for choice in choices[1:])
+            assert len({choice.config for choice in choices}) == len(choices)
+            for choice in choices[1:]:
+                config = choice.config
+                ranks = (config.rank_v,) if side == VALUES else (config.rank_k,)
+                assert all(rank * config.heads % 8 == 0 for rank in ranks)
+        assert sides[LOGITS][-1].config.logits == "modes"
+        assert {choice.config.rank_k for choice in sides[VALUES]} == {layer.form.head_channels}
+
+
+def test_costs_of_both_sides_add_up(teacher: RestorationModel, space: SearchSpace) -> None:
+    layers = attention_layers(teacher)
+    both = count_configs(teacher, plan_layers(layers, Ranks(k=8, v=8)), FRAME)
+    saved = 0
+    for (_, side), choices in space.choices.items():
+        index = next(
+            (i for i, c in enumerate(choices) if c.ranks in (Ranks(k=8), Ranks(v=8))),
+            None,
+        )
+        saved += 0 if index is None else space.costs.saved[_, side][index][0]
+    assert both.macs == pytest.approx(space.costs.lossless[0] - saved, rel=2e-3)
+
+
+def test_errors_are_those_of_students(
+    teacher: RestorationModel, space: SearchSpace, batches: list[tuple[Tensor, ...]]
+) -> None:
+    """A choice's error is that of a student with this one layer, made from scratch."""
+    (key, choices), *_ = [item for item in space.choices.items() if item[0][1] == VALUES]
+    configs = {key[0]: choices[-1].config}
+    student, _ = initialise_student(teacher, configs, batches)
+    with torch.no_grad():
+        error = sum(
+            float((student(images(2, seed)) - teacher(images(2, seed))).square().mean()) for seed in (98, 99)
+        )
+    assert space.measured[key][-1].error == pytest.approx(error / 2, rel=1e-3)
+
+
+def test_lower_ranks_cost_more_agreement_and_fewer_macs(space: SearchSpace) -> None:
+    for key, choices in space.choices.items():
+        if key[1] == VALUES:
+            errors = [each.error for each in space.measured[key]]
+            assert errors[0] == 0 and errors[-1] == max(errors)
+            macs = [saved[0] for saved in space.costs.saved[key]]
+            assert macs == sorted(macs) and macs[0] == 0
+        assert len(choices) == len(space.measured[key])
+    agreement = agreement_of_prediction(space.measured)
+    assert agreement[VALUES]["within_layers"] > 0.8
+
+
+def test_found_ranks_keep_to_the_budget_and_beat_uniform_ones(
+    teacher: RestorationModel, space: SearchSpace
+) -> None:
+    for point in uniform_curve(space):
+        budget = Budget("macs", point["macs"], absolute=True)
+        found = search_amount(teacher, space, budget)
+        assert found.report["reached"]["macs"] <= point["macs"]
+        assert found.report["predicted"]["error"] <= point["error"] * (1 + 1e-9)
+        assert 0 <= found.report["gap"] < 1
+        assert set(found.ranks) == set(attention_layers(teacher))
+
+
+def test_measurements_are_kept_and_not_made_again(
+    teacher: RestorationModel, space: SearchSpace, batches: list[tuple[Tensor, ...]], tmp_path: Path
+) -> None:
+    path = tmp_path / "sensitivity.jsonl"
+    held_out = teacher_outputs(teacher, [(images(2, 98),), (images(2, 99),)])
+    some = {key: choices[:2] for key, choices in list(space.choices.items())[:3]}
+
+    def measure(identity: str) -> SensitivityCache:
+        cache = SensitivityCache(path, {"teacher": identity})
+        cache.open()
+        measure_sensitivity(teacher, some, held_out, batches, None, cache)
+        return cache
+
+    measure("a")
+    with path.open("a") as file:
+        file.write('{"choice": "cut o')  # by the end of a process
+    lines = path.read_text().splitlines()
+    kept = json.loads(lines[1])
+    lines[1] = json.dumps(kept | {"error": 123.0})
+    path.write_text("\n".join(lines))
+    cache = measure("a")
+    assert cache.known[kept["choice"]].error == 123.0
+    assert len(cache.known) == 3 and "cut o" not in path.read_text()
+    assert measure("b").known[kept["choice"]].error != 123.0
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "absolute"),
+    [
+        ("0.75", 0.75, False),
+        (0.5, 0.5, False),
+        ("1", 1.0, False),
+        ("110G", 110e9, True),
+        ("2.5m", 2.5e6, True),
+    ],
+)
+def test_amounts(text: str | float, target: float, absolute: bool) -> None:
+    assert parse_amount(text, "macs") == Budget("macs", target, absolute)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "110X", "three", "75", "nan", "1.5"])
+def test_amounts_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--macs .*0\.75"):
+        parse_amount(text, "macs")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": "auto"}, "takes one of"),
+        ({"rank": "auto", "macs": 0.8, "max_drop": 0.1}, "takes one of"),
+        ({"rank": 8, "macs": "0.8"}, "is a budget of --rank auto"),
+        ({"rank": 8, "latency": 0.7}, "is a budget of --rank auto"),
+        ({"rank": "auto", "macs": 0.8, "rank_q": 8}, "chooses all ranks"),
+        ({"rank": "auto", "macs": 0.8, "attention": "compact"}, "expanded"),
+    ],
+)
+def test_options_that_exclude_each_other(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_options(**options)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(teacher: Restormer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("a model") / "tiny.pth"
+    torch.save(teacher.state_dict(), path)
+    return path
+
+
+QUICK: dict[str, Any] = {
+    "rank": "auto",
+    "calibration_crops": 4,
+    "calibration_size": 32,
+    "input_size": 32,
+    "distill_steps": 2,
+    "crop": 32,
+    "degrade": "noise:25",
+}
+
+
+def test_convert_within_macs(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = convert(checkpoint, macs="0.85", output=tmp_path / "out", latency=False, **QUICK)
+    search, after = found.report["search"], found.report["complexity"]["after"]
+    assert after["macs"] <= 0.85 * found.report["complexity"]["before"]["macs"]
+    assert search["reached"]["macs"] == pytest.approx(after["macs"], rel=2e-3)
+    assert search["budget"] == {"kind": "macs", "target": 0.85, "absolute": False}
+    picked = {(each["layer"], each["side"]) for each in search["choices"] if each["picked"]}
+    assert len(picked) == 2 * len(found.report["layers"])
+    assert "ranks found" in capsys.readouterr().err
+    assert (tmp_path / "tiny-sensitivity.jsonl").exists()
+    convert(checkpoint, params="0.97", output=tmp_path / "other", latency=False, **QUICK)
+    assert "measurements are there already" in capsys.readouterr().err
+
+
+def test_convert_within_decibels(checkpoint: Path, tmp_path: Path) -> None:
+    found = convert(checkpoint, max_drop=0.05, output=tmp_path / "out", latency=False, **QUICK)
+    assert found.report["search"]["reached"]["drop"] <= 0.05
+    after = found.report["complexity"]
+    assert after["after"]["macs"] < after["before"]["macs"]
+
+
+def test_times_are_divided_among_the_layers_that_save(teacher: RestorationModel, space: SearchSpace) -> None:
+    few = {key: choices[:2] for key, choices in space.choices.items()}
+    times = time_choices(teacher, few, space.costs, FRAME)
+    assert times.teacher > 0 and times.lossless > 0
+    for key, choices in few.items():
+        assert len(times.saved[key]) == len(choices) and times.saved[key][0] == 0.0
+    # What a network saves is there once: all shares have its sign, in proportion to the MACs saved.
+    for side in (LOGITS, VALUES):
+        shares = [
+            (times.saved[key][1], space.costs.saved[key][1][0])
+            for key, choices in few.items()
+            if key[1] == side and len(choices) > 1
+        ]
+        per_mac = [saved / macs for saved, macs in shares if macs > 0]
+        assert per_mac == pytest.approx([per_mac[0]] * len(per_mac))
+
+
+def test_convert_within_time(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are the machine's; here they are made up: a millisecond for every 100 000 MACs."""
+
+    def made_up(_: Any, choices: Any, costs: Any, frame: Any) -> Times:
+        saved = {key: [each[0] / 1e5 for each in costs.saved[key]] for key in choices}
+        return Times(costs.teacher[0] / 1e5, costs.lossless[0] / 1e5, saved)
+
+    monkeypatch.setattr(plan, "time_choices", made_up)
+    found = convert(checkpoint, latency=0.8, output=tmp_path / "out", **QUICK)
+    before, after = (found.report["complexity"][when]["macs"] for when in ("before", "after"))
+    assert after <= 0.8 * before * 1.002
+    reached = found.report["search"]["reached"]["milliseconds"]
+    assert reached <= 0.8 * before / 1e5
+    assert "latency_ms" in found.report
+    with pytest.raises(UsageError, match=r"--latency 0\.1: cannot be reached.*ms of"):
+        convert(checkpoint, latency=0.1, output=tmp_path / "none", **QUICK)
+
+
+def test_what_cannot_be_reached_names_what_can(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the smallest is") as caught:
+        convert(checkpoint, macs="0.1", output=tmp_path / "out", **QUICK)
+    assert not (tmp_path / "out").exists()
+    share = str(caught.value).split("the smallest is ")[1].split(" ")[0]
+    found = convert(
+        checkpoint, macs=share, output=tmp_path / "out", latency=False, **(QUICK | {"distill": False})
+    )
+    after = found.report["complexity"]
+    assert after["after"]["macs"] <= float(share) * after["before"]["macs"]
+
+
+def test_a_share_of_energy_gives_every_layer_its_rank(checkpoint: Path, tmp_path: Path) -> None:
+    quick = QUICK | {"latency": False, "distill": False}
+    some = convert(checkpoint, **(quick | {"rank": 0.9, "output": tmp_path / "some"})).report
+    most = convert(checkpoint, **(quick | {"rank": "0.999", "output": tmp_path / "most"})).report
+    assert (
+        len({layer["rank_v"] for layer in most["layers"]} | {layer["rank_k"] for layer in most["layers"]}) > 1
+    )
+    for low, high in zip(some["layers"], most["layers"], strict=True):
+        assert low["rank_k"] <= high["rank_k"] and low["rank_v"] <= high["rank_v"]
+        for rank, error in ((high["rank_k"], high["key_error"]), (high["rank_v"], high["value_error"])):
+            assert rank == high["head_channels"] or rank * high["heads"] % 8 == 0
+            assert not error or min(error) < 1
+    assert some["complexity"]["after"]["macs"] < most["complexity"]["after"]["macs"]
+
+
+@pytest.mark.parametrize(
+    ("values", "shares", "ranks"),
+    [
+        ({"rank": 0.99}, (0.99, 0.99), Ranks()),
+        ({"rank": "0.99", "rank_k": 0}, (None, 0.99), Ranks(k=0)),
+        ({"rank": 8, "rank_v": "0.9"}, (None, 0.9), Ranks(k=8)),
+        ({"rank": 8}, (None, None), Ranks(k=8, v=8)),
+    ],
+)
+def test_shares_and_ranks(
+    values: dict[str, Any], shares: tuple[float | None, float | None], ranks: Ranks
+) -> None:
+    options = make_options(**values)
+    assert (options.shares, options.ranks) == (shares, ranks)
+
+
+@pytest.mark.parametrize("rank", [1.5, "-0.2", "8.5", 0.0, "nan"])
+def test_numbers_that_are_neither_rank_nor_share(rank: float | str) -> None:
+    with pytest.raises(UsageError, match=f"--rank {rank}: "):
+        make_options(rank=rank)
