@@ -17,7 +17,13 @@ _BUDGETS = {
     "latency": "latency",
     "max_drop": "loss of PSNR",
 }
-_NAMES = {"macs": "MACs", "params": "parameters", "psnr_drop": "change of PSNR", "max_drop": "loss of PSNR"}
+_NAMES = {
+    "macs": "MACs",
+    "params": "parameters",
+    "psnr_drop": "change of PSNR",
+    "max_drop": "loss of PSNR",
+    "psnr_to_teacher": "PSNR to the teacher before distillation",
+}
 
 
 def summary(report: dict[str, Any]) -> Markup:
@@ -98,7 +104,7 @@ def search_sentence(search: dict[str, Any]) -> str:
     predicted = ", ".join(
         f"{_NAMES.get(name, name.replace('_', ' '))} {_figure(name, value)}"
         for name, value in search.get("predicted", {}).items()
-        if finite(value) is not None
+        if finite(value) is not None and name != "error"  # the same as the PSNR, in no unit of the page
     )
     text = f"Ranks were chosen layer by layer for a budget of {_BUDGETS.get(kind, kind)}: "
     text += _figure(kind, target)
