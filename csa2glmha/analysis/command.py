@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from csa2glmha.analysis.measure import measure
+from csa2glmha.analysis.measure import analyse, measure
 from csa2glmha.analysis.plots import plot_heads, plot_layers, save
 from csa2glmha.attention.layers import attention_layers
 from csa2glmha.attention.ranks import Ranks, plan_layers
@@ -78,10 +78,13 @@ def analyze_file(
             "notes": list(data.notes),
         },
         "seed": options.seed,
-        **measure(teacher, attention_layers(teacher), inputs),
     }
-    if sensitivity:
+    layers = attention_layers(teacher)  # anew: the first ones are those of another device
+    if not sensitivity:
+        found |= measure(teacher, layers, inputs)
+    else:
         choices, statistics = all_choices(layers), gather_all(teacher, inputs)
+        found |= analyse(layers, statistics)
         beside = Path() if output is None else output.parent
         path = beside / sensitivity_file(checkpoint)
         cache = sensitivity_cache(path, loaded.checkpoint.sha256, data, options)

@@ -26,7 +26,7 @@ from csa2glmha.initialize.problems import (
     subspace_problem,
     value_problem,
 )
-from csa2glmha.initialize.student import empty_statistics, fill_statistics
+from csa2glmha.initialize.student import Needs, gather_statistics
 from csa2glmha.progress import progress
 
 
@@ -40,12 +40,8 @@ def measure(
         layers: its CSA layers, by name.
         batches: inputs as the teacher expects them, a few images each.
     """
-    statistics = {
-        name: empty_statistics(layer.form, rows=False, columns=True, values=True)
-        for name, layer in layers.items()
-    }
-    fill_statistics(teacher, layers, statistics, batches)
-    return analyse(layers, statistics)
+    needs = {name: Needs(rows=False) for name in layers}
+    return analyse(layers, gather_statistics(teacher, layers, needs, batches))
 
 
 def analyse(layers: Mapping[str, AttentionLayer], statistics: Mapping[str, Gathered]) -> dict[str, Any]:

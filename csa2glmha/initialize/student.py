@@ -169,28 +169,7 @@ def gather_statistics(
     batches: Sequence[Inputs],
 ) -> Statistics:
     """First pass: the moments of the named layers that are needed."""
-    statistics = {
-        name: empty_statistics(layers[name].form, need.rows, need.columns, need.values)
-        for name, need in needs.items()
-    }
-    fill_statistics(teacher, {name: layers[name] for name in needs}, statistics, batches)
-    return statistics
-
-
-def empty_statistics(form: ChannelAttention, rows: bool, columns: bool, values: bool) -> Gathered:
-    """Of the kind that suits the layer, for the projections that are of interest."""
-    if form.embedded:  # moments of the input tell all
-        return LayerMoments(form)
-    return LayerStatistics.empty(form, rows, columns, values)
-
-
-def fill_statistics(
-    teacher: nn.Module,
-    layers: Mapping[str, AttentionLayer],
-    statistics: Mapping[str, Gathered],
-    batches: Sequence[Inputs],
-) -> None:
-    """Run the teacher on the calibration inputs and add what its layers see to their statistics."""
+    statistics = {name: _empty_statistics(layers[name].form, need) for name, need in needs.items()}
 
     def see(name: str, args: tuple[Any, ...]) -> None:
         layer, gathered = layers[name], statistics[name]
@@ -200,8 +179,16 @@ def fill_statistics(
         else:
             gathered.add(x)
 
-    with _observe(layers, see):
+    with _observe({name: layers[name] for name in needs}, see):
         _run(teacher, batches, "statistics")
+    return statistics
+
+
+def _empty_statistics(form: ChannelAttention, need: Needs) -> Gathered:
+    """Of the kind that suits the layer."""
+    if form.embedded:  # moments of the input tell all
+        return LayerMoments(form)
+    return LayerStatistics.empty(form, need.rows, need.columns, need.values)
 
 
 def _fill_any(candidate: Candidate, form: ChannelAttention, gathered: Gathered | None) -> None:
