@@ -63,9 +63,10 @@ class BaselineJob:
         """
         found = []
         layers = attention_layers(self.teacher)
+        unfinished = macs + self._finished_macs()
         for kind in (SVD, STATIC, COMPACT):
             if supported(layers, kind):
-                found.append(self._one(kind, macs))
+                found.append(self._one(kind, unfinished))
             else:
                 say(f"baseline {kind}: these layers have no such form, left out")
         return found
@@ -113,21 +114,21 @@ class BaselineJob:
         }
 
     def _rank(self, kind: str, macs: int) -> int:
-        """The rank whose multiply-accumulates come closest."""
+        """The rank whose multiply-accumulates, before :attr:`finish`, come closest."""
         layers = attention_layers(self.teacher)
         widest = max(layer.form.head_channels for layer in layers.values())
         frame = self.data.frame(self.options.input_size)
-        offset = self._finished_macs(frame)
         return min(
             (rank for rank in RANKS if rank < widest),
             key=lambda rank: abs(
-                count_configs(self.teacher, baseline_configs(layers, kind, rank), frame).macs - offset - macs
+                count_configs(self.teacher, baseline_configs(layers, kind, rank), frame).macs - macs
             ),
             default=widest,
         )
 
-    def _finished_macs(self, frame: tuple[int, int]) -> int:
+    def _finished_macs(self) -> int:
         """What :attr:`finish` takes away."""
+        frame = self.data.frame(self.options.input_size)
         student = copy.deepcopy(self.teacher)
         before = count_complexity(student, *student.input_shapes(*frame)).macs
         finished = self.finish(student)

@@ -77,7 +77,7 @@ class RankSearch:
                 "--degrade"
             )
         costs = count_costs(teacher, choices, data.frame(options.input_size))
-        check_reachable(teacher, costs, budget)
+        check_reachable(costs, budget)
         return cls(teacher, data, options, budget, choices, costs)
 
     def run(self, batches: Sequence[Inputs], cache: SensitivityCache) -> tuple[FoundRanks, Statistics]:

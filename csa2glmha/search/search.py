@@ -68,7 +68,7 @@ class FoundRanks:
     report: dict[str, Any]
 
 
-def check_reachable(teacher: RestorationModel, costs: Costs, budget: Budget) -> None:
+def check_reachable(costs: Costs, budget: Budget) -> None:
     """Before anything is measured.
 
     Raises:
