@@ -171,9 +171,10 @@ def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
         return
     from csa2glmha.inspection import describe, inspect_model
 
-    if options.automatic:
+    if options.measured:
         raise UsageError(
-            "--rank auto: inspect searches for no ranks; give a number, or use csa2glmha convert"
+            f"--rank {options.rank}: inspect does not run the model, which these ranks follow from; give "
+            "whole numbers, or use csa2glmha convert"
         )
     found = inspect_model(checkpoint, options.ranks, options.input_size)
     click.echo(json.dumps(found, indent=2) if as_json else describe(found))

@@ -194,6 +194,11 @@ def make_options(**values: Any) -> ConvertOptions:
     except ValidationError as error:
         raise UsageError(_first_problem(error)) from None
     _ = options.budget
+    if options.measured and options.attention != "expanded":
+        raise UsageError(
+            "--attention compact: ranks are chosen for expanded attention; leave it out, or give a whole "
+            "number as --rank"
+        )
     if options.automatic:
         _check_automatic(options)
     else:
@@ -234,8 +239,6 @@ def _check_automatic(options: ConvertOptions) -> None:
     for name, rank in ranks.items():
         if rank is not None:
             raise UsageError(f"--rank-{name} {rank}: --rank auto chooses all ranks; leave it out")
-    if options.attention != "expanded":
-        raise UsageError("--attention compact: --rank auto chooses for expanded attention; leave it out")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from csa2glmha import cli
 from csa2glmha.attention import Ranks, attention_layers, plan_layers
 from csa2glmha.distill.held_out import teacher_outputs
 from csa2glmha.errors import UsageError
@@ -199,6 +201,7 @@ def test_amounts_that_are_none(text: str) -> None:
         ({"rank": 8, "latency": 0.7}, "is a budget of --rank auto"),
         ({"rank": "auto", "macs": 0.8, "rank_q": 8}, "chooses all ranks"),
         ({"rank": "auto", "macs": 0.8, "attention": "compact"}, "expanded"),
+        ({"rank": 0.9, "attention": "compact"}, "expanded"),
     ],
 )
 def test_options_that_exclude_each_other(options: dict[str, Any], message: str) -> None:
@@ -327,3 +330,14 @@ def test_shares_and_ranks(
 def test_numbers_that_are_neither_rank_nor_share(rank: float | str) -> None:
     with pytest.raises(UsageError, match=f"--rank {rank}: "):
         make_options(rank=rank)
+
+
+@pytest.mark.parametrize("rank", ["auto", "0.9"])
+def test_inspect_takes_no_ranks_that_need_the_model_run(
+    rank: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["csa2glmha", "inspect", str(checkpoint), "--rank", rank])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and not out and len(err.strip().splitlines()) == 1
