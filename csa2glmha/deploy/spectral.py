@@ -11,7 +11,7 @@ from csa2glmha.attention.canonical import expanded_power
 from csa2glmha.attention.smsa import MaskedSpectralGLMHA, SpectralGLMHA
 from csa2glmha.deploy.attention import DeployedCore, copied
 from csa2glmha.deploy.folding import Affine, UnitNorm, conv, depthwise_width, fold_affine, padded, pointwise
-from csa2glmha.deploy.primitives import cast_like, pixel_share, shift_back, tokens
+from csa2glmha.deploy.primitives import cast_like, pixel_share, shift_back
 from csa2glmha.models.mst import DISPERSION, MaskGuidance
 from csa2glmha.models.spectral_blocks import NormedFeedForward
 
@@ -36,29 +36,46 @@ class _DeployedSpectral(DeployedCore):
 
     def __init__(self, layer: SpectralGLMHA) -> None:
         super().__init__(layer)
-        self.projection = layer.projection
+        self.subspace = None
+        if layer.projection is not None:
+            self.subspace = nn.Parameter(
+                layer.projection.weight.detach().view(self.config.heads, -1, self.config.channels).clone()
+            )
         self.expand_rows = None if layer.expand_rows is None else copied(layer.expand_rows)
         self.expand_columns = None if layer.expand_columns is None else copied(layer.expand_columns)
         self.width = self.config.heads * self.config.head_channels
         self.excess = depthwise_width(self.width) - self.width
         self.values = _widened(layer.values, self.excess)
         self.pos_emb = _widened(layer.pos_emb, self.excess)
+        # One Gram matrix of the input gives the logits, in the subspace too, and the squares that the guide
+        # pools. Multiply-accumulates are not what matters at these sizes: maps of Z are two copies between
+        # layouts of memory, and ONNX Runtime sums squares no faster than it multiplies these matrices.
+        self.identity: Tensor
+        self.register_buffer("identity", torch.eye(self.config.channels))
+        # The convolution before the sum adds the bias for nothing, the sum in a pass over the maps.
+        if self.output_bias is not None:
+            _add_bias(self.pos_emb, self.output_bias)
+            self.output_bias = None
 
     def weights(self, x: Tensor) -> Tensor:
         """The matrix that mixes the attention's values: (B, out_channels, heads * rank_v)."""
-        strengths, key_gates, value_gates = self.guidance(x)
-        logits = self.logits(x, self.key_gate(key_gates))
+        gram, pooled, share = None, None, pixel_share(x)
+        if self.guide is not None or self.expand_rows is not None:
+            rows = x.flatten(2).float()
+            gram = rows @ rows.transpose(1, 2) * share
+            if self.guide is not None:
+                pooled = rows.sum(2) * share, (gram * self.identity).sum(2)
+        strengths, key_gates, value_gates = self.guidance(x, pooled)
+        logits = None
+        if gram is not None and self.expand_rows is not None:
+            logits = self.logits(gram.unsqueeze(1), self.key_gate(key_gates))
         return self.folded(self.attention(logits, strengths), value_gates)
 
-    def logits(self, x: Tensor, gate: Tensor | None) -> Tensor | None:
-        """None: static and guided modes are all there is."""
-        if self.expand_rows is None or self.expand_columns is None:
-            return None
-        if self.projection is None:
-            z = x.flatten(2).unsqueeze(1).float()
-        else:
-            z = tokens(self.projection(x), self.config.heads, self.config.rank_k).float()
-        gram = z @ z.transpose(2, 3) * pixel_share(x)
+    def logits(self, gram: Tensor, gate: Tensor | None) -> Tensor:
+        """From second moments of the input: (B, 1, C, C)."""
+        assert self.expand_rows is not None and self.expand_columns is not None
+        if self.subspace is not None:
+            gram = self.subspace @ gram @ self.subspace.transpose(1, 2)
         columns = self.expand_columns if gate is None else self.expand_columns * gate
         rows = self.expand_rows @ gram
         row_power = (rows * self.expand_rows).sum(-1, keepdim=True)
@@ -103,15 +120,17 @@ class DeployedMSMSA(_DeployedSpectral):
     def __init__(self, layer: MaskedSpectralGLMHA) -> None:
         super().__init__(layer)
         self.mm = DeployedMaskGuidance(layer.mm) if isinstance(layer.mm, MaskGuidance) else layer.mm
-        self.reduce = None if layer.reduce_values is None else pointwise(_blocks(layer.reduce_values))
+        reduce = layer.reduce_values
+        self.reduce = None if reduce is None else nn.Parameter(_blocks(reduce).detach().clone())
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         values = self.values(x)
         guided = self.narrowed(values)
         guided = guided * cast_like(self.mm(mask, x), guided)
+        guided = guided.flatten(2)
         if self.reduce is not None:
-            guided = self.reduce(guided)
-        attended = self.mixed(self.weights(x), guided.flatten(2), x)
+            guided = cast_like(self.reduce, guided) @ guided
+        attended = self.mixed(self.weights(x), guided, x)
         return attended + self.narrowed(self.pos_emb(values))
 
 
@@ -130,6 +149,14 @@ class DeployedMaskGuidance(nn.Module):
         features = self.conv1(mask)
         gate = torch.sigmoid(self.depth_conv(self.conv2(features)))
         return shift_back(features + features * gate, self.shifts, like)
+
+
+def _add_bias(layers: nn.Module, bias: Tensor) -> None:
+    """Add a bias (C,) to the results of convolutions whose last has at least C channels."""
+    *_, last = (module for module in layers.modules() if isinstance(module, nn.Conv2d))
+    wide = padded(bias, last.out_channels)
+    assert wide is not None
+    last.bias = nn.Parameter((wide if last.bias is None else wide + last.bias).detach())
 
 
 def _matrix(values: nn.Module) -> Tensor:
