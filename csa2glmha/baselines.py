@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import say
 from csa2glmha.report.complexity import count_complexity
 from csa2glmha.report.evaluate import Restore, judge, restore
-from csa2glmha.search.costs import count_configs
+from csa2glmha.search.costs import Finish, count_configs
 
 #: Ranks that are tried for the same multiply-accumulates.
 RANKS = (2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48)
@@ -53,7 +53,7 @@ class BaselineJob:
     batches: Sequence[Inputs]
     identity: Mapping[str, Any]
     output: Path
-    finish: Callable[[RestorationModel], RestorationModel]
+    finish: Finish
 
     def run(self, macs: int) -> list[dict[str, Any]]:
         """Make, distil and judge every method that the teacher's layers allow.
@@ -63,10 +63,9 @@ class BaselineJob:
         """
         found = []
         layers = attention_layers(self.teacher)
-        unfinished = macs + self._finished_macs()
         for kind in (SVD, STATIC, COMPACT):
             if supported(layers, kind):
-                found.append(self._one(kind, unfinished))
+                found.append(self._one(kind, macs))
             else:
                 say(f"baseline {kind}: these layers have no such form, left out")
         return found
@@ -114,22 +113,15 @@ class BaselineJob:
         }
 
     def _rank(self, kind: str, macs: int) -> int:
-        """The rank whose multiply-accumulates, before :attr:`finish`, come closest."""
+        """The rank whose multiply-accumulates come closest."""
         layers = attention_layers(self.teacher)
         widest = max(layer.form.head_channels for layer in layers.values())
         frame = self.data.frame(self.options.input_size)
         return min(
             (rank for rank in RANKS if rank < widest),
             key=lambda rank: abs(
-                count_configs(self.teacher, baseline_configs(layers, kind, rank), frame).macs - macs
+                count_configs(self.teacher, baseline_configs(layers, kind, rank), frame, self.finish).macs
+                - macs
             ),
             default=widest,
         )
-
-    def _finished_macs(self) -> int:
-        """What :attr:`finish` takes away."""
-        frame = self.data.frame(self.options.input_size)
-        student = copy.deepcopy(self.teacher)
-        before = count_complexity(student, *student.input_shapes(*frame)).macs
-        finished = self.finish(student)
-        return before - count_complexity(finished, *finished.input_shapes(*frame)).macs

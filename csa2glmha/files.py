@@ -102,6 +102,15 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def digest_of(folder: Path) -> str:
+    """Hash of the names and sizes of a folder's files, in hexadecimal: what changes when they do, fast."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(os.fsencode(f"{path.relative_to(folder)}\0{path.stat().st_size}\0"))
+    return digest.hexdigest()
+
+
 def _make_writable_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ from csa2glmha.report.document import PICTURE_FILE, REPORT_FILES, SPECTRA_FILE, 
 from csa2glmha.report.evaluate import judge, restore
 from csa2glmha.report.html import HTML_FILE, write_html
 from csa2glmha.report.pictures import comparison, plot_spectra, spectral_comparison
-from csa2glmha.search.plan import RankSearch, measured_ranks, sensitivity_cache, sensitivity_file
+from csa2glmha.search.costs import Finish, unchanged
+from csa2glmha.search.plan import RankSearch, measured_ranks, sensitivity_cache
 from csa2glmha.storage import load_model, save_student, student_metadata
 
 STUDENT_FILE, ONNX_FILE = "student.safetensors", "model.onnx"
@@ -117,7 +119,8 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     distilled = not exact and options.distill and options.distill_steps != 0
     data = open_data(teacher, options)
     check_truth(options, data, teacher.out_channels)
-    search = RankSearch.prepare(teacher, data, options) if options.automatic else None
+    finish = _finish(data, options)
+    search = RankSearch.prepare(teacher, data, options, finish) if options.automatic else None
     layer_configs = {name: config.to_json() for name, config in configs.items()}
     identity = identity_of(options, data, {"the teacher": loaded.checkpoint.sha256, "layers": layer_configs})
     states = StateFolder(output / STATE_FOLDER, identity, options.state_minutes, say)
@@ -138,9 +141,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         statistics = None
         if options.measured and inputs is not None:
             with _timed(seconds, "ranks"):
-                cache = sensitivity_cache(
-                    _cache_file(output, checkpoint), loaded.checkpoint.sha256, data, options
-                )
+                cache = sensitivity_cache(output, checkpoint, loaded.checkpoint.sha256, options)
                 ranks, statistics, found = measured_ranks(teacher, options, inputs, search, cache)
             configs = {name: layer_config(layers[name].form, each) for name, each in ranks.items()}
         with _timed(seconds, "initialise"):
@@ -158,8 +159,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
             save_initial(states, student, metadata, fits, seconds["initialise"], found)
         distillation = DistillJob(options, data, states, output / LOG_FILE).run(student, teacher, state)
         seconds["distill"] = distillation.seconds
-    if options.mask is not None:
-        student = _bake(student, data)
+    student = finish(student)
     candidates["student"] = restore(student)
     with _timed(seconds, "judge"):
         quality = judge(candidates, examples, "teacher", data.spectral)
@@ -229,10 +229,6 @@ def _compare_baselines(
     output: Path,
 ) -> list[dict[str, Any]]:
     """What other methods reach at the student's multiply-accumulates, in as many steps."""
-
-    def finish(model: RestorationModel) -> RestorationModel:
-        return model if options.mask is None else _bake(model, data)
-
     steps = 0 if distillation is None else distillation.steps
     job = BaselineJob(
         teacher,
@@ -242,10 +238,15 @@ def _compare_baselines(
         _calibration_inputs(data, options),
         {**identity, "the steps": steps},
         output,
-        finish,
+        _finish(data, options),
     )
     shapes = student.input_shapes(*data.frame(options.input_size))
     return job.run(count_complexity(student, *shapes).macs)
+
+
+def _finish(data: Data, options: ConvertOptions) -> Finish:
+    """What is done to students before they are used."""
+    return unchanged if options.mask is None else partial(_bake, data=data)
 
 
 def _bake(student: RestorationModel, data: Data) -> RestorationModel:
@@ -271,11 +272,6 @@ def default_output(checkpoint: Path, options: ConvertOptions) -> str:
     extra = "".join(f"-{name}{value}" for name, value in ranks.items() if value is not None)
     compact = "-compact" if options.attention == "compact" else ""
     return f"{checkpoint.stem}-{rank}{extra}{compact}"
-
-
-def _cache_file(output: Path, checkpoint: Path) -> Path:
-    """Beside the output folder: searches with other budgets need the same measurements."""
-    return output.parent / sensitivity_file(checkpoint)
 
 
 @contextmanager

@@ -103,6 +103,22 @@ def test_onnx_has_one_input_and_agrees_with_the_student(converted: Path, place: 
     assert np.abs(from_onnx - from_torch).max() < 1e-4 * np.ptp(from_torch)
 
 
+def test_a_search_counts_students_with_the_mask_baked_in(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A third of MST's MACs are the mask's: what is counted without them is within reach."""
+    quick = [*QUICK[:-2], "--no-distill", "--rank", "auto", "-o", tmp_path / "out"]
+    code, _, err = run("convert", place / "mst.pth", *data_of(place), *quick, "--macs", "0.1", capsys=capsys)
+    assert code == 2 and "the smallest is" in err
+    share = float(err.split("the smallest is ")[1].split(" ")[0])
+    code, _, err = run("convert", place / "mst.pth", *data_of(place), *quick, "--macs", share, capsys=capsys)
+    assert code == 0, err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    before, after = (report["complexity"][when] for when in ("before", "after"))
+    assert after["macs"] <= share * before["macs"] and after["constants"] > 0
+    assert report["search"]["reached"] == {"macs": after["macs"], "params": after["params"]}
+
+
 def test_full_rank_with_the_mask_baked_in_is_lossless(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

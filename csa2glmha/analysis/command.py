@@ -20,7 +20,7 @@ from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import say
 from csa2glmha.report.document import render_table
 from csa2glmha.search.choices import all_choices
-from csa2glmha.search.plan import CROPS, gather_all, measure_choices, sensitivity_cache, sensitivity_file
+from csa2glmha.search.plan import CROPS, gather_all, measure_choices, sensitivity_cache
 from csa2glmha.search.report import describe_sensitivity, sensitivity_report
 from csa2glmha.storage import load_model
 
@@ -85,9 +85,7 @@ def analyze_file(
     else:
         choices, statistics = all_choices(layers), gather_all(teacher, inputs)
         found |= analyse(layers, statistics)
-        beside = Path() if output is None else output.parent
-        path = beside / sensitivity_file(checkpoint)
-        cache = sensitivity_cache(path, loaded.checkpoint.sha256, data, options)
+        cache = sensitivity_cache(output or Path(), checkpoint, loaded.checkpoint.sha256, options)
         measured = measure_choices(teacher, data, options, choices, inputs, statistics, cache)
         found["sensitivity"] = sensitivity_report(choices, measured, CROPS)
     if output is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from csa2glmha.data.batches import Example, Inputs
 from csa2glmha.models.base import run
 from csa2glmha.progress import manual_progress
-from csa2glmha.report.quality import QualityMeter, json_value
+from csa2glmha.report.quality import QualityMeter, json_value, psnr
 
 #: A model as a function from inputs with a batch axis of one to an output (C, H, W) on the CPU.
 Restore = Callable[[Inputs], Tensor]
@@ -57,6 +57,13 @@ class Judged:
             for key, values in bands.items()
             if values
         }
+
+
+def psnr_to_truth(model: Restore, examples: Sequence[Example]) -> float:
+    """Mean PSNR of the outputs to the truth, where that is known, as :func:`judge` gives it."""
+    known = [(each.inputs, each.truth) for each in examples if each.truth is not None]
+    values = [psnr(model(inputs).clamp(0, 1), truth) for inputs, truth in known]
+    return sum(values) / len(values)
 
 
 def judge(

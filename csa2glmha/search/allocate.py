@@ -7,13 +7,14 @@ result can be from the optimum is known every time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Values = npt.NDArray[np.float64]
+Rounding = Callable[[Values], Values]
 
 #: Parts the budget is divided into. Rounding up to whole parts loses at most one for each group.
 PARTS = 20_000
@@ -69,7 +70,11 @@ def allocate(
     least = float(sum(group.min() for group in cost))
     if least > budget:
         raise InfeasibleError(least)
-    picks = _improve(_dynamic_programme(loss, cost, budget - least), loss, cost, budget)
+    # Costs rounded up never break the budget, but miss what fits it to the last part; rounded down they find
+    # that, and sometimes break it.
+    found = [_dynamic_programme(loss, cost, budget - least, rounding) for rounding in (np.ceil, np.floor)]
+    fitting = [picks for picks in found if _total(cost, picks) <= budget]
+    picks = min((_improve(each, loss, cost, budget) for each in fitting), key=lambda each: _total(loss, each))
     return Allocation(
         picks,
         _total(loss, picks),
@@ -82,9 +87,11 @@ def _total(values: Sequence[Values], picks: Sequence[int]) -> float:
     return float(sum(group[pick] for group, pick in zip(values, picks, strict=True)))
 
 
-def _dynamic_programme(loss: Sequence[Values], cost: Sequence[Values], spare: float) -> list[int]:
-    """Optimal for costs rounded up to the parts of what is to spare beyond the cheapest choices."""
-    weights = [_parts(group - group.min(), spare) for group in cost]
+def _dynamic_programme(
+    loss: Sequence[Values], cost: Sequence[Values], spare: float, rounding: Rounding
+) -> list[int]:
+    """Optimal for costs rounded to the parts of what is to spare beyond the cheapest choices."""
+    weights = [_parts(group - group.min(), spare, rounding) for group in cost]
     best = np.zeros(PARTS + 1)
     chosen = np.zeros((len(loss), PARTS + 1), dtype=np.int32)
     for number, (group, weight) in enumerate(zip(loss, weights, strict=True)):
@@ -106,12 +113,12 @@ def _dynamic_programme(loss: Sequence[Values], cost: Sequence[Values], spare: fl
     return picks[::-1]
 
 
-def _parts(extra: Values, spare: float) -> npt.NDArray[np.int64]:
+def _parts(extra: Values, spare: float, rounding: Rounding) -> npt.NDArray[np.int64]:
     if spare <= 0:
         return np.where(extra > 0, PARTS + 1, 0).astype(np.int64)
     # A hair less than exact, so that a choice which takes all there is to spare still fits.
     share = np.minimum(extra / spare, 2.0)
-    return np.ceil(share * PARTS * (1 - 1e-12)).astype(np.int64)
+    return rounding(share * PARTS * (1 - 1e-12)).astype(np.int64)
 
 
 def _improve(picks: list[int], loss: Sequence[Values], cost: Sequence[Values], budget: float) -> list[int]:

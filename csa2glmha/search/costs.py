@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from csa2glmha.attention.glmha import GLMHAConfig
@@ -15,6 +15,13 @@ from csa2glmha.report.complexity import Complexity, count_complexity
 from csa2glmha.search.choices import Choice
 
 Key = tuple[str, str]
+#: What is done to a student before it is used: MST's mask becomes constants.
+Finish = Callable[[RestorationModel], RestorationModel]
+
+
+def unchanged(student: RestorationModel) -> RestorationModel:
+    """Nothing is done."""
+    return student
 
 
 @dataclass(frozen=True)
@@ -32,23 +39,25 @@ class Costs:
 
 
 def count_costs(
-    teacher: RestorationModel, choices: Mapping[Key, Sequence[Choice]], frame: tuple[int, int]
+    teacher: RestorationModel,
+    choices: Mapping[Key, Sequence[Choice]],
+    frame: tuple[int, int],
+    finish: Finish = unchanged,
 ) -> Costs:
-    """Count all choices on inputs of a height and width.
+    """Count all choices, in finished students, on inputs of a height and width.
 
     One network has the first choice of every layer's side, the next the second, and so on.
     """
     before = count_complexity(teacher, *teacher.input_shapes(*frame))
     full = plan_layers(attention_layers(teacher), Ranks())
-    lossless = count_configs(teacher, full, frame)
+    lossless = count_configs(teacher, full, frame, finish)
     saved: dict[Key, list[tuple[int, int]]] = {key: [] for key in choices}
     for side in dict.fromkeys(side for _, side in choices):
         mine = {name: each for (name, of), each in choices.items() if of == side}
         for number in progress(range(max(map(len, mine.values()))), what=f"counting {side}", unit="rank"):
             present = {name: each[number] for name, each in mine.items() if number < len(each)}
-            counted = count_configs(
-                teacher, full | {name: choice.config for name, choice in present.items()}, frame
-            )
+            configs = full | {name: choice.config for name, choice in present.items()}
+            counted = count_configs(teacher, configs, frame, finish)
             for name in present:
                 was, now = lossless.modules[name], counted.modules[name]
                 saved[name, side].append((was.macs - now.macs, was.params - now.params))
@@ -56,9 +65,13 @@ def count_costs(
 
 
 def count_configs(
-    teacher: RestorationModel, configs: Mapping[str, GLMHAConfig], frame: tuple[int, int]
+    teacher: RestorationModel,
+    configs: Mapping[str, GLMHAConfig],
+    frame: tuple[int, int],
+    finish: Finish = unchanged,
 ) -> Complexity:
-    """The complexity of the student that has these layers."""
+    """The complexity of the finished student that has these layers."""
     student = copy.deepcopy(teacher)
     replace_layers(student, dict(configs))
+    student = finish(student)
     return count_complexity(student, *student.input_shapes(*frame))

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha import __version__
 from csa2glmha.attention.layers import attention_layers
 from csa2glmha.attention.ranks import Ranks
 from csa2glmha.data.batches import Data, Inputs
-from csa2glmha.distill.held_out import HeldOut, teacher_outputs
+from csa2glmha.distill.held_out import teacher_outputs
 from csa2glmha.errors import UsageError
-from csa2glmha.files import sha256_of
+from csa2glmha.files import digest_of, sha256_of
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.student import Needs, Statistics, gather_statistics
 from csa2glmha.models import RestorationModel
 from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import say
+from csa2glmha.report.evaluate import psnr_to_truth, restore
 from csa2glmha.search.budget import LATENCY, MAX_DROP, Budget
 from csa2glmha.search.choices import Choice, all_choices
-from csa2glmha.search.costs import Costs, Key, count_costs
+from csa2glmha.search.costs import Costs, Finish, Key, count_costs, unchanged
 from csa2glmha.search.energy import ranks_for_shares
 from csa2glmha.search.search import (
+    Configs,
     FoundRanks,
     SearchSpace,
     check_reachable,
     describe_found,
     search_amount,
-    search_drop,
-    search_latency,
 )
 from csa2glmha.search.sensitivity import Measured, SensitivityCache, measure_sensitivity
-from csa2glmha.search.timing import time_choices
+from csa2glmha.search.timing import Times, time_choices, time_student
+from csa2glmha.search.trials import check_time, search_drop, search_latency
 
 #: Crops of the held-out images that errors are measured on.
 CROPS = 8
@@ -48,6 +50,7 @@ class RankSearch:
         data, options: of the conversion.
         budget: to keep to.
         choices, costs: of every layer and side.
+        finish: what is done to the student before it is used.
     """
 
     teacher: RestorationModel
@@ -56,9 +59,12 @@ class RankSearch:
     budget: Budget
     choices: dict[Key, list[Choice]]
     costs: Costs
+    finish: Finish = unchanged
 
     @classmethod
-    def prepare(cls, teacher: RestorationModel, data: Data, options: ConvertOptions) -> RankSearch:
+    def prepare(
+        cls, teacher: RestorationModel, data: Data, options: ConvertOptions, finish: Finish = unchanged
+    ) -> RankSearch:
         """All that can be checked before any work.
 
         Raises:
@@ -76,9 +82,10 @@ class RankSearch:
                 f"{budget}: needs the ground truth of the images; give --targets, or clean images and "
                 "--degrade"
             )
-        costs = count_costs(teacher, choices, data.frame(options.input_size))
-        check_reachable(costs, budget)
-        return cls(teacher, data, options, budget, choices, costs)
+        frame = data.frame(options.input_size)
+        costs = count_costs(teacher, choices, frame, finish)
+        check_reachable(teacher, choices, costs, budget, frame, finish)
+        return cls(teacher, data, options, budget, choices, costs, finish)
 
     def run(self, batches: Sequence[Inputs], cache: SensitivityCache) -> tuple[FoundRanks, Statistics]:
         """Measure, allocate and check.
@@ -93,32 +100,46 @@ class RankSearch:
         Raises:
             UsageError: the budget cannot be met.
         """
+        times = self.times() if self.budget.kind == LATENCY else None
         statistics = gather_all(self.teacher, batches)
         measured = measure_choices(
             self.teacher, self.data, self.options, self.choices, batches, statistics, cache
         )
         frame = self.data.frame(self.options.input_size)
-        space = SearchSpace(self.choices, self.costs, measured, frame)
+        space = SearchSpace(self.choices, self.costs, measured, frame, self.finish)
         if self.budget.kind == MAX_DROP:
+            # The figures that the report gives, so that what was asked for is what it shows.
+            examples = self.data.examples(self.options.input_size, self.options.seed)
 
-            def build(configs: dict[str, GLMHAConfig]) -> RestorationModel:
-                return initialise_student(self.teacher, configs, batches, statistics)[0]
+            def truth(configs: Configs) -> float:
+                student, _ = initialise_student(self.teacher, configs, batches, statistics)
+                return psnr_to_truth(restore(student), examples)
 
-            found = search_drop(self.teacher, space, self.budget, self.truths(), build)
-        elif self.budget.kind == LATENCY:
-            say("timing every rank in ONNX Runtime")
-            times = time_choices(self.teacher, self.choices, self.costs, frame)
-            found = search_latency(space, self.budget, times.saved, times.lossless, times.teacher)
+            own = psnr_to_truth(restore(self.teacher), examples)
+            found = search_drop(self.teacher, space, self.budget, own, truth)
+        elif times is not None:
+
+            def share(configs: Configs) -> float:
+                return time_student(self.teacher, configs, frame, self.finish)
+
+            found = search_latency(
+                self.teacher, space, self.budget, times.saved, times.lossless, times.teacher, share
+            )
         else:
             found = search_amount(self.teacher, space, self.budget)
         return found, statistics
 
-    def truths(self) -> HeldOut:
-        """Held-out images with their truth."""
-        examples = self.data.examples(self.options.calibration_size, self.options.seed + 1)
-        known = [example for example in examples if example.truth is not None]
-        truths = [example.truth.unsqueeze(0) for example in known if example.truth is not None]
-        return teacher_outputs(self.teacher, [example.inputs for example in known], truths)
+    def times(self) -> Times:
+        """What the ranks save in time.
+
+        Raises:
+            UsageError: the budget cannot be met.
+        """
+        say("timing every rank in ONNX Runtime")
+        frame = self.data.frame(self.options.input_size)
+        times = time_choices(self.teacher, self.choices, self.costs, frame, self.finish)
+        check_time(self.budget, times.saved, times.lossless, times.teacher)
+        return times
 
 
 def measure_choices(
@@ -178,24 +199,31 @@ def _show(rank: int | None) -> str:
     return "full" if rank is None else str(rank)
 
 
-def sensitivity_file(checkpoint: Path) -> str:
-    """Name of the file of a checkpoint's measurements."""
-    return f"{checkpoint.stem}-sensitivity.jsonl"
-
-
 def sensitivity_cache(
-    path: Path, teacher_sha256: str, data: Data, options: ConvertOptions
+    output: Path, checkpoint: Path, teacher_sha256: str, options: ConvertOptions
 ) -> SensitivityCache:
-    """Where measurements are kept, and what they depend on."""
+    """Where measurements are kept, and what they depend on.
+
+    Args:
+        output: folder of the results. Measurements are kept beside it, since searches with other budgets need
+            the same; in it, where nothing can be written beside it.
+        checkpoint: the teacher's file.
+        teacher_sha256: its hash.
+        options: of the conversion.
+    """
+    name = f"{checkpoint.stem}-sensitivity.jsonl"
+    beside = output.parent / name
+    usable = os.access(beside if beside.exists() else output.parent, os.W_OK)
+    path = beside if usable else output / name
     names = ("degrade", "mat_key", "calibration_crops", "calibration_size", "seed")
     identity: dict[str, Any] = {name: getattr(options, name) for name in names}
     for name in ("data", "targets"):
         folder = getattr(options, name)
-        identity[name] = None if folder is None else str(folder.resolve())
+        identity[name] = None if folder is None else digest_of(folder)
     identity |= {
+        "version": __version__,
         "teacher": teacher_sha256,
         "mask": None if options.mask is None else sha256_of(options.mask),
-        "images": [data.training_images, data.held_out_images],
         "crops": CROPS,
     }
     return SensitivityCache(path, identity)

@@ -1,8 +1,8 @@
-"""Choosing the ranks of every layer under a budget: measure, allocate, check."""
+"""Choosing the ranks of every layer under a budget that can be counted: allocate, count, report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,22 +11,19 @@ import numpy as np
 from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.attention.layers import attention_layers
 from csa2glmha.attention.ranks import Ranks, layer_config
-from csa2glmha.distill.held_out import HeldOut, decibels, errors
 from csa2glmha.errors import UsageError
 from csa2glmha.models import RestorationModel
-from csa2glmha.report.complexity import format_macs, format_params
-from csa2glmha.search.allocate import Allocation, InfeasibleError, allocate
+from csa2glmha.report.complexity import Complexity, format_macs, format_params
+from csa2glmha.search.allocate import Allocation, allocate
 from csa2glmha.search.budget import LATENCY, MACS, MAX_DROP, PARAMS, Budget
 from csa2glmha.search.choices import LOGITS, SIDES, VALUES, Choice, combined
-from csa2glmha.search.costs import Costs, Key, count_configs
+from csa2glmha.search.costs import Costs, Finish, Key, count_configs, unchanged
 from csa2glmha.search.sensitivity import Measured, agreement_of_prediction
 
 #: How often a budget that can only be checked on the result is tightened before what was reached is taken.
 CORRECTIONS = 6
-#: A result this close to what was asked for, on the right side, is taken as it is.
-CLOSE = 0.98
 
-Builder = Callable[[dict[str, GLMHAConfig]], RestorationModel]
+Configs = dict[str, GLMHAConfig]
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,14 @@ class SearchSpace:
         costs: counted.
         measured: what each loses, in mean squared error to the teacher.
         frame: height and width that MACs are counted at.
+        finish: what is done to a student before it is counted.
     """
 
     choices: dict[Key, list[Choice]]
     costs: Costs
     measured: dict[Key, list[Measured]]
     frame: tuple[int, int]
+    finish: Finish = unchanged
 
     def losses(self) -> list[list[float]]:
         """In the order of ``choices``."""
@@ -68,7 +67,14 @@ class FoundRanks:
     report: dict[str, Any]
 
 
-def check_reachable(costs: Costs, budget: Budget) -> None:
+def check_reachable(
+    teacher: RestorationModel,
+    choices: Mapping[Key, Sequence[Choice]],
+    costs: Costs,
+    budget: Budget,
+    frame: tuple[int, int],
+    finish: Finish = unchanged,
+) -> None:
     """Before anything is measured.
 
     Raises:
@@ -77,13 +83,19 @@ def check_reachable(costs: Costs, budget: Budget) -> None:
     if budget.kind not in (MACS, PARAMS):
         return
     index = 0 if budget.kind == MACS else 1
-    least = costs.lossless[index] - sum(max(each[index] for each in saved) for saved in costs.saved.values())
     limit = budget.limit(costs.teacher[index])
+    if costs.lossless[index] - sum(max(e[index] for e in saved) for saved in costs.saved.values()) <= limit:
+        return
+    # The two sides of a layer share a little that each of them would save: only a count tells.
+    picks = [max(range(len(saved)), key=lambda i: saved[i][index]) for saved in costs.saved.values()]
+    configs = _configs_of_ranks(teacher, _picks_to_ranks(choices, picks))
+    least = _amount(count_configs(teacher, configs, frame, finish), budget.kind)
     if least > limit:
-        raise _unreachable(budget, least, costs.teacher[index])
+        raise unreachable(budget, least, costs.teacher[index])
 
 
-def _unreachable(budget: Budget, least: float, teacher: float) -> UsageError:
+def unreachable(budget: Budget, least: float, teacher: float) -> UsageError:
+    """What to say where the least there is, and the teacher's amount, are these."""
     if budget.kind == LATENCY:
         amounts = f"{least:.1f} ms of {teacher:.1f} ms"
     else:
@@ -100,142 +112,84 @@ def _unreachable(budget: Budget, least: float, teacher: float) -> UsageError:
 def search_amount(teacher: RestorationModel, space: SearchSpace, budget: Budget) -> FoundRanks:
     """The ranks that lose least within so many multiply-accumulates or parameters.
 
+    What sides of layers cost nearly adds up; students are counted whole, and the room for the sum is narrowed
+    or widened by what they exceed or leave.
+
     Raises:
         UsageError: the budget cannot be met.
     """
     index = 0 if budget.kind == MACS else 1
     limit = budget.limit(space.costs.teacher[index])
-    amounts, room = space.amounts(budget.kind), limit - space.costs.lossless[index]
+    amounts = space.amounts(budget.kind)
+    least = sum(map(min, amounts))
+    room = max(limit - space.costs.lossless[index], least)
+    best: tuple[Allocation, Complexity] | None = None
+    tried: set[tuple[int, ...]] = set()
     for _ in range(CORRECTIONS):
-        try:
-            found = allocate(space.losses(), amounts, room)
-        except InfeasibleError as error:
-            least = error.least + space.costs.lossless[index]
-            raise _unreachable(budget, least, space.costs.teacher[index]) from None
-        counted = count_configs(teacher, _configs(teacher, space, found), space.frame)
-        excess = (counted.macs if budget.kind == MACS else counted.params) - limit
-        if excess <= 0:
+        found = allocate(space.losses(), amounts, room)
+        if tuple(found.picks) in tried:
             break
-        room -= excess  # the two sides of a layer share a little that was counted once for each
-    return _result(space, budget, found, {})
-
-
-def search_drop(
-    teacher: RestorationModel, space: SearchSpace, budget: Budget, held_out: HeldOut, build: Builder
-) -> FoundRanks:
-    """The ranks that cost least and lose at most so many decibels of PSNR to the truth, before distillation.
-
-    Errors to the teacher foretell the loss to the truth roughly, so students are built and judged until one
-    keeps to the budget and comes close to it.
-
-    Args:
-        teacher, space, budget: of MAX_DROP.
-        held_out: images with their truth.
-        build: makes the student of a configuration.
-
-    Raises:
-        UsageError: there is no truth to judge by.
-    """
-    if held_out.truth is None:
-        raise UsageError(
-            f"{budget}: needs the ground truth of the images; give --targets, or clean images and --degrade"
-        )
-    own = np.array(
-        [float((o - t).square().mean()) for o, t in zip(held_out.teacher, held_out.truth, strict=True)]
-    )
-    room = float(own.mean() * (10 ** (budget.target / 10) - 1))
-    best: tuple[Allocation, float] | None = None
-    tried: list[dict[str, float]] = []
-    low, high = 0.0, float("inf")
-    for _ in range(CORRECTIONS):
-        found = allocate(space.amounts(MACS), space.losses(), room)
-        student = build(_configs(teacher, space, found))
-        drop = _drop(student, held_out)
-        tried.append({"error": found.cost, "drop": drop})
-        if drop <= budget.target:
-            low = max(low, room)
-            if best is None or found.loss < best[0].loss:
-                best = (found, drop)
-            if drop >= CLOSE * budget.target or found.cost == 0:
-                break
-        else:
-            high = min(high, room)
-        # Towards the target in proportion, and between what is known to be too little and too much.
-        aim = room * max(0.25, min(4.0, budget.target / max(drop, 1e-6)))
-        room = aim if low < aim < high else (low + min(high, 4 * max(low, 1e-12))) / 2
+        tried.add(tuple(found.picks))
+        counted = count_configs(teacher, configs_of(teacher, space, found), space.frame, space.finish)
+        spare = limit - _amount(counted, budget.kind)
+        if spare >= 0 and (best is None or found.loss < best[0].loss):
+            best = found, counted
+        if spare < 0 and room <= least:
+            break
+        room = max(room + spare, least)
     if best is None:
-        nothing = [0] * len(space.choices)
-        best = (Allocation(nothing, 0.0, 0.0, 0.0), 0.0)
-    return _result(space, budget, _as_errors(space, best[0]), {"drop": best[1], "tried": tried})
+        raise unreachable(budget, _amount(counted, budget.kind), space.costs.teacher[index])
+    return found_ranks(space, budget, best[0], best[1], {})
 
 
-def search_latency(
-    space: SearchSpace, budget: Budget, times: Mapping[Key, Sequence[float]], lossless: float, teacher: float
-) -> FoundRanks:
-    """The ranks that lose least within so much time, by a model of it.
-
-    Args:
-        space, budget: of LATENCY.
-        times: what each choice saves, in milliseconds.
-        lossless, teacher: of the whole networks.
-
-    Raises:
-        UsageError: the budget cannot be met.
-    """
-    limit = budget.limit(teacher)
-    try:
-        found = allocate(
-            space.losses(), [[-saved for saved in times[key]] for key in space.choices], limit - lossless
-        )
-    except InfeasibleError as error:
-        raise _unreachable(budget, error.least + lossless, teacher) from None
-    return _result(space, budget, found, {"milliseconds": found.cost + lossless})
+def _picked(choices: Mapping[Key, Sequence[Choice]], picks: Sequence[int]) -> dict[Key, Choice]:
+    return {key: each[pick] for (key, each), pick in zip(choices.items(), picks, strict=True)}
 
 
-def _drop(student: RestorationModel, held_out: HeldOut) -> float:
-    """Mean loss of PSNR to the truth, in decibels."""
-    assert held_out.truth is not None
-    _, after = errors(student, held_out)
-    own = [(o - t).square().mean().double() for o, t in zip(held_out.teacher, held_out.truth, strict=True)]
-    before = decibels(after.new_tensor([float(each) for each in own]))
-    return float((before - decibels(after)).mean())
-
-
-def _picked(space: SearchSpace, found: Allocation) -> dict[Key, Choice]:
-    return {key: space.choices[key][pick] for key, pick in zip(space.choices, found.picks, strict=True)}
-
-
-def _ranks(space: SearchSpace, found: Allocation) -> dict[str, Ranks]:
-    picked = _picked(space, found)
-    names = dict.fromkeys(name for name, _ in space.choices)
+def _picks_to_ranks(choices: Mapping[Key, Sequence[Choice]], picks: Sequence[int]) -> dict[str, Ranks]:
+    picked = _picked(choices, picks)
+    names = dict.fromkeys(name for name, _ in choices)
     return {name: combined(picked[name, LOGITS], picked[name, VALUES]) for name in names}
 
 
-def _configs(teacher: RestorationModel, space: SearchSpace, found: Allocation) -> dict[str, GLMHAConfig]:
+def _ranks(space: SearchSpace, found: Allocation) -> dict[str, Ranks]:
+    return _picks_to_ranks(space.choices, found.picks)
+
+
+def configs_of(teacher: RestorationModel, space: SearchSpace, found: Allocation) -> Configs:
+    """The layers of a student with the choices of an allocation."""
+    return _configs_of_ranks(teacher, _ranks(space, found))
+
+
+def _configs_of_ranks(teacher: RestorationModel, ranks: Mapping[str, Ranks]) -> Configs:
     layers = attention_layers(teacher)
-    return {name: layer_config(layers[name].form, ranks) for name, ranks in _ranks(space, found).items()}
+    return {name: layer_config(layers[name].form, each) for name, each in ranks.items()}
 
 
-def _as_errors(space: SearchSpace, found: Allocation) -> Allocation:
-    """The same picks with what they lose as the loss; the bound, on the cost, goes with it in proportion."""
-    lost = sum(each[pick] for each, pick in zip(space.losses(), found.picks, strict=True))
-    return Allocation(found.picks, lost, found.loss, found.bound)
+def _amount(counted: Complexity, kind: str) -> int:
+    return counted.macs if kind == MACS else counted.params
 
 
-def _result(space: SearchSpace, budget: Budget, found: Allocation, reached: dict[str, Any]) -> FoundRanks:
-    picked = _picked(space, found)
-    saved = np.array(
-        [space.costs.saved[key][pick] for key, pick in zip(space.choices, found.picks, strict=True)]
-    ).sum(0)
-    macs, params = (int(whole - part) for whole, part in zip(space.costs.lossless, saved, strict=True))
+def found_ranks(
+    space: SearchSpace, budget: Budget, found: Allocation, counted: Complexity, reached: dict[str, Any]
+) -> FoundRanks:
+    """What a search reports.
+
+    Args:
+        space, budget: of the search.
+        found: the choices; the loss is that in agreement with the teacher.
+        counted: the student.
+        reached: what else is known of it.
+    """
+    picked = _picked(space.choices, found.picks)
     optimality = (
         "cheapest for errors that add up, of those that were found to keep to the drop"
         if budget.kind == MAX_DROP
-        else f"within {100 * found.gap:.1f} % of the least predicted error that any choice of these ranks has"
+        else f"within {100 * found.gap:.1f} % of the least error that these ranks allow, as errors add up"
     )
     report = {
         "budget": {"kind": budget.kind, "target": budget.target, "absolute": budget.absolute},
-        "reached": {"macs": macs, "params": params, **reached},
+        "reached": {"macs": counted.macs, "params": counted.params, **reached},
         "predicted": {
             "error": found.loss,
             "psnr_to_teacher": float(decibels_of(found.loss)),
@@ -307,11 +261,8 @@ def _at_least(choices: Sequence[Choice], rank: int, side: str) -> int:
 def describe_found(report: dict[str, Any]) -> str:
     """A search's result in a sentence or two."""
     reached, predicted = report["reached"], report["predicted"]
-    extra = "".join(
-        f", {text.format(reached[name])}"
-        for name, text in (("drop", "{:.3f} dB below the teacher"), ("milliseconds", "about {:.0f} ms"))
-        if name in reached
-    )
+    texts = {"drop": "{:.3f} dB below the teacher", "time_share": "{:.3f} of the teacher's time"}
+    extra = "".join(f", {text.format(reached[name])}" for name, text in texts.items() if name in reached)
     psnr = predicted["psnr_to_teacher"]
     return (
         f"ranks found: {format_macs(reached['macs'])}, {format_params(reached['params'])}{extra}; predicted "

@@ -7,6 +7,7 @@ what the choice costs. Such errors of different layers are next to uncorrelated,
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,6 @@ from scipy.stats import spearmanr
 from csa2glmha.data.batches import Inputs
 from csa2glmha.distill.held_out import HeldOut, errors
 from csa2glmha.errors import OutputError
-from csa2glmha.files import atomic_path
 from csa2glmha.initialize.student import Candidate, Statistics, initialise_layers
 from csa2glmha.models import RestorationModel
 from csa2glmha.progress import manual_progress
@@ -45,6 +45,9 @@ class Measured:
 class SensitivityCache:
     """Measurements on disk, one JSON object a line, so that an interrupted search goes on where it was.
 
+    Every line says what it depends on, and lines are only ever appended: searches on other data, or of
+    another checkpoint of the same name, share the file without a loss, even at the same time.
+
     Attributes:
         path: of the file.
         identity: what the measurements depend on; those of another identity are not used.
@@ -55,39 +58,48 @@ class SensitivityCache:
     known: dict[str, Measured] = field(default_factory=dict)
 
     def open(self) -> None:
-        """Read what is there, and begin a new file where that is of something else.
+        """Read what is there of this identity.
 
         Raises:
             OutputError: the file cannot be read or written.
         """
-        wanted = json.loads(json.dumps(self.identity))
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-            first = _parsed(lines[0]) if lines else None
-            if first is not None and first.get("identity") == wanted:
-                for line in lines[1:]:
-                    entry = _parsed(line)  # None: cut off by the end of an earlier process
-                    if entry is not None:
-                        self.known[entry["choice"]] = Measured(entry["error"], entry["predicted"])
-            with atomic_path(self.path) as temporary:
-                entries = [
-                    {"choice": key, "error": measured.error, "predicted": measured.predicted}
-                    for key, measured in self.known.items()
-                ]
-                text = "".join(json.dumps(line) + "\n" for line in [{"identity": wanted}, *entries])
-                temporary.write_text(text, encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise OutputError(f"{self.path}: {error}; choose another folder with -o") from error
+            text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+            with self.path.open("a", encoding="utf-8") as file:
+                if text and not text.endswith("\n"):
+                    file.write("\n")  # a process that ended in the middle of a line
+        except OSError as error:
+            raise OutputError(
+                f"{self.path}: {error.strerror or error}; choose another folder with -o"
+            ) from error
+        for line in text.splitlines():
+            entry = _parsed(line)
+            if entry is not None and entry[0] == self._key:
+                self.known[entry[1]] = entry[2]
 
     def add(self, choice: Choice, measured: Measured) -> None:
-        """Keep one measurement."""
+        """Keep one measurement.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
         self.known[_name(choice)] = measured
-        entry = {"choice": _name(choice), "error": measured.error, "predicted": measured.predicted}
+        entry = {
+            "of": self._key,
+            "choice": _name(choice),
+            "error": measured.error,
+            "predicted": measured.predicted,
+        }
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:
             raise OutputError(f"{self.path}: {error.strerror or error}; make room and start again") from error
+
+    @property
+    def _key(self) -> str:
+        text = json.dumps(self.identity, sort_keys=True)
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def get(self, choice: Choice) -> Measured | None:
         """What is known of a choice."""
@@ -98,12 +110,14 @@ def _name(choice: Choice) -> str:
     return f"{choice.layer}: {choice.label}"
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def _parsed(line: str) -> tuple[str, str, Measured] | None:
+    """Identity, choice and measurement of a line; None for one that was cut off or is of another kind."""
     try:
         entry = json.loads(line)
-    except ValueError:
+        measured = Measured(float(entry["error"]), float(entry["predicted"]))
+        return str(entry["of"]), str(entry["choice"]), measured
+    except (ValueError, LookupError, TypeError):
         return None
-    return entry if isinstance(entry, dict) else None
 
 
 def measure_sensitivity(

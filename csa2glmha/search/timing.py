@@ -17,14 +17,14 @@ from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.attention.layers import attention_layers, replace_layers
 from csa2glmha.attention.ranks import Ranks, plan_layers
 from csa2glmha.export.onnx import export_onnx
-from csa2glmha.export.runtime import Latency, compare_latency
+from csa2glmha.export.runtime import Latency, compare_latency, ratio
 from csa2glmha.models import RestorationModel
 from csa2glmha.progress import manual_progress, progress
 from csa2glmha.search.choices import Choice
-from csa2glmha.search.costs import Costs, Key
+from csa2glmha.search.costs import Costs, Finish, Key, unchanged
 
 RUNS, WARM_UP = 7, 2
-TEACHER, LOSSLESS = "teacher", "lossless"
+TEACHER, LOSSLESS, STUDENT = "teacher", "lossless", "student"
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def time_choices(
     choices: Mapping[Key, Sequence[Choice]],
     costs: Costs,
     frame: tuple[int, int],
+    finish: Finish = unchanged,
 ) -> Times:
     """Time networks that have the first choice of every layer's side, the second, and so on.
 
@@ -60,20 +61,7 @@ def time_choices(
             if not choice.full:
                 networks.setdefault(f"{side} {index}", dict(full))[name] = choice.config
                 members.setdefault(f"{side} {index}", []).append(((name, side), index))
-    with tempfile.TemporaryDirectory() as folder:
-        files = {TEACHER: Path(folder) / "teacher.onnx"}
-        export_onnx(teacher, files[TEACHER], plain=True)
-        for label, configs in progress(networks.items(), what="exporting", unit="network"):
-            files[label] = Path(folder) / f"{label}.onnx"
-            export_onnx(_network(teacher, configs), files[label])
-        with manual_progress(what="timing", unit="round", total=RUNS + WARM_UP) as bar:
-            measured = compare_latency(
-                files,
-                *teacher.input_shapes(*frame),
-                runs=RUNS,
-                warmup=WARM_UP,
-                on_round=lambda: _step(bar),
-            )
+    measured = _time(teacher, networks, frame, finish)
     saved = {key: [0.0] * len(each) for key, each in choices.items()}
     for label, layers in members.items():
         gain = _difference(measured[LOSSLESS], measured[label])
@@ -81,6 +69,40 @@ def time_choices(
         for (key, index), share in zip(layers, shares, strict=True):
             saved[key][index] = gain * share / max(1, sum(shares))
     return Times(measured[TEACHER].median_ms, measured[LOSSLESS].median_ms, saved)
+
+
+def time_student(
+    teacher: RestorationModel,
+    configs: Mapping[str, GLMHAConfig],
+    frame: tuple[int, int],
+    finish: Finish = unchanged,
+) -> float:
+    """A student's time over that of the teacher's plain export, both in turn."""
+    measured = _time(teacher, {STUDENT: dict(configs)}, frame, finish)
+    return 1 / ratio(measured[TEACHER], measured[STUDENT])
+
+
+def _time(
+    teacher: RestorationModel,
+    networks: Mapping[str, dict[str, GLMHAConfig]],
+    frame: tuple[int, int],
+    finish: Finish,
+) -> dict[str, Latency]:
+    """Latencies of the teacher, exported plainly, and of students with these layers, in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {TEACHER: Path(folder) / "teacher.onnx"}
+        export_onnx(teacher, files[TEACHER], plain=True)
+        for label, configs in progress(networks.items(), what="exporting", unit="network"):
+            files[label] = Path(folder) / f"{label}.onnx"
+            export_onnx(finish(_network(teacher, configs)), files[label])
+        with manual_progress(what="timing", unit="round", total=RUNS + WARM_UP) as bar:
+            return compare_latency(
+                files,
+                *teacher.input_shapes(*frame),
+                runs=RUNS,
+                warmup=WARM_UP,
+                on_round=lambda: _step(bar),
+            )
 
 
 def _step(bar: tqdm[Any]) -> None:
