@@ -68,12 +68,13 @@ def export_file(
 
     Args:
         model: the file.
-        output: of the ONNX file; None: the model's name with .onnx.
+        output: of the ONNX file, ending in .onnx; None: the model's name with .onnx.
         choices: how.
         options: of them those on data and the seed. Data are used for int8, and where they are given, to
             measure what fp16 costs.
 
     Raises:
+        UsageError: choices that exclude each other, or an output that is the model itself.
         Csa2GlmhaError: the file is unusable, or the ONNX outputs differ from PyTorch's.
     """
     if choices.precision not in PRECISIONS:
@@ -84,7 +85,7 @@ def export_file(
             f"{model}: has a mask baked in; int8 and --data need a model that takes its mask as an input: "
             "convert without --mask"
         )
-    output = output or model.with_suffix(".onnx")
+    output = _output_file(model, output)
     ensure_writable(output, choices.overwrite)
     for note in loaded.checkpoint.notes:
         say(note)
@@ -94,6 +95,16 @@ def export_file(
         report = _export(loaded, output, choices)
     measured = choices.precision == "int8" or (choices.precision == "fp16" and options.data is not None)
     return report, _loss(loaded, output, options) if measured else None
+
+
+def _output_file(model: Path, output: Path | None) -> Path:
+    """The file to write, which no reader takes for something else, and which is not the model itself."""
+    if output is not None and output.suffix.lower() != ".onnx":
+        raise UsageError(f"-o {output}: run, evaluate and bench know ONNX files by the suffix .onnx; add it")
+    output = output or model.with_suffix(".onnx")
+    if output.exists() and output.samefile(model):
+        raise UsageError(f"-o {output}: is the model itself, which is never replaced; give another name")
+    return output
 
 
 def _export(loaded: LoadedModel, output: Path, choices: ExportChoices) -> ExportReport:
