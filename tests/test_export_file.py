@@ -49,3 +49,26 @@ def test_the_output_is_known_by_its_suffix(checkpoint: Path, tmp_path: Path, cap
         line = complaint(checkpoint, "-o", tmp_path / name, "--overwrite", capsys=capsys)
         assert ".onnx; add it" in line
     assert [path.name for path in tmp_path.iterdir()] == ["small.pth"]
+
+
+# --- Choices ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--precision", "fp16", "--opset", "18"], "--opset 18: fp16 and int8 need 20 or later"),
+        (["--precision", "int8", "--opset", "19"], "--opset 19: fp16 and int8 need 20 or later"),
+        (["--precision", "int8", "--opset", "999"], "opset 999 is not supported"),
+        (["--precision", "fp16", "--plain"], "--precision fp16: needs the rewrites for deployment"),
+        (["--precision", "int8", "--plain"], "leave out --plain"),
+        (["--precision", "int8", "--io", "fp16"], "--io fp16: goes with --precision fp16, not int8"),
+        (["--io", "fp16"], "--io fp16: goes with --precision fp16, not fp32"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_anything_is_read(
+    arguments: list[str], words: str, tmp_path: Path, capsys
+) -> None:
+    missing = ["--data", tmp_path / "none"] if "fp32" not in words else []
+    assert words in complaint(tmp_path / "none.pth", *arguments, *missing, capsys=capsys)
+    assert list(tmp_path.iterdir()) == []

@@ -9,11 +9,12 @@ from typing import Any
 
 from csa2glmha.data.images import bundled_images
 from csa2glmha.data.open import open_data
-from csa2glmha.errors import UsageError
+from csa2glmha.errors import ExportError, UsageError
 from csa2glmha.export.metadata import metadata_of
-from csa2glmha.export.onnx import PRECISIONS, ExportReport, export_onnx
+from csa2glmha.export.onnx import PRECISIONS, ExportReport, check_opset, export_onnx
 from csa2glmha.export.quantize import quantize
 from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.export.translate import LOWEST_OPSET
 from csa2glmha.files import atomic_path, ensure_writable
 from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import say
@@ -77,8 +78,7 @@ def export_file(
         UsageError: choices that exclude each other, or an output that is the model itself.
         Csa2GlmhaError: the file is unusable, or the ONNX outputs differ from PyTorch's.
     """
-    if choices.precision not in PRECISIONS:
-        raise UsageError(f"--precision {choices.precision}: unknown; give {', '.join(PRECISIONS)}")
+    _check_choices(choices)
     loaded = load_model(model)
     if loaded.model.fixed_size is not None and (choices.precision == "int8" or options.data is not None):
         raise UsageError(
@@ -95,6 +95,26 @@ def export_file(
         report = _export(loaded, output, choices)
     measured = choices.precision == "int8" or (choices.precision == "fp16" and options.data is not None)
     return report, _loss(loaded, output, options) if measured else None
+
+
+def _check_choices(choices: ExportChoices) -> None:
+    """Refuse, before anything is read, what cannot be made.
+
+    Raises:
+        UsageError: with the option at fault.
+    """
+    precision, opset = choices.precision, choices.opset
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision}: unknown; give {', '.join(PRECISIONS)}")
+    check_opset(opset)
+    if choices.half_io and precision != "fp16":
+        raise UsageError(f"--io fp16: goes with --precision fp16, not {precision}; leave it out")
+    if precision == "fp32":
+        return
+    if choices.plain:
+        raise UsageError(f"--precision {precision}: needs the rewrites for deployment; leave out --plain")
+    if opset is not None and opset < LOWEST_OPSET:
+        raise UsageError(f"--opset {opset}: fp16 and int8 need {LOWEST_OPSET} or later")
 
 
 def _output_file(model: Path, output: Path | None) -> Path:
@@ -132,7 +152,7 @@ def _export_int8(
         exact, lower = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         report = _export(loaded, exact, replace(choices, precision="fp32"))
         if not report.rewritten:
-            raise UsageError("--precision int8 needs the rewrites of the deployment graph: leave out --plain")
+            raise ExportError(f"int8 needs the rewrites for deployment, but it was {report.notes[0]}")
         say(f"calibrating int8 on {options.calibration_crops} crops: {data.source}")
         count = quantize(exact, lower, crops)
         OnnxModel(lower)  # that it loads

@@ -130,7 +130,8 @@ def export_onnx(
         OutputError: the file exists and ``overwrite`` is false, or it cannot be written.
         ExportError: the model cannot be converted, or the outputs disagree.
     """
-    _check_arguments(model, opset, example)
+    check_opset(opset)
+    _check_example(model, example)
     if precision not in TOLERANCES:
         raise UsageError(f"precision {precision}: unknown; give {' or '.join(TOLERANCES)}")
     if precision != "fp32" and plain:
@@ -213,10 +214,14 @@ def _write_plain(
         return plain, _write_and_verify(plain, path, metadata, cases, tolerance), False
 
 
-def _check_arguments(model: RestorationModel, opset: int | None, example: Tensor | None) -> None:
+def check_opset(opset: int | None) -> None:
+    """Raise UsageError for a version of the operators that cannot be written; None leaves it open."""
     highest = onnx.defs.onnx_opset_version()
     if opset is not None and not LOWEST_OPSET <= opset <= highest:
         raise UsageError(f"opset {opset} is not supported: choose one from {LOWEST_OPSET} to {highest}")
+
+
+def _check_example(model: RestorationModel, example: Tensor | None) -> None:
     if example is None:
         return
     if example.ndim not in (3, 4) or example.shape[-3] != model.in_channels or example.numel() == 0:
