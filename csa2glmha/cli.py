@@ -253,7 +253,8 @@ def export(
     """Export MODEL (a student or an unconverted checkpoint) to ONNX and compare it with PyTorch.
 
     The network is rewritten for speed first, exactly; --plain leaves that out. --data and the like serve
-    the calibration of int8, and show on held-out images what fp16 or int8 costs.
+    the calibration of int8, and show on held-out images what fp16 or int8 costs. Without --data, int8 takes
+    the photographs that come with scikit-image, degraded as the student's metadata say or by --degrade.
     """
     from csa2glmha.export.file import ExportChoices, export_file
 
