@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from csa2glmha.data.images import read_image, write_image
 from csa2glmha.errors import DataError, OutputError, UsageError
 from csa2glmha.models import RestorationModel, build
 from csa2glmha.models.mst import bake_mask
-from csa2glmha.restore import plan
+from csa2glmha.restore import command, plan
 from csa2glmha.restore.command import run_files
 from csa2glmha.restore.plan import TileOptions
 from csa2glmha.storage import load, save_student, student_metadata
@@ -82,6 +84,58 @@ def test_folders_keep_names_subfolders_and_depth(colour: Path, folder: Path, tmp
         assert stored.dtype == (np.uint8 if levels == 255 else np.uint16) and stored.ndim == 3
         difference = read_image(output / name, 3) - expected(model, folder / name)
         assert difference.abs().max() < 0.51 / levels + 1e-6
+
+
+def test_more_bits_than_the_suffix_holds(colour: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_image(folder / "16.png", torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)), 16)
+    (folder / "16.png").rename(folder / "16.jpg")
+    write_image(folder / "later.png", torch.rand(3, 8, 8))
+    result = run_files(colour, [folder], tmp_path / "out")
+    assert [path.name for path in result.written] == ["16.jpg", "later.png"] and not result.skipped
+    stored = cv2.imread(str(result.written[0]), cv2.IMREAD_UNCHANGED)
+    assert stored.dtype == np.uint8 and stored.shape == (16, 16, 3)
+    assert "16.jpg: written with 8 bits" in capsys.readouterr().err
+
+
+class Picky:
+    """In place of a restorer: fails as memory or a network would, by the image's name."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, name: str, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if name.startswith("large"):
+            raise DataError("tiles of 256x256: takes 9.00 GB, there are 1.00")
+        return inputs[0][0] * (float("nan") if name.startswith("nan") else 1)
+
+
+def test_one_file_of_a_folder_does_not_stop_the_others(
+    colour: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("large.png", "nan.png", "well.png"):
+        write_image(folder / name, torch.rand(3, 8, 8))
+    monkeypatch.setattr(command, "Restorer", Picky)
+    result = run_files(colour, [folder], tmp_path / "out")
+    assert [path.name for path in result.written] == ["well.png"]
+    assert [path.name for path, _ in result.skipped] == ["large.png", "nan.png"]
+    said = capsys.readouterr().err
+    assert f"skipped {folder / 'large.png'}: tiles of" in said and "not finite" in said
+    for name, error in (("large.png", DataError), ("nan.png", OutputError)):
+        with pytest.raises(error):
+            run_files(colour, [folder / name, folder / "well.png"], tmp_path / name)
+
+
+def test_a_full_disk_ends_the_run(colour: Path, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match="free some space"):
+        run_files(colour, [folder], tmp_path / "out")
 
 
 def test_gray_models_write_gray(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from torch import Tensor
 from csa2glmha.data.arrays import read_array
 from csa2glmha.data.batches import Inputs
 from csa2glmha.data.cassi import CassiScenes, initial_cube, load_mask, load_measurement, shifted_mask
-from csa2glmha.data.images import MemoryImages, read_image_and_bits, write_image
+from csa2glmha.data.images import MemoryImages, largest_bits, read_image_and_bits, write_image
 from csa2glmha.data.open import refuse_mask
 from csa2glmha.data.sources import DUAL_PIXEL_CHANNELS, IMAGE_CHANNELS, is_spectral
 from csa2glmha.data.spectral import read_cube, write_cube
 from csa2glmha.device import resolve_device
-from csa2glmha.errors import DataError, UsageError
+from csa2glmha.errors import DataError, UnfitError, UsageError
 from csa2glmha.evaluation import OpenModel, open_model
 from csa2glmha.files import ensure_writable
 from csa2glmha.models.mst import DISPERSION
@@ -57,7 +57,8 @@ def run_files(
     """Run a model on files and on all files of folders.
 
     Images become images of the same name and bit depth, in the same subfolders; where the output is a
-    spectrum, .npy or .mat files of height x width x bands.
+    spectrum, .npy or .mat files of height x width x bands. Of folders, files that cannot be read, restored
+    or stored in their format are left out with a line.
 
     Args:
         model: checkpoint, student or ONNX file.
@@ -84,22 +85,36 @@ def run_files(
     for job in progress(jobs, what="restoring", unit="file"):
         try:
             inputs, bits = read(job)
-        except DataError as error:
+            ensure_writable(job.output, overwrite)
+            restored = restorer(job.sources[0].name, inputs)
+            if formats.output_suffix:
+                write_cube(job.output, restored)
+            else:
+                write_image(job.output, restored, _bits_held(job.output, bits))
+        # What concerns this file alone; a full disk, for one, ends the run.
+        except (DataError, UnfitError) as error:
             if job.named:
                 raise
-            say(f"skipped: {error}")
-            skipped.append((job.sources[0], str(error)))
+            reason = str(error)
+            say(
+                f"skipped: {reason}"
+                if str(job.sources[0]) in reason
+                else f"skipped {job.sources[0]}: {reason}"
+            )
+            skipped.append((job.sources[0], reason))
             continue
-        ensure_writable(job.output, overwrite)
-        restored = restorer(job.sources[0].name, inputs)
-        if formats.output_suffix:
-            write_cube(job.output, restored)
-        else:
-            write_image(job.output, restored, bits)
         written.append(job.output)
     if not written:
         raise DataError(f"nothing could be used: {skipped[0][1]}")
     return RunResult(tuple(written), tuple(skipped))
+
+
+def _bits_held(output: Path, bits: int) -> int:
+    """The bits to write: images may have more than their suffix says."""
+    held = min(bits, largest_bits(output))
+    if held < bits:
+        say(f"{output}: written with {held} bits, {output.suffix} files hold no more; its input has {bits}")
+    return held
 
 
 def _reader(
