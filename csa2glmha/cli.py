@@ -317,6 +317,7 @@ def evaluate(model: Path, teacher: Path | None, crop: int | None, as_json: bool,
 )
 @settings("device")
 @click.option("--overwrite", is_flag=True, help="Replace existing results; never the inputs.")
+@click.option("--skip-existing", is_flag=True, help="Leave existing results and make the others.")
 def run(
     model: Path,
     images: tuple[Path, ...],
@@ -327,6 +328,7 @@ def run(
     memory: float | None,
     cube_format: str,
     overwrite: bool,
+    skip_existing: bool,
     **given: Any,
 ) -> None:
     """Restore IMAGES, files or folders, with MODEL (checkpoint, student or ONNX file).
@@ -349,9 +351,11 @@ def run(
         cube_suffix=f".{cube_format}",
         device=options.device,
         overwrite=overwrite,
+        skip_existing=skip_existing,
     )
+    kept = f", {result.kept} were there" if result.kept else ""
     skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
-    click.echo(f"{len(result.written)} files written to {output}{skipped}")
+    click.echo(f"{len(result.written)} files written to {output}{kept}{skipped}")
 
 
 @cli.command(context_settings=CONTEXT, short_help="Time and memory of models, side by side.")

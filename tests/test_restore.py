@@ -157,6 +157,29 @@ def test_nothing_is_overwritten_unasked(colour: Path, folder: Path, tmp_path: Pa
     assert read_image(output / "deep" / "b.TIF", 3).shape == (3, 17, 24)
 
 
+def test_an_interrupted_run_goes_on(
+    colour: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    output = tmp_path / "out"
+    (output / "deep").mkdir(parents=True)
+    (output / "deep" / "b.TIF").write_text("mine")
+    with pytest.raises(OutputError, match="--skip-existing to make only what is missing, --overwrite"):
+        run_files(colour, [folder], output)
+    arguments = ["run", str(colour), str(folder), "-o", str(output), "--skip-existing"]
+    for printed in ("2 files written to {}, 1 were there, 1 skipped", "0 files written to {}, 3 were there"):
+        monkeypatch.setattr(sys, "argv", ["csa2glmha", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code and printed.format(output) in capsys.readouterr().out
+    assert (output / "deep" / "b.TIF").read_text() == "mine"
+    assert read_image(output / "a.png", 3).shape == (3, 33, 41)
+    with pytest.raises(UsageError, match="exclude each other"):
+        run_files(colour, [folder], output, overwrite=True, skip_existing=True)
+    # Inputs are no results that were there.
+    with pytest.raises(UsageError, match="is an input"):
+        run_files(colour, [folder], folder, skip_existing=True)
+
+
 def test_inputs_are_never_replaced(colour: Path, folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match="is an input"):

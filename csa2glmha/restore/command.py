@@ -36,10 +36,12 @@ class RunResult:
     Attributes:
         written: the new files.
         skipped: files of folders that cannot be used, with the reason.
+        kept: outputs that were there and were left.
     """
 
     written: tuple[Path, ...]
     skipped: tuple[tuple[Path, str], ...]
+    kept: int = 0
 
 
 def run_files(
@@ -53,6 +55,7 @@ def run_files(
     cube_suffix: str = ".npy",
     device: str = "auto",
     overwrite: bool = False,
+    skip_existing: bool = False,
 ) -> RunResult:
     """Run a model on files and on all files of folders.
 
@@ -70,15 +73,18 @@ def run_files(
         cube_suffix: .npy or .mat, of outputs that are cubes.
         device: as for :func:`csa2glmha.device.resolve_device`.
         overwrite: replace existing outputs; inputs are never replaced.
+        skip_existing: leave them, and make the others: so an interrupted run goes on.
 
     Raises:
         UsageError: options that do not fit the model or each other.
         OutputError: an output exists, or cannot be written.
         Csa2GlmhaError: a file that was named cannot be used, or nothing of the folders.
     """
+    if overwrite and skip_existing:
+        raise UsageError("--overwrite and --skip-existing exclude each other: give one of them")
     opened = open_model(model, device)
     formats, read = _reader(opened, mask, mat_key, cube_suffix)
-    jobs = find_jobs(sources, output, formats, overwrite)
+    jobs, kept = find_jobs(sources, output, formats, overwrite, skip_existing)
     place = torch.device("cpu") if opened.network is None else resolve_device(device)
     restorer = Restorer(model, opened, place, tiles or TileOptions())
     written, skipped = [], []
@@ -104,9 +110,9 @@ def run_files(
             skipped.append((job.sources[0], reason))
             continue
         written.append(job.output)
-    if not written:
+    if skipped and not written and not kept:
         raise DataError(f"nothing could be used: {skipped[0][1]}")
-    return RunResult(tuple(written), tuple(skipped))
+    return RunResult(tuple(written), tuple(skipped), kept)
 
 
 def _bits_held(output: Path, bits: int) -> int:
