@@ -297,7 +297,12 @@ def evaluate(model: Path, teacher: Path | None, crop: int | None, as_json: bool,
 @click.option(
     "--tile", type=click.IntRange(16), metavar="N", help="Side of tiles [where memory demands it: 512]."
 )
-@click.option("--overlap", type=click.IntRange(0), metavar="N", help="Context around a tile [default: 64].")
+@click.option(
+    "--overlap",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Context around a tile [64, or a quarter of a small tile].",
+)
 @click.option(
     "--tile-mode",
     type=click.Choice(["global", "plain"]),
@@ -336,11 +341,11 @@ def run(
     Names, subfolders and bit depth are kept. For MST give measurements or cubes, and --mask.
     """
     from csa2glmha.restore.command import run_files
-    from csa2glmha.restore.plan import DEFAULT_OVERLAP, TileOptions
+    from csa2glmha.restore.plan import TileOptions
 
     options = make_options(**given_only(given))
     budget = None if memory is None else int(memory * 1e9)
-    tiles = TileOptions(tile, DEFAULT_OVERLAP if overlap is None else overlap, tile_mode, budget)
+    tiles = TileOptions(tile, overlap, tile_mode, budget)
     result = run_files(
         model,
         images,

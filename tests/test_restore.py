@@ -233,7 +233,7 @@ def test_tiles_where_the_memory_demands_it(
         run_files(colour, [tmp_path / "x.png"], out, tiles=TileOptions(memory=memory))
         said = capsys.readouterr().err
         assert found in said and ("tiles" in said) == bool(found)
-    with pytest.raises(DataError, match=r"takes 1\.\d GB, there are 1\.0; give more --memory"):
+    with pytest.raises(DataError, match=r"takes 1\.\d\d GB, there are 1\.00; give more --memory"):
         run_files(colour, [tmp_path / "x.png"], tmp_path / "none", tiles=TileOptions(memory=1_001_000_000))
     assert not list((tmp_path / "none").rglob("*.png"))
 
@@ -246,6 +246,32 @@ def test_onnx_files_run_whole_and_in_tiles(tmp_path: Path, tiles: TileOptions | 
     (written,) = run_files(model, [tmp_path / "x.png"], tmp_path / "out", tiles=tiles).written
     wanted = torch.nn.functional.avg_pool2d(image, 3, 1, 1)
     assert (read_image(written, 3) - wanted).abs().max() < 2 / 65535
+
+
+@pytest.mark.parametrize(("size", "shown"), [(16, 16), (24, 24), (44, 40), (128, 128), (250, 248)])
+def test_small_tiles_have_a_small_overlap(
+    tmp_path: Path, size: int, shown: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = blurring_onnx(tmp_path / "blur.onnx")
+    image = torch.rand(3, 256, 264, generator=torch.Generator().manual_seed(1))
+    write_image(tmp_path / "x.png", image, 16)
+    (written,) = run_files(model, [tmp_path / "x.png"], tmp_path / "out", tiles=TileOptions(size)).written
+    wanted = torch.nn.functional.avg_pool2d(image, 3, 1, 1)
+    difference = (read_image(written, 3) - wanted).abs()
+    # Without overlap, which tiles of 16 have no room for, the zeros around the tiles show.
+    assert (difference.max() < 2 / 65535) == (size > 16)
+    assert f"tiles of {shown}x{shown}," in capsys.readouterr().err
+
+
+def test_overlaps_that_leave_nothing_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = blurring_onnx(tmp_path / "blur.onnx")
+    write_image(tmp_path / "small.png", torch.rand(3, 8, 8))
+    for tiles in (TileOptions(128, 64), TileOptions(None, 256)):
+        with pytest.raises(UsageError, match="nothing is left; give at least"):
+            run_files(model, [tmp_path / "small.png"], tmp_path / "out", tiles=tiles)
+    assert not (tmp_path / "out").exists()
+    # Too wide for tiles of 256 only.
+    run_files(model, [tmp_path / "small.png"], tmp_path / "out", tiles=TileOptions(None, 128))
 
 
 def test_onnx_files_have_no_attention_to_share(tmp_path: Path) -> None:
