@@ -18,10 +18,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from csa2glmha import cli
 from csa2glmha.bench import memory
-from csa2glmha.bench.candidates import Settings, open_candidates, provider_name
+from csa2glmha.bench.candidates import Settings, open_candidates
 from csa2glmha.bench.rounds import Patience, Ratio, time_in_turns
 from csa2glmha.data.cassi import shifted_mask
 from csa2glmha.errors import CheckpointError, UsageError
+from csa2glmha.export.runtime import provider_name
 from csa2glmha.models import build
 from csa2glmha.models.mst import bake_mask
 from csa2glmha.storage import save_student, student_metadata
@@ -161,7 +162,7 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 def test_providers(checkpoint: Path, tmp_path: Path) -> None:
-    assert provider_name("CPU") == "CPUExecutionProvider"
+    assert provider_name("CPU", "--provider") == "CPUExecutionProvider"
     with pytest.raises(UsageError, match="--provider abacus: this ONNX Runtime has"):
         open_candidates([identity_onnx(tmp_path / "a.onnx", 8, 8)], Settings(provider="abacus"))
     with pytest.raises(UsageError, match="PyTorch, which takes cpu or cuda"):

@@ -19,6 +19,7 @@ from csa2glmha import cli
 from csa2glmha.data.cassi import initial_cube, measure, shifted_mask
 from csa2glmha.data.images import read_image, write_image
 from csa2glmha.errors import DataError, OutputError, UsageError
+from csa2glmha.export import runtime
 from csa2glmha.models import RestorationModel, build
 from csa2glmha.models.mst import bake_mask
 from csa2glmha.restore import command, plan
@@ -279,6 +280,32 @@ def test_onnx_files_have_no_attention_to_share(tmp_path: Path) -> None:
     write_image(tmp_path / "x.png", torch.rand(3, 8, 8))
     with pytest.raises(UsageError, match="--tile-mode global: an ONNX file"):
         run_files(model, [tmp_path], tmp_path / "no", tiles=TileOptions(mode="global"))
+
+
+def test_onnx_files_run_where_they_are_told_to_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = blurring_onnx(tmp_path / "blur.onnx")
+    write_image(tmp_path / "x.png", torch.rand(3, 8, 8))
+    monkeypatch.setattr(
+        runtime.ort, "get_available_providers", lambda: ["AzureExecutionProvider", "CPUExecutionProvider"]
+    )
+    for device in ("cuda", "cuda:0", "mps", "toaster", ""):
+        with pytest.raises(UsageError, match=f"^--device {device}: this ONNX Runtime has azure, cpu"):
+            run_files(model, [tmp_path / "x.png"], tmp_path / "no", device=device)
+    assert not (tmp_path / "no").exists()
+    providers = []
+    monkeypatch.setattr(runtime.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    opened = runtime._open_session
+
+    def on_the_cpu(path: Path, threads: int | None, provider: str) -> object:
+        providers.append(provider)
+        return opened(path, threads, runtime.CPU_PROVIDER)
+
+    monkeypatch.setattr(runtime, "_open_session", on_the_cpu)
+    for device in ("cuda", "auto"):
+        run_files(model, [tmp_path / "x.png"], tmp_path / device, device=device)
+    assert providers == ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
 def test_rgb_to_spectra(tmp_path: Path) -> None:

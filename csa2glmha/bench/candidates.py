@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnxruntime as ort
 import torch
 
 from csa2glmha.device import resolve_device
 from csa2glmha.errors import UsageError
-from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.export.runtime import OnnxModel, provider_name
 from csa2glmha.models.mst import DISPERSION
 from csa2glmha.storage import load_model
 
@@ -80,7 +79,7 @@ def _open(path: Path, settings: Settings) -> _Opened:
 
 
 def _open_onnx(path: Path, settings: Settings) -> _Opened:
-    model = OnnxModel(path, settings.threads, provider_name(settings.provider))
+    model = OnnxModel(path, settings.threads, provider_name(settings.provider, "--provider"))
 
     def make(height: int, width: int) -> Candidate:
         shapes = [(1, model.in_channels, height, width)]
@@ -120,18 +119,6 @@ def _open_pytorch(path: Path, settings: Settings) -> _Opened:
         return Candidate(path, "PyTorch", shapes, run)
 
     return model.fixed_size, make
-
-
-def provider_name(name: str) -> str:
-    """ONNX Runtime's name of a provider.
-
-    Raises:
-        UsageError: this build of ONNX Runtime does not have it.
-    """
-    known = {each.removesuffix("ExecutionProvider").lower(): each for each in ort.get_available_providers()}
-    if name.lower() not in known:
-        raise UsageError(f"--provider {name}: this ONNX Runtime has {', '.join(sorted(known))}")
-    return known[name.lower()]
 
 
 def _noise(shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:

@@ -71,7 +71,7 @@ def run_files(
         mask: file of the aperture mask, which MST needs.
         mat_key: name of the array in .mat and .npz files.
         cube_suffix: .npy or .mat, of outputs that are cubes.
-        device: as for :func:`csa2glmha.device.resolve_device`.
+        device: as for :func:`csa2glmha.evaluation.open_model`.
         overwrite: replace existing outputs; inputs are never replaced.
         skip_existing: leave them, and make the others: so an interrupted run goes on.
 
