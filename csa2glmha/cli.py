@@ -380,7 +380,7 @@ def run(
     default=60.0,
     show_default=True,
     metavar="S",
-    help="To time at most.",
+    help="To time at most, once 5 rounds are done.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from csa2glmha.device import resolve_device
 from csa2glmha.errors import UsageError
 from csa2glmha.export.runtime import OnnxModel, provider_name
 from csa2glmha.models.mst import DISPERSION
@@ -102,7 +101,12 @@ def _open_pytorch(path: Path, settings: Settings) -> _Opened:
             f"--provider {settings.provider}: {path} runs in PyTorch, which takes "
             f"{' or '.join(_PYTORCH_PROVIDERS)}; export it first"
         )
-    device = resolve_device(settings.provider)
+    if settings.provider == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"--provider cuda: {path} runs in PyTorch, to which no CUDA GPU is visible here; give "
+            "--provider cpu, or export it first"
+        )
+    device = torch.device(settings.provider)
     model = load_model(path).model.to(device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
