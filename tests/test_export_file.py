@@ -12,6 +12,7 @@ from csa2glmha import cli
 from csa2glmha.data import write_image
 from csa2glmha.errors import DataError
 from csa2glmha.export import file
+from csa2glmha.export.metadata import inspect_onnx
 from csa2glmha.storage import save_student, student_metadata
 from tests.conftest import MakeRestormer
 
@@ -152,3 +153,20 @@ def test_what_cannot_be_judged_is_not_published(
     arguments = [checkpoint, "--precision", "fp16", "--degrade", "noise:25", "-o", tmp_path / "a.onnx"]
     assert "is gone" in complaint(*arguments, capsys=capsys, code=1)
     assert [path.name for path in tmp_path.iterdir()] == ["small.pth"]
+
+
+# --- Metadata ---------------------------------------------------------------------------------------
+
+
+def test_students_have_the_name_of_their_folder(student: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    (tmp_path / "denoiser-rank8").mkdir()
+    inside = student.rename(tmp_path / "denoiser-rank8" / student.name)
+    monkeypatch.chdir(inside.parent)
+    run(inside.name, "-o", tmp_path / "a.onnx", capsys=capsys)
+    named = inside.rename(tmp_path / "mine.safetensors")
+    run(named, capsys=capsys)
+    found = [inspect_onnx(tmp_path / name)["metadata"] for name in ("a.onnx", "mine.onnx")]
+    assert [(each["name"], each["rewritten"]) for each in found] == [
+        ("denoiser-rank8", "true"),
+        ("mine", "true"),
+    ]

@@ -112,7 +112,7 @@ def export_onnx(
     Args:
         model: on any device, in any mode; exported as it is in evaluation mode.
         path: of the file.
-        metadata: stored in the file's metadata, beside the precision.
+        metadata: stored in the file's metadata, beside the precision and whether it was rewritten.
         opset: version of the ONNX operators; None: :data:`DEFAULT_OPSET`, of plain exports
             :data:`PLAIN_OPSET`.
         plain: no rewrites.
@@ -157,6 +157,7 @@ def export_onnx(
                     f"{type(model).__name__} cannot be exported in {precision}: {reason}"
                 ) from error
             notes.append(f"exported without rewrites for deployment: {reason}")
+    metadata["rewritten"] = str(deployed is not None).lower()
     with atomic_path(path) as temporary:
         if deployed is not None:
             proto, simplified = deployed, False
