@@ -283,7 +283,10 @@ def export(
 @settings("device", "seed")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, per image too.")
 def evaluate(model: Path, teacher: Path | None, crop: int | None, as_json: bool, **given: Any) -> None:
-    """Measure PSNR and SSIM of MODEL (checkpoint, student or ONNX file) on images."""
+    """Measure PSNR and SSIM of MODEL (checkpoint, student or ONNX file) on images.
+
+    ONNX files run on the CPU unless --device names a provider that ONNX Runtime has here, such as cuda.
+    """
     from csa2glmha.evaluation import describe_evaluation, evaluate_file
 
     found = evaluate_file(model, make_options(**given_only(given)), teacher, crop)
@@ -338,7 +341,8 @@ def run(
 ) -> None:
     """Restore IMAGES, files or folders, with MODEL (checkpoint, student or ONNX file).
 
-    Names, subfolders and bit depth are kept. For MST give measurements or cubes, and --mask.
+    Names, subfolders and bit depth are kept. For MST give measurements or cubes, and --mask. ONNX files run
+    on the CPU unless --device names a provider that ONNX Runtime has here, such as cuda.
     """
     from csa2glmha.restore.command import run_files
     from csa2glmha.restore.plan import TileOptions
