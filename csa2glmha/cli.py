@@ -253,7 +253,8 @@ def export(
     """Export MODEL (a student or an unconverted checkpoint) to ONNX and compare it with PyTorch.
 
     The network is rewritten for speed first, exactly; --plain leaves that out. --data and the like serve
-    the calibration of int8, and show on held-out images what fp16 or int8 costs.
+    the calibration of int8, and show on held-out images what fp16 or int8 costs. Without --data, int8 takes
+    the photographs that come with scikit-image, degraded as the student's metadata say or by --degrade.
     """
     from csa2glmha.export.file import ExportChoices, export_file
 
@@ -282,7 +283,10 @@ def export(
 @settings("device", "seed")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, per image too.")
 def evaluate(model: Path, teacher: Path | None, crop: int | None, as_json: bool, **given: Any) -> None:
-    """Measure PSNR and SSIM of MODEL (checkpoint, student or ONNX file) on images."""
+    """Measure PSNR and SSIM of MODEL (checkpoint, student or ONNX file) on images.
+
+    ONNX files run on the CPU unless --device names a provider that ONNX Runtime has here, such as cuda.
+    """
     from csa2glmha.evaluation import describe_evaluation, evaluate_file
 
     found = evaluate_file(model, make_options(**given_only(given)), teacher, crop)
@@ -296,7 +300,12 @@ def evaluate(model: Path, teacher: Path | None, crop: int | None, as_json: bool,
 @click.option(
     "--tile", type=click.IntRange(16), metavar="N", help="Side of tiles [where memory demands it: 512]."
 )
-@click.option("--overlap", type=click.IntRange(0), metavar="N", help="Context around a tile [default: 64].")
+@click.option(
+    "--overlap",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Context around a tile [64, or a quarter of a small tile].",
+)
 @click.option(
     "--tile-mode",
     type=click.Choice(["global", "plain"]),
@@ -316,6 +325,7 @@ def evaluate(model: Path, teacher: Path | None, crop: int | None, as_json: bool,
 )
 @settings("device")
 @click.option("--overwrite", is_flag=True, help="Replace existing results; never the inputs.")
+@click.option("--skip-existing", is_flag=True, help="Leave existing results and make the others.")
 def run(
     model: Path,
     images: tuple[Path, ...],
@@ -326,18 +336,20 @@ def run(
     memory: float | None,
     cube_format: str,
     overwrite: bool,
+    skip_existing: bool,
     **given: Any,
 ) -> None:
     """Restore IMAGES, files or folders, with MODEL (checkpoint, student or ONNX file).
 
-    Names, subfolders and bit depth are kept. For MST give measurements or cubes, and --mask.
+    Names, subfolders and bit depth are kept. For MST give measurements or cubes, and --mask. ONNX files run
+    on the CPU unless --device names a provider that ONNX Runtime has here, such as cuda.
     """
     from csa2glmha.restore.command import run_files
-    from csa2glmha.restore.plan import DEFAULT_OVERLAP, TileOptions
+    from csa2glmha.restore.plan import TileOptions
 
     options = make_options(**given_only(given))
     budget = None if memory is None else int(memory * 1e9)
-    tiles = TileOptions(tile, DEFAULT_OVERLAP if overlap is None else overlap, tile_mode, budget)
+    tiles = TileOptions(tile, overlap, tile_mode, budget)
     result = run_files(
         model,
         images,
@@ -348,9 +360,11 @@ def run(
         cube_suffix=f".{cube_format}",
         device=options.device,
         overwrite=overwrite,
+        skip_existing=skip_existing,
     )
+    kept = f", {result.kept} were there" if result.kept else ""
     skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
-    click.echo(f"{len(result.written)} files written to {output}{skipped}")
+    click.echo(f"{len(result.written)} files written to {output}{kept}{skipped}")
 
 
 @cli.command(context_settings=CONTEXT, short_help="Time and memory of models, side by side.")
@@ -370,7 +384,7 @@ def run(
     default=60.0,
     show_default=True,
     metavar="S",
-    help="To time at most.",
+    help="To time at most, once 5 rounds are done.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(

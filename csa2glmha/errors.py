@@ -39,3 +39,7 @@ class InterruptedRunError(Csa2GlmhaError):
 
 class OutputError(Csa2GlmhaError):
     """A result cannot be written without losing something."""
+
+
+class UnfitError(OutputError):
+    """A result that its file format cannot hold; others may be written all the same."""

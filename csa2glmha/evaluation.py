@@ -15,7 +15,7 @@ from csa2glmha.data.open import refuse_image_options, refuse_mask
 from csa2glmha.data.sources import IMAGE_CHANNELS, image_example, is_spectral, open_inputs
 from csa2glmha.device import resolve_device
 from csa2glmha.errors import UsageError
-from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.export.runtime import CPU_PROVIDER, OnnxModel, provider_name
 from csa2glmha.files import sha256_of
 from csa2glmha.models import RestorationModel
 from csa2glmha.options import ConvertOptions
@@ -54,9 +54,20 @@ class OpenModel:
 
 
 def open_model(path: Path, device: str) -> OpenModel:
-    """Open a checkpoint, student or ONNX file."""
+    """Open a checkpoint, student or ONNX file.
+
+    Args:
+        path: the file.
+        device: as for :func:`~csa2glmha.device.resolve_device`. Of an ONNX file a provider of ONNX Runtime,
+            such as "cpu" or "cuda"; "auto" is the CPU, where its memory can be foretold.
+
+    Raises:
+        UsageError: a device that is not known or not there.
+        CheckpointError: the file cannot be used.
+    """
     if path.suffix.lower() == ".onnx":
-        network = OnnxModel(path)
+        provider = CPU_PROVIDER if device == "auto" else provider_name(device, "--device")
+        network = OnnxModel(path, provider=provider)
         taken = len(network.input_names)
         return OpenModel(
             lambda inputs: network(*inputs[:taken])[0],

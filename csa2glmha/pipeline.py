@@ -56,9 +56,9 @@ from csa2glmha.report.html import HTML_FILE, write_html
 from csa2glmha.report.pictures import comparison, plot_spectra, spectral_comparison
 from csa2glmha.search.costs import Finish, unchanged
 from csa2glmha.search.plan import RankSearch, measured_ranks, sensitivity_cache
-from csa2glmha.storage import load_model, save_student, student_metadata
+from csa2glmha.storage import STUDENT_FILE, load_model, save_student, student_metadata
 
-STUDENT_FILE, ONNX_FILE = "student.safetensors", "model.onnx"
+ONNX_FILE = "model.onnx"
 OUTPUT_FILES = (STUDENT_FILE, ONNX_FILE, *REPORT_FILES, HTML_FILE, PICTURE_FILE, SPECTRA_FILE, LOG_FILE)
 
 

@@ -28,6 +28,8 @@ from csa2glmha.errors import CheckpointError
 from csa2glmha.models import RestorationModel, build, build_from_state
 from csa2glmha.models.registry import load_strictly
 
+#: What a conversion calls it, in the folder that has the student's own name.
+STUDENT_FILE = "student.safetensors"
 STUDENT_FORMAT = "csa2glmha-student"
 FORMAT_VERSION = 1
 

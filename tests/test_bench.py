@@ -18,10 +18,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from csa2glmha import cli
 from csa2glmha.bench import memory
-from csa2glmha.bench.candidates import Settings, open_candidates, provider_name
+from csa2glmha.bench.candidates import Settings, open_candidates
 from csa2glmha.bench.rounds import Patience, Ratio, time_in_turns
 from csa2glmha.data.cassi import shifted_mask
 from csa2glmha.errors import CheckpointError, UsageError
+from csa2glmha.export.runtime import provider_name
 from csa2glmha.models import build
 from csa2glmha.models.mst import bake_mask
 from csa2glmha.storage import save_student, student_metadata
@@ -62,12 +63,12 @@ def test_ratios_hold_on_a_machine_that_changes_its_speed(seed: int) -> None:
 def test_rounds_are_complete_shuffled_and_warm() -> None:
     machine = NoisyMachine(0)
     bars = []
-    patience = Patience(tolerance=0.0, fewest=5, seconds=0.0, warmup=2)
+    patience = Patience(tolerance=0.0, fewest=6, seconds=0.0, warmup=2)
     runs = [lambda: machine.job(1.0), lambda: machine.job(2.0)]
     timings = time_in_turns(runs, patience, lambda: bars.append(1), machine.clock)
     assert not timings.converged
-    assert len(machine.played) == 2 * (5 + 2) and len(bars) == 5 + 2
-    assert timings.latencies[0].runs == 5
+    assert len(machine.played) == 2 * (6 + 1) and len(bars) == 6 + 1
+    assert timings.latencies[0].runs == 6
     rounds = [tuple(machine.played[at : at + 2]) for at in range(0, 14, 2)]
     assert set(rounds) == {(1.0, 2.0), (2.0, 1.0)}
 
@@ -83,7 +84,25 @@ def test_the_interval_of_a_median() -> None:
 def test_one_model_stops_at_once() -> None:
     machine = NoisyMachine(0)
     timings = time_in_turns([lambda: machine.job(1.0)], Patience(), clock=machine.clock)
+    assert timings.converged and timings.latencies[0].runs == Patience().enough
+    timings = time_in_turns([lambda: machine.job(20.0)], Patience(), clock=machine.clock)
     assert timings.converged and timings.latencies[0].runs == Patience().fewest
+
+
+@pytest.mark.parametrize(("job", "rounds", "warm"), [(20.0, 5, 1), (5.0, 9, 1), (4.0, 9, 3), (1.0, 45, 3)])
+def test_time_ends_rounds_and_warm_up(job: float, rounds: int, warm: int) -> None:
+    now, played = [0.0], []
+
+    def work(seconds: float) -> None:
+        played.append(seconds)
+        now[0] += seconds
+
+    runs = [lambda: work(job), lambda: work(job / 4)]
+    # No number of rounds will do.
+    timings = time_in_turns(runs, Patience(tolerance=-1.0), clock=lambda: now[0])
+    assert not timings.converged
+    counted = timings.latencies[0].runs
+    assert (counted, len(played) // 2 - counted) == (rounds, warm)
 
 
 def identity_onnx(path: Path, height: int | str, width: int | str, channels: int = 3) -> Path:
@@ -124,6 +143,7 @@ def test_files_of_every_kind_in_json(
     assert [model["input_shapes"] for model in found["models"]] == [[[1, 3, 40, 40]]] * 2
     assert found["models"][0]["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
     assert found["threads"] == 1 and found["rounds"] == Patience().fewest
+    assert not found["converged"]
     for model in found["models"]:
         assert model["ms"]["low"] <= model["ms"]["median"] <= model["ms"]["high"]
         assert 0 < model["memory"]["model"] < model["memory"]["peak"]
@@ -161,10 +181,15 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 def test_providers(checkpoint: Path, tmp_path: Path) -> None:
-    assert provider_name("CPU") == "CPUExecutionProvider"
+    assert provider_name("CPU", "--provider") == "CPUExecutionProvider"
     with pytest.raises(UsageError, match="--provider abacus: this ONNX Runtime has"):
         open_candidates([identity_onnx(tmp_path / "a.onnx", 8, 8)], Settings(provider="abacus"))
     with pytest.raises(UsageError, match="PyTorch, which takes cpu or cuda"):
         open_candidates([checkpoint], Settings(provider="openvino"))
+    if not torch.cuda.is_available():
+        with pytest.raises(
+            UsageError, match=r"^--provider cuda: .*teacher\.pth runs in PyTorch.*--provider cpu"
+        ):
+            open_candidates([checkpoint], Settings(provider="cuda"))
     with pytest.raises(CheckpointError):
         open_candidates([tmp_path / "none.onnx"], Settings())

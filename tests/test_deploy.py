@@ -369,7 +369,7 @@ def test_metadata_and_inspection(make_restormer, tmp_path: Path, capsys, monkeyp
     assert found["outputs"] == {"output": ["batch", 3, "height", "width"]}
     metadata = found["metadata"]
     assert (metadata["name"], metadata["kind"], metadata["architecture"]) == ("small", "teacher", "restormer")
-    assert len(metadata["teacher_sha256"]) == 64
+    assert len(metadata["teacher_sha256"]) == 64 and metadata["rewritten"] == "true"
     assert "license" in metadata["license"]
     run(monkeypatch, tmp_path, "inspect", "small.onnx")
     assert "custom ones: none" in capsys.readouterr().out

@@ -158,7 +158,7 @@ def test_file_is_self_contained_and_standard(report: ExportReport):
 
 
 def test_file_tells_its_metadata_and_nothing_of_the_machine(report: ExportReport):
-    assert OnnxModel(report.path).metadata == METADATA | {"precision": "fp32"}
+    assert OnnxModel(report.path).metadata == METADATA | {"precision": "fp32", "rewritten": "false"}
     content = report.path.read_bytes()
     assert b".py" not in content
     assert b"stack_trace" not in content

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from csa2glmha import cli
 from csa2glmha.data.cassi import initial_cube, measure, shifted_mask
 from csa2glmha.data.images import read_image, write_image
 from csa2glmha.errors import DataError, OutputError, UsageError
+from csa2glmha.export import runtime
 from csa2glmha.models import RestorationModel, build
 from csa2glmha.models.mst import bake_mask
-from csa2glmha.restore import plan
+from csa2glmha.restore import command, plan
 from csa2glmha.restore.command import run_files
 from csa2glmha.restore.plan import TileOptions
 from csa2glmha.storage import load, save_student, student_metadata
@@ -84,6 +87,58 @@ def test_folders_keep_names_subfolders_and_depth(colour: Path, folder: Path, tmp
         assert difference.abs().max() < 0.51 / levels + 1e-6
 
 
+def test_more_bits_than_the_suffix_holds(colour: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_image(folder / "16.png", torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)), 16)
+    (folder / "16.png").rename(folder / "16.jpg")
+    write_image(folder / "later.png", torch.rand(3, 8, 8))
+    result = run_files(colour, [folder], tmp_path / "out")
+    assert [path.name for path in result.written] == ["16.jpg", "later.png"] and not result.skipped
+    stored = cv2.imread(str(result.written[0]), cv2.IMREAD_UNCHANGED)
+    assert stored.dtype == np.uint8 and stored.shape == (16, 16, 3)
+    assert "16.jpg: written with 8 bits" in capsys.readouterr().err
+
+
+class Picky:
+    """In place of a restorer: fails as memory or a network would, by the image's name."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, name: str, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if name.startswith("large"):
+            raise DataError("tiles of 256x256: takes 9.00 GB, there are 1.00")
+        return inputs[0][0] * (float("nan") if name.startswith("nan") else 1)
+
+
+def test_one_file_of_a_folder_does_not_stop_the_others(
+    colour: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("large.png", "nan.png", "well.png"):
+        write_image(folder / name, torch.rand(3, 8, 8))
+    monkeypatch.setattr(command, "Restorer", Picky)
+    result = run_files(colour, [folder], tmp_path / "out")
+    assert [path.name for path in result.written] == ["well.png"]
+    assert [path.name for path, _ in result.skipped] == ["large.png", "nan.png"]
+    said = capsys.readouterr().err
+    assert f"skipped {folder / 'large.png'}: tiles of" in said and "not finite" in said
+    for name, error in (("large.png", DataError), ("nan.png", OutputError)):
+        with pytest.raises(error):
+            run_files(colour, [folder / name, folder / "well.png"], tmp_path / name)
+
+
+def test_a_full_disk_ends_the_run(colour: Path, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match="free some space"):
+        run_files(colour, [folder], tmp_path / "out")
+
+
 def test_gray_models_write_gray(tmp_path: Path) -> None:
     model = saved(tmp_path / "gray.pth", "restormer", **TINY, in_channels=1, out_channels=1)
     write_image(tmp_path / "x.ppm", torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)))
@@ -101,6 +156,29 @@ def test_nothing_is_overwritten_unasked(colour: Path, folder: Path, tmp_path: Pa
     assert [path for path in output.rglob("*") if path.is_file()] == [output / "deep" / "b.TIF"]
     run_files(colour, [folder], output, overwrite=True)
     assert read_image(output / "deep" / "b.TIF", 3).shape == (3, 17, 24)
+
+
+def test_an_interrupted_run_goes_on(
+    colour: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    output = tmp_path / "out"
+    (output / "deep").mkdir(parents=True)
+    (output / "deep" / "b.TIF").write_text("mine")
+    with pytest.raises(OutputError, match="--skip-existing to make only what is missing, --overwrite"):
+        run_files(colour, [folder], output)
+    arguments = ["run", str(colour), str(folder), "-o", str(output), "--skip-existing"]
+    for printed in ("2 files written to {}, 1 were there, 1 skipped", "0 files written to {}, 3 were there"):
+        monkeypatch.setattr(sys, "argv", ["csa2glmha", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code and printed.format(output) in capsys.readouterr().out
+    assert (output / "deep" / "b.TIF").read_text() == "mine"
+    assert read_image(output / "a.png", 3).shape == (3, 33, 41)
+    with pytest.raises(UsageError, match="exclude each other"):
+        run_files(colour, [folder], output, overwrite=True, skip_existing=True)
+    # Inputs are no results that were there.
+    with pytest.raises(UsageError, match="is an input"):
+        run_files(colour, [folder], folder, skip_existing=True)
 
 
 def test_inputs_are_never_replaced(colour: Path, folder: Path) -> None:
@@ -156,7 +234,7 @@ def test_tiles_where_the_memory_demands_it(
         run_files(colour, [tmp_path / "x.png"], out, tiles=TileOptions(memory=memory))
         said = capsys.readouterr().err
         assert found in said and ("tiles" in said) == bool(found)
-    with pytest.raises(DataError, match=r"takes 1\.\d GB, there are 1\.0; give more --memory"):
+    with pytest.raises(DataError, match=r"takes 1\.\d\d GB, there are 1\.00; give more --memory"):
         run_files(colour, [tmp_path / "x.png"], tmp_path / "none", tiles=TileOptions(memory=1_001_000_000))
     assert not list((tmp_path / "none").rglob("*.png"))
 
@@ -171,11 +249,63 @@ def test_onnx_files_run_whole_and_in_tiles(tmp_path: Path, tiles: TileOptions | 
     assert (read_image(written, 3) - wanted).abs().max() < 2 / 65535
 
 
+@pytest.mark.parametrize(("size", "shown"), [(16, 16), (24, 24), (44, 40), (128, 128), (250, 248)])
+def test_small_tiles_have_a_small_overlap(
+    tmp_path: Path, size: int, shown: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = blurring_onnx(tmp_path / "blur.onnx")
+    image = torch.rand(3, 256, 264, generator=torch.Generator().manual_seed(1))
+    write_image(tmp_path / "x.png", image, 16)
+    (written,) = run_files(model, [tmp_path / "x.png"], tmp_path / "out", tiles=TileOptions(size)).written
+    wanted = torch.nn.functional.avg_pool2d(image, 3, 1, 1)
+    difference = (read_image(written, 3) - wanted).abs()
+    # Without overlap, which tiles of 16 have no room for, the zeros around the tiles show.
+    assert (difference.max() < 2 / 65535) == (size > 16)
+    assert f"tiles of {shown}x{shown}," in capsys.readouterr().err
+
+
+def test_overlaps_that_leave_nothing_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = blurring_onnx(tmp_path / "blur.onnx")
+    write_image(tmp_path / "small.png", torch.rand(3, 8, 8))
+    for tiles in (TileOptions(128, 64), TileOptions(None, 256)):
+        with pytest.raises(UsageError, match="nothing is left; give at least"):
+            run_files(model, [tmp_path / "small.png"], tmp_path / "out", tiles=tiles)
+    assert not (tmp_path / "out").exists()
+    # Too wide for tiles of 256 only.
+    run_files(model, [tmp_path / "small.png"], tmp_path / "out", tiles=TileOptions(None, 128))
+
+
 def test_onnx_files_have_no_attention_to_share(tmp_path: Path) -> None:
     model = blurring_onnx(tmp_path / "blur.onnx")
     write_image(tmp_path / "x.png", torch.rand(3, 8, 8))
     with pytest.raises(UsageError, match="--tile-mode global: an ONNX file"):
         run_files(model, [tmp_path], tmp_path / "no", tiles=TileOptions(mode="global"))
+
+
+def test_onnx_files_run_where_they_are_told_to_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = blurring_onnx(tmp_path / "blur.onnx")
+    write_image(tmp_path / "x.png", torch.rand(3, 8, 8))
+    monkeypatch.setattr(
+        runtime.ort, "get_available_providers", lambda: ["AzureExecutionProvider", "CPUExecutionProvider"]
+    )
+    for device in ("cuda", "cuda:0", "mps", "toaster", ""):
+        with pytest.raises(UsageError, match=f"^--device {device}: this ONNX Runtime has azure, cpu"):
+            run_files(model, [tmp_path / "x.png"], tmp_path / "no", device=device)
+    assert not (tmp_path / "no").exists()
+    providers = []
+    monkeypatch.setattr(runtime.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    opened = runtime._open_session
+
+    def on_the_cpu(path: Path, threads: int | None, provider: str) -> object:
+        providers.append(provider)
+        return opened(path, threads, runtime.CPU_PROVIDER)
+
+    monkeypatch.setattr(runtime, "_open_session", on_the_cpu)
+    for device in ("cuda", "auto"):
+        run_files(model, [tmp_path / "x.png"], tmp_path / device, device=device)
+    assert providers == ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
 def test_rgb_to_spectra(tmp_path: Path) -> None:

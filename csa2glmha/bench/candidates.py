@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnxruntime as ort
 import torch
 
-from csa2glmha.device import resolve_device
 from csa2glmha.errors import UsageError
-from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.export.runtime import OnnxModel, provider_name
 from csa2glmha.models.mst import DISPERSION
 from csa2glmha.storage import load_model
 
@@ -80,7 +78,7 @@ def _open(path: Path, settings: Settings) -> _Opened:
 
 
 def _open_onnx(path: Path, settings: Settings) -> _Opened:
-    model = OnnxModel(path, settings.threads, provider_name(settings.provider))
+    model = OnnxModel(path, settings.threads, provider_name(settings.provider, "--provider"))
 
     def make(height: int, width: int) -> Candidate:
         shapes = [(1, model.in_channels, height, width)]
@@ -103,7 +101,12 @@ def _open_pytorch(path: Path, settings: Settings) -> _Opened:
             f"--provider {settings.provider}: {path} runs in PyTorch, which takes "
             f"{' or '.join(_PYTORCH_PROVIDERS)}; export it first"
         )
-    device = resolve_device(settings.provider)
+    if settings.provider == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"--provider cuda: {path} runs in PyTorch, to which no CUDA GPU is visible here; give "
+            "--provider cpu, or export it first"
+        )
+    device = torch.device(settings.provider)
     model = load_model(path).model.to(device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -120,18 +123,6 @@ def _open_pytorch(path: Path, settings: Settings) -> _Opened:
         return Candidate(path, "PyTorch", shapes, run)
 
     return model.fixed_size, make
-
-
-def provider_name(name: str) -> str:
-    """ONNX Runtime's name of a provider.
-
-    Raises:
-        UsageError: this build of ONNX Runtime does not have it.
-    """
-    known = {each.removesuffix("ExecutionProvider").lower(): each for each in ort.get_available_providers()}
-    if name.lower() not in known:
-        raise UsageError(f"--provider {name}: this ONNX Runtime has {', '.join(sorted(known))}")
-    return known[name.lower()]
 
 
 def _noise(shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:

@@ -27,13 +27,15 @@ class Patience:
 
     Attributes:
         tolerance: half the width of each ratio's 95 % confidence interval, relative to the ratio.
-        fewest: rounds at least.
-        seconds: at most, once there are that many rounds.
-        warmup: rounds before those that count.
+        enough: rounds, from which on ratios can be known that well.
+        fewest: rounds at least, whatever the time; an interval of a median needs that many.
+        seconds: at most, warm-up too, once there are the fewest rounds.
+        warmup: rounds before those that count; one, where that takes more than a tenth of the time.
     """
 
     tolerance: float = 0.01
-    fewest: int = 15
+    enough: int = 15
+    fewest: int = 5
     seconds: float = 60.0
     warmup: int = 3
 
@@ -114,18 +116,23 @@ def time_in_turns(
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for _ in range(patience.warmup):
-            play_round()
         began = clock()
+        for _ in range(patience.warmup):
+            if sum(play_round()) > patience.seconds / 10:
+                break
         while True:
             for sample, seconds in zip(samples, play_round(), strict=True):
                 sample.append(1000 * seconds)
-            if len(samples[0]) < patience.fewest:
+            late = clock() - began >= patience.seconds
+            if len(samples[0]) < (patience.fewest if late else patience.enough):
                 continue
             ratios = tuple(_ratio(sample, samples[0]) for sample in samples)
-            converged = all(ratio.uncertainty <= patience.tolerance for ratio in ratios)
             # With one model there is no ratio to wait for.
-            if converged or clock() - began > patience.seconds:
+            converged = len(samples) == 1 or (
+                len(samples[0]) >= patience.enough
+                and all(ratio.uncertainty <= patience.tolerance for ratio in ratios)
+            )
+            if converged or late:
                 return Timings(tuple(Latency.of(sample) for sample in samples), ratios, converged)
     finally:
         if collecting:

@@ -285,8 +285,8 @@ def open_scenes(
     if folder is None:
         photographs = bundled_images(3)
         notes += (
-            f"no --data: calibrating on synthetic spectra of {len(photographs)} photographs bundled with "
-            "scikit-image; cubes of the model's own task give a better student",
+            f"no --data: using synthetic spectra of {len(photographs)} photographs bundled with "
+            "scikit-image; cubes of the model's own task serve better",
         )
         scenes: ImageSource = SyntheticSpectra(MemoryImages(photographs), bands)
         return scenes, aperture, False, f"synthetic spectra of {bundled_source(photographs)}", notes

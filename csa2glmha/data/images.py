@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from csa2glmha.data.folders import list_files, stem
-from csa2glmha.errors import DataError, OutputError
+from csa2glmha.errors import DataError, UnfitError
 from csa2glmha.files import atomic_path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -93,34 +93,39 @@ def write_image(path: Path, image: Tensor, bits: int = 8) -> None:
     png, tif, ppm and pgm.
 
     Raises:
-        OutputError: the suffix or its depth cannot hold the image, a value is not a number, or the
-            file cannot be written.
+        UnfitError: the suffix or its depth cannot hold the image, or a value is not a number.
+        OutputError: the file cannot be written.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise OutputError(
+        raise UnfitError(
             f"cannot write image {str(path)!r}: unknown suffix {path.suffix!r}; use {_SUFFIX_LIST}"
         )
-    if bits not in (8, 16) or (bits == 16 and suffix not in _SIXTEEN_BIT_SUFFIXES):
-        raise OutputError(
+    if bits not in (8, 16) or bits > largest_bits(path):
+        raise UnfitError(
             f"cannot write image {str(path)!r} with {bits} bits; use 8 bits, or 16 with png or tif"
         )
     writable = _WRITABLE_CHANNELS.get(suffix, (1, 3))
     if image.ndim != 3 or image.shape[0] not in writable:
-        raise OutputError(
+        raise UnfitError(
             f"cannot write image {str(path)!r}: shape {tuple(image.shape)} is not (C, H, W) "
             f"with C = {' or '.join(map(str, writable))}; select the channels to write, or use png"
         )
     if not torch.isfinite(image).all():
-        raise OutputError(
+        raise UnfitError(
             f"cannot write image {str(path)!r}: it has values that are not finite; check the model"
         )
     encoded = _encode(image, suffix, bits)
     if encoded is None:
         size = f"{image.shape[2]}x{image.shape[1]}"
-        raise OutputError(f"cannot write image {str(path)!r}: {suffix} cannot hold {size} pixels; use png")
+        raise UnfitError(f"cannot write image {str(path)!r}: {suffix} cannot hold {size} pixels; use png")
     with atomic_path(path) as temporary:
         temporary.write_bytes(encoded)
+
+
+def largest_bits(path: Path) -> int:
+    """How many bits a sample can have in a file of this suffix: 8 or 16."""
+    return 16 if path.suffix.lower() in _SIXTEEN_BIT_SUFFIXES else 8
 
 
 def _encode(image: Tensor, suffix: str, bits: int) -> bytes | None:

@@ -246,8 +246,8 @@ def prepare_images(
         source = bundled_source(names_and_images)
         how = f"degraded by {degrade}" if degrade else "not degraded"
         notes = (
-            f"no --data: calibrating on {len(images)} photographs bundled with scikit-image, {how}; "
-            "images of the model's own task give a better student",
+            f"no --data: using {len(images)} photographs bundled with scikit-image, {how}; "
+            "images of the model's own task serve better",
         )
         if degrade is None and not spectral:
             degradation = parse_degradation("none")

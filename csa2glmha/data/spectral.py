@@ -17,7 +17,7 @@ from csa2glmha.data.arrays import SUFFIX_LIST, SUFFIXES, Array, read_array, to_f
 from csa2glmha.data.crops import ImageSource
 from csa2glmha.data.folders import list_files, stem
 from csa2glmha.data.images import ImageSet
-from csa2glmha.errors import DataError, OutputError
+from csa2glmha.errors import DataError, UnfitError
 from csa2glmha.files import atomic_path
 from csa2glmha.progress import progress
 
@@ -54,13 +54,14 @@ def write_cube(path: Path, cube: Tensor) -> None:
     The file appears complete or not at all; an earlier one is replaced.
 
     Raises:
-        OutputError: a value is not finite, a .mat file cannot hold that much, or it cannot be written.
+        UnfitError: a value is not finite, or a .mat file cannot hold that much.
+        OutputError: it cannot be written.
     """
     if not torch.isfinite(cube).all():
-        raise OutputError(f"cannot write {str(path)!r}: it has values that are not finite; check the model")
+        raise UnfitError(f"cannot write {str(path)!r}: it has values that are not finite; check the model")
     array = np.ascontiguousarray(cube.detach().cpu().float().permute(1, 2, 0).numpy())
     if path.suffix == ".mat" and array.nbytes >= 2**31:
-        raise OutputError(f"cannot write {str(path)!r}: .mat files hold at most 2 GB; use --format npy")
+        raise UnfitError(f"cannot write {str(path)!r}: .mat files hold at most 2 GB; use --format npy")
     with atomic_path(path) as temporary:
         if path.suffix == ".mat":
             scipy.io.savemat(temporary, {"cube": array}, do_compression=True)

@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from csa2glmha.data.batches import Data
 from csa2glmha.data.images import bundled_images
 from csa2glmha.data.open import open_data
-from csa2glmha.errors import UsageError
+from csa2glmha.errors import ExportError, UsageError
 from csa2glmha.export.metadata import metadata_of
-from csa2glmha.export.onnx import PRECISIONS, ExportReport, export_onnx
+from csa2glmha.export.onnx import PRECISIONS, ExportReport, check_opset, export_onnx
 from csa2glmha.export.quantize import quantize
 from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.export.translate import LOWEST_OPSET
 from csa2glmha.files import atomic_path, ensure_writable
 from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import say
@@ -22,6 +24,9 @@ from csa2glmha.storage import LoadedModel, load_model
 
 #: Held-out images that the loss of a lower precision is measured on, at most.
 JUDGED_IMAGES = 8
+#: Options on the data that int8 is calibrated on, and that it and fp16 are judged on.
+_DATA = ("data", "targets", "degrade", "mask", "mat_key")
+_CALIBRATION = ("calibration_crops", "calibration_size")
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,14 @@ class PrecisionLoss:
     Attributes:
         images: how many.
         data: where they are from.
+        degradation: how inputs were made of clean images; None where they were not.
         exact, lower: against the ground truth, where there is one, of the network in float32 and of the file.
         agreement: of the file with the network in float32.
     """
 
     images: int
     data: str
+    degradation: str | None
     exact: float | None
     lower: float | None
     agreement: float
@@ -58,7 +65,8 @@ class PrecisionLoss:
         if self.exact is not None and self.lower is not None:
             both = f"{self.exact:.3f} dB in float32, {self.lower:.3f} dB in {precision}"
             against = f"{both} ({self.lower - self.exact:+.3f}), {against}"
-        return f"PSNR: {against}, on {self.images} held-out images ({self.data})"
+        made = "" if self.degradation is None else f"; degradation: {self.degradation}"
+        return f"PSNR: {against}, on {self.images} held-out images ({self.data}{made})"
 
 
 def export_file(
@@ -68,32 +76,98 @@ def export_file(
 
     Args:
         model: the file.
-        output: of the ONNX file; None: the model's name with .onnx.
+        output: of the ONNX file, ending in .onnx; None: the model's name with .onnx.
         choices: how.
-        options: of them those on data and the seed. Data are used for int8, and where they are given, to
-            measure what fp16 costs.
+        options: of them those on data and the seed. Data calibrate int8 and show what it costs; what fp16
+            costs is measured where any of them is given. Without a folder they are the photographs that
+            come with scikit-image, degraded as the student's metadata say.
 
     Raises:
+        UsageError: choices that exclude each other, or an output that is the model itself.
         Csa2GlmhaError: the file is unusable, or the ONNX outputs differ from PyTorch's.
     """
-    if choices.precision not in PRECISIONS:
-        raise UsageError(f"--precision {choices.precision}: unknown; give {', '.join(PRECISIONS)}")
+    _check_choices(choices)
     loaded = load_model(model)
-    if loaded.model.fixed_size is not None and (choices.precision == "int8" or options.data is not None):
+    judged = choices.precision == "int8" or (
+        choices.precision == "fp16" and any(getattr(options, name) is not None for name in _DATA)
+    )
+    if loaded.model.fixed_size is not None and judged:
         raise UsageError(
             f"{model}: has a mask baked in; int8 and --data need a model that takes its mask as an input: "
             "convert without --mask"
         )
-    output = output or model.with_suffix(".onnx")
+    output = _output_file(model, output)
     ensure_writable(output, choices.overwrite)
     for note in loaded.checkpoint.notes:
         say(note)
-    if choices.precision == "int8":
-        report = _export_int8(loaded, output, choices, options)
-    else:
-        report = _export(loaded, output, choices)
-    measured = choices.precision == "int8" or (choices.precision == "fp16" and options.data is not None)
-    return report, _loss(loaded, output, options) if measured else None
+    _say_unused(choices.precision, options)
+    if not judged:
+        return _export(loaded, output, choices), None
+    options = _with_task(loaded, options)
+    data = open_data(loaded.model, options)
+    for note in data.notes:
+        say(note)
+    # Elsewhere at first: what cannot be judged must not be left under the name that was asked for.
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder, output.name)
+        if choices.precision == "int8":
+            report = _export_int8(loaded, draft, choices, data, options)
+        else:
+            report = _export(loaded, draft, choices)
+        loss = _loss(loaded, draft, data, options)
+        with atomic_path(output) as temporary:
+            temporary.write_bytes(draft.read_bytes())
+    return replace(report, path=output), loss
+
+
+def _check_choices(choices: ExportChoices) -> None:
+    """Refuse, before anything is read, what cannot be made.
+
+    Raises:
+        UsageError: with the option at fault.
+    """
+    precision, opset = choices.precision, choices.opset
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision}: unknown; give {', '.join(PRECISIONS)}")
+    check_opset(opset)
+    if choices.half_io and precision != "fp16":
+        raise UsageError(f"--io fp16: goes with --precision fp16, not {precision}; leave it out")
+    if precision == "fp32":
+        return
+    if choices.plain:
+        raise UsageError(f"--precision {precision}: needs the rewrites for deployment; leave out --plain")
+    if opset is not None and opset < LOWEST_OPSET:
+        raise UsageError(f"--opset {opset}: fp16 and int8 need {LOWEST_OPSET} or later")
+
+
+def _say_unused(precision: str, options: ConvertOptions) -> None:
+    """Tell of options on data that were given and change nothing."""
+    unused = {"fp32": (*_DATA, *_CALIBRATION), "fp16": _CALIBRATION, "int8": ()}[precision]
+    given = [f"--{name.replace('_', '-')}" for name in unused if name in options.model_fields_set]
+    if given:
+        say(f"{', '.join(given)}: not used with --precision {precision}")
+
+
+def _with_task(loaded: LoadedModel, options: ConvertOptions) -> ConvertOptions:
+    """Degrade the photographs that come with this tool, which are clean, as the student's images were.
+
+    Images of the user's are inputs unless --degrade says otherwise, here as in all commands.
+    """
+    task = loaded.checkpoint.metadata.get("task") if loaded.is_student else None
+    if not task or options.data is not None or options.degrade is not None:
+        return options
+    say(f"no --degrade: {task}, which this student was made with")
+    return options.model_copy(update={"degrade": task})
+
+
+def _output_file(model: Path, output: Path | None) -> Path:
+    """The file to write, which no reader takes for something else, and which is not the model itself."""
+    if output is not None and output.suffix.lower() != ".onnx":
+        raise UsageError(f"-o {output}: run, evaluate and bench know ONNX files by the suffix .onnx; add it")
+    output = output or model.with_suffix(".onnx")
+    if output.exists() and output.samefile(model):
+        raise UsageError(f"-o {output}: is the model itself, which is never replaced; give another name")
+    return output
 
 
 def _export(loaded: LoadedModel, output: Path, choices: ExportChoices) -> ExportReport:
@@ -113,36 +187,30 @@ def _export(loaded: LoadedModel, output: Path, choices: ExportChoices) -> Export
 
 
 def _export_int8(
-    loaded: LoadedModel, output: Path, choices: ExportChoices, options: ConvertOptions
+    loaded: LoadedModel, output: Path, choices: ExportChoices, data: Data, options: ConvertOptions
 ) -> ExportReport:
-    data = open_data(loaded.model, options)
     crops = data.calibration(options.calibration_size, options.calibration_crops, options.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        exact, lower = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
-        report = _export(loaded, exact, replace(choices, precision="fp32"))
-        if not report.rewritten:
-            raise UsageError("--precision int8 needs the rewrites of the deployment graph: leave out --plain")
-        say(f"calibrating int8 on {options.calibration_crops} crops: {data.source}")
-        count = quantize(exact, lower, crops)
-        OnnxModel(lower)  # that it loads
-        with atomic_path(output) as temporary:
-            temporary.write_bytes(lower.read_bytes())
+    exact = output.with_suffix(".float.onnx")
+    report = _export(loaded, exact, replace(choices, precision="fp32"))
+    if not report.rewritten:
+        raise ExportError(f"int8 needs the rewrites for deployment, but it was {report.notes[0]}")
+    say(f"calibrating int8 on {options.calibration_crops} crops: {data.source}")
+    count = quantize(exact, output, crops)
     note = f"{count} convolutions in int8, the rest in float32"
-    return replace(
-        report, path=output, parity=(), notes=(*report.notes, note), size_bytes=output.stat().st_size
-    )
+    return replace(report, parity=(), notes=(*report.notes, note), size_bytes=output.stat().st_size)
 
 
-def _loss(loaded: LoadedModel, output: Path, options: ConvertOptions) -> PrecisionLoss:
+def _loss(loaded: LoadedModel, file: Path, data: Data, options: ConvertOptions) -> PrecisionLoss:
     """Compare the file with the network in PyTorch on held-out images."""
-    data, file = open_data(loaded.model, options), OnnxModel(output)
+    lower = OnnxModel(file)
     examples = data.examples(options.input_size, options.seed)[:JUDGED_IMAGES]
-    taken = len(file.input_names)
-    models = {"exact": restore(loaded.model), "lower": lambda inputs: file(*inputs[:taken])[0]}
+    taken = len(lower.input_names)
+    models = {"exact": restore(loaded.model), "lower": lambda inputs: lower(*inputs[:taken])[0]}
     judged = judge(models, examples, "exact", data.spectral)
     return PrecisionLoss(
         len(examples),
         data.source,
+        data.degradation,
         judged["exact"].truth.get("psnr"),
         judged["lower"].truth.get("psnr"),
         judged["lower"].teacher["psnr"],

@@ -11,7 +11,7 @@ import onnx
 
 from csa2glmha import __version__
 from csa2glmha.errors import CheckpointError
-from csa2glmha.storage import LoadedModel
+from csa2glmha.storage import STUDENT_FILE, LoadedModel
 
 LICENSE_NOTE = (
     "The weights derive from the checkpoint whose SHA-256 is teacher_sha256; "
@@ -26,7 +26,7 @@ def onnx_metadata(
     """The metadata of an ONNX file.
 
     Args:
-        name: of the model, such as its file's without the suffix.
+        name: of the model, such as its file's without the suffix, or its folder's.
         architecture, hyperparameters: of the network.
         provenance: a student's metadata, or the "teacher_sha256" of an unconverted checkpoint.
     """
@@ -45,7 +45,11 @@ def metadata_of(loaded: LoadedModel) -> dict[str, str]:
     """The metadata of a loaded file's export."""
     checkpoint, model = loaded.checkpoint, loaded.model
     provenance = checkpoint.metadata if loaded.is_student else {"teacher_sha256": checkpoint.sha256}
-    return onnx_metadata(checkpoint.path.stem, model.architecture, model.hyperparameters, provenance)
+    name = checkpoint.path.stem
+    if checkpoint.path.name == STUDENT_FILE:
+        # All conversions call it that; the ONNX file that they write has the name of the folder, too.
+        name = checkpoint.path.resolve().parent.name or name
+    return onnx_metadata(name, model.architecture, model.hyperparameters, provenance)
 
 
 def inspect_onnx(path: Path) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def export_onnx(
     Args:
         model: on any device, in any mode; exported as it is in evaluation mode.
         path: of the file.
-        metadata: stored in the file's metadata, beside the precision.
+        metadata: stored in the file's metadata, beside the precision and whether it was rewritten.
         opset: version of the ONNX operators; None: :data:`DEFAULT_OPSET`, of plain exports
             :data:`PLAIN_OPSET`.
         plain: no rewrites.
@@ -130,7 +130,8 @@ def export_onnx(
         OutputError: the file exists and ``overwrite`` is false, or it cannot be written.
         ExportError: the model cannot be converted, or the outputs disagree.
     """
-    _check_arguments(model, opset, example)
+    check_opset(opset)
+    _check_example(model, example)
     if precision not in TOLERANCES:
         raise UsageError(f"precision {precision}: unknown; give {' or '.join(TOLERANCES)}")
     if precision != "fp32" and plain:
@@ -156,6 +157,7 @@ def export_onnx(
                     f"{type(model).__name__} cannot be exported in {precision}: {reason}"
                 ) from error
             notes.append(f"exported without rewrites for deployment: {reason}")
+    metadata["rewritten"] = str(deployed is not None).lower()
     with atomic_path(path) as temporary:
         if deployed is not None:
             proto, simplified = deployed, False
@@ -213,10 +215,14 @@ def _write_plain(
         return plain, _write_and_verify(plain, path, metadata, cases, tolerance), False
 
 
-def _check_arguments(model: RestorationModel, opset: int | None, example: Tensor | None) -> None:
+def check_opset(opset: int | None) -> None:
+    """Raise UsageError for a version of the operators that cannot be written; None leaves it open."""
     highest = onnx.defs.onnx_opset_version()
     if opset is not None and not LOWEST_OPSET <= opset <= highest:
         raise UsageError(f"opset {opset} is not supported: choose one from {LOWEST_OPSET} to {highest}")
+
+
+def _check_example(model: RestorationModel, example: Tensor | None) -> None:
     if example is None:
         return
     if example.ndim not in (3, 4) or example.shape[-3] != model.in_channels or example.numel() == 0:

@@ -1,4 +1,4 @@
-"""Running ONNX files on the CPU: as a drop-in for the PyTorch network, and against the clock."""
+"""Running ONNX files: as a drop-in for the PyTorch network, and against the clock."""
 
 from __future__ import annotations
 
@@ -107,6 +107,22 @@ class OnnxModel:
             raise DataError(
                 f"{str(self.path)!r} takes {name!r} of shape ({', '.join(map(str, expected))}), not {shape}"
             )
+
+
+def provider_name(name: str, option: str) -> str:
+    """ONNX Runtime's name of what runs operators, from a short one such as "cpu" or "cuda".
+
+    Args:
+        name: without "ExecutionProvider", in any case.
+        option: where the user gave it, for the message.
+
+    Raises:
+        UsageError: this build of ONNX Runtime does not have it.
+    """
+    known = {each.removesuffix("ExecutionProvider").lower(): each for each in ort.get_available_providers()}
+    if name.lower() not in known:
+        raise UsageError(f"{option} {name}: this ONNX Runtime has {', '.join(sorted(known))}")
+    return known[name.lower()]
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from torch import Tensor
 from csa2glmha.data.arrays import read_array
 from csa2glmha.data.batches import Inputs
 from csa2glmha.data.cassi import CassiScenes, initial_cube, load_mask, load_measurement, shifted_mask
-from csa2glmha.data.images import MemoryImages, read_image_and_bits, write_image
+from csa2glmha.data.images import MemoryImages, largest_bits, read_image_and_bits, write_image
 from csa2glmha.data.open import refuse_mask
 from csa2glmha.data.sources import DUAL_PIXEL_CHANNELS, IMAGE_CHANNELS, is_spectral
 from csa2glmha.data.spectral import read_cube, write_cube
 from csa2glmha.device import resolve_device
-from csa2glmha.errors import DataError, UsageError
+from csa2glmha.errors import DataError, UnfitError, UsageError
 from csa2glmha.evaluation import OpenModel, open_model
 from csa2glmha.files import ensure_writable
 from csa2glmha.models.mst import DISPERSION
@@ -36,10 +36,12 @@ class RunResult:
     Attributes:
         written: the new files.
         skipped: files of folders that cannot be used, with the reason.
+        kept: outputs that were there and were left.
     """
 
     written: tuple[Path, ...]
     skipped: tuple[tuple[Path, str], ...]
+    kept: int = 0
 
 
 def run_files(
@@ -53,11 +55,13 @@ def run_files(
     cube_suffix: str = ".npy",
     device: str = "auto",
     overwrite: bool = False,
+    skip_existing: bool = False,
 ) -> RunResult:
     """Run a model on files and on all files of folders.
 
     Images become images of the same name and bit depth, in the same subfolders; where the output is a
-    spectrum, .npy or .mat files of height x width x bands.
+    spectrum, .npy or .mat files of height x width x bands. Of folders, files that cannot be read, restored
+    or stored in their format are left out with a line.
 
     Args:
         model: checkpoint, student or ONNX file.
@@ -67,39 +71,56 @@ def run_files(
         mask: file of the aperture mask, which MST needs.
         mat_key: name of the array in .mat and .npz files.
         cube_suffix: .npy or .mat, of outputs that are cubes.
-        device: as for :func:`csa2glmha.device.resolve_device`.
+        device: as for :func:`csa2glmha.evaluation.open_model`.
         overwrite: replace existing outputs; inputs are never replaced.
+        skip_existing: leave them, and make the others: so an interrupted run goes on.
 
     Raises:
         UsageError: options that do not fit the model or each other.
         OutputError: an output exists, or cannot be written.
         Csa2GlmhaError: a file that was named cannot be used, or nothing of the folders.
     """
+    if overwrite and skip_existing:
+        raise UsageError("--overwrite and --skip-existing exclude each other: give one of them")
     opened = open_model(model, device)
     formats, read = _reader(opened, mask, mat_key, cube_suffix)
-    jobs = find_jobs(sources, output, formats, overwrite)
+    jobs, kept = find_jobs(sources, output, formats, overwrite, skip_existing)
     place = torch.device("cpu") if opened.network is None else resolve_device(device)
     restorer = Restorer(model, opened, place, tiles or TileOptions())
     written, skipped = [], []
     for job in progress(jobs, what="restoring", unit="file"):
         try:
             inputs, bits = read(job)
-        except DataError as error:
+            ensure_writable(job.output, overwrite)
+            restored = restorer(job.sources[0].name, inputs)
+            if formats.output_suffix:
+                write_cube(job.output, restored)
+            else:
+                write_image(job.output, restored, _bits_held(job.output, bits))
+        # What concerns this file alone; a full disk, for one, ends the run.
+        except (DataError, UnfitError) as error:
             if job.named:
                 raise
-            say(f"skipped: {error}")
-            skipped.append((job.sources[0], str(error)))
+            reason = str(error)
+            say(
+                f"skipped: {reason}"
+                if str(job.sources[0]) in reason
+                else f"skipped {job.sources[0]}: {reason}"
+            )
+            skipped.append((job.sources[0], reason))
             continue
-        ensure_writable(job.output, overwrite)
-        restored = restorer(job.sources[0].name, inputs)
-        if formats.output_suffix:
-            write_cube(job.output, restored)
-        else:
-            write_image(job.output, restored, bits)
         written.append(job.output)
-    if not written:
+    if skipped and not written and not kept:
         raise DataError(f"nothing could be used: {skipped[0][1]}")
-    return RunResult(tuple(written), tuple(skipped))
+    return RunResult(tuple(written), tuple(skipped), kept)
+
+
+def _bits_held(output: Path, bits: int) -> int:
+    """The bits to write: images may have more than their suffix says."""
+    held = min(bits, largest_bits(output))
+    if held < bits:
+        say(f"{output}: written with {held} bits, {output.suffix} files hold no more; its input has {bits}")
+    return held
 
 
 def _reader(

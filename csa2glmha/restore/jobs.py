@@ -59,15 +59,20 @@ def array_formats(output_suffix: str, output_channels: int) -> Formats:
     return Formats(arrays.SUFFIXES, wanted, False, output_suffix, output_channels)
 
 
-def find_jobs(sources: Sequence[Path], folder: Path, formats: Formats, overwrite: bool) -> list[Job]:
+def find_jobs(
+    sources: Sequence[Path], folder: Path, formats: Formats, overwrite: bool, skip_existing: bool = False
+) -> tuple[list[Job], int]:
     """List what is to be done, and check that nothing is in the way.
 
     A file's output has its name, in ``folder``; files of folders keep their subfolders there.
 
+    Returns:
+        The jobs, and how many more are left out because their outputs are there.
+
     Raises:
         UsageError: two inputs have the same output, or an input would be replaced.
         DataError: an input is missing or of another kind, or a folder has none.
-        OutputError: an output exists and ``overwrite`` is false.
+        OutputError: an output exists, and neither ``overwrite`` nor ``skip_existing`` says what then.
     """
     jobs = []
     for source in sources:
@@ -79,13 +84,16 @@ def find_jobs(sources: Sequence[Path], folder: Path, formats: Formats, overwrite
         raise UsageError("no input: name files or folders")
     _check_collisions(jobs)
     existing = [job.output for job in jobs if os.path.lexists(job.output)]
+    if skip_existing:
+        there = set(existing)
+        return [job for job in jobs if job.output not in there], len(existing)
     if existing and not overwrite:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise OutputError(
-            f"output {str(existing[0])!r}{more} already exists: pass --overwrite to replace, "
-            "or choose another folder with -o"
+            f"output {str(existing[0])!r}{more} already exists: pass --skip-existing to make only what "
+            "is missing, --overwrite to replace, or choose another folder with -o"
         )
-    return jobs
+    return jobs, 0
 
 
 def _of_file(source: Path, folder: Path, formats: Formats) -> Job:

@@ -17,7 +17,7 @@ from csa2glmha.evaluation import OpenModel
 from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.models.base import RestorationModel, reflect_pad_to_multiple
 from csa2glmha.progress import manual_progress, say
-from csa2glmha.tiling.grid import divide, spread
+from csa2glmha.tiling.grid import Tile, divide, spread, tile_step
 from csa2glmha.tiling.memory import MemoryNeeds, available_bytes, tile_needs, used_bytes, whole_needs
 from csa2glmha.tiling.restore import restore_globally, restore_separately
 from csa2glmha.tiling.split import split_layers
@@ -25,7 +25,8 @@ from csa2glmha.tiling.split import split_layers
 GLOBAL, PLAIN = "global", "plain"
 #: Sides of tiles to choose from, where the user leaves it open.
 AUTOMATIC_TILES = (512, 384, 256)
-#: Maps fixed, at most 1e-3 of the output depends on what is further away (measured on Restormers).
+#: Maps fixed, at most 1e-3 of the output depends on what is further away (measured on Restormers). Tiles
+#: that are small for it have a quarter of their side.
 DEFAULT_OVERLAP = 64
 #: Of what is free, the part to count on.
 _USABLE = 0.8
@@ -46,14 +47,14 @@ class TileOptions:
 
     Attributes:
         size: side in pixels; None: tiles only where the memory demands it.
-        overlap: pixels around its core that a tile also sees.
+        overlap: pixels around its core that a tile also sees; None: as many as suit the size.
         mode: "global" (one attention map a layer for all tiles), "plain" (each tile its own), or None: global
             where that is possible.
         memory: bytes that may be used in all; None: most of what is free.
     """
 
     size: int | None = None
-    overlap: int = DEFAULT_OVERLAP
+    overlap: int | None = None
     mode: str | None = None
     memory: int | None = None
 
@@ -69,7 +70,7 @@ class Restorer:
         options: about tiles.
 
     Raises:
-        UsageError: options that this network has no use for.
+        UsageError: options that this network has no use for, or an overlap that leaves nothing of the tiles.
     """
 
     path: Path
@@ -91,6 +92,10 @@ class Restorer:
                 f"--tile {self.options.size}: this model takes {self.model.size[0]}x{self.model.size[1]} "
                 "pixels only; leave it out"
             )
+        if self.model.size is None:
+            # Now, not at the first image that is large enough: by then others are written.
+            for size in self._sizes:
+                tile_step(size, self._overlap(size), self._multiple)
 
     def __call__(self, name: str, inputs: Inputs) -> Tensor:
         """Restore one image.
@@ -110,13 +115,35 @@ class Restorer:
         if self._fits_whole(height, width) if size is None else max(height, width) <= size:
             return self.model.run(inputs)
         if len(inputs) == 1:
-            multiple = _ONNX_MULTIPLE if self.model.network is None else self.model.network.size_multiple
-            inputs = (reflect_pad_to_multiple(inputs[0], multiple),)
+            inputs = (reflect_pad_to_multiple(inputs[0], self._multiple),)
         if self.model.network is None or self.options.mode == PLAIN:
             output = self._plain(name, inputs)
         else:
             output = self._global(name, self.model.network, inputs)
         return output[0, :, :height, :width]
+
+    @property
+    def _multiple(self) -> int:
+        return _ONNX_MULTIPLE if self.model.network is None else self.model.network.size_multiple
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        """Sides of tiles to choose from, the larger ones first."""
+        if self.options.size is not None:
+            return (self.options.size,)
+        # An overlap may be too wide for the smaller ones alone.
+        multiple = self._multiple
+        wide = -(-(self.options.overlap or 0) // multiple)
+        return tuple(s for s in AUTOMATIC_TILES if s // multiple > 2 * wide) or AUTOMATIC_TILES[:1]
+
+    def _overlap(self, size: int) -> int:
+        """Pixels that tiles of this side see around their cores."""
+        if self.options.overlap is not None:
+            return self.options.overlap
+        multiple = self._multiple
+        # Of the smallest tiles a quarter, rounded up to the multiple on either side, would leave nothing.
+        room = (size // multiple - 1) // 2 * multiple
+        return min(DEFAULT_OVERLAP, size // 4, room)
 
     def _fits_whole(self, height: int, width: int) -> bool:
         if self.model.size is not None or (self.model.network is None and height * width <= _PROBE**2):
@@ -145,20 +172,19 @@ class Restorer:
             return self._onnx_bytes(size * size) if network is None else self._tile_needs(size, False).tile
 
         size = self._choose_size(height, width, needs)
-        multiple = _ONNX_MULTIPLE if network is None else network.size_multiple
-        tiles = divide(height, width, size, self.options.overlap, multiple)
-        say(f"{name}: {len(tiles)} tiles of {size}x{size}, each with attention maps of its own")
+        tiles = divide(height, width, size, self._overlap(size), self._multiple)
+        say(f"{name}: {len(tiles)} tiles of {_extent(tiles)}, each with attention maps of its own")
         with manual_progress(what=name, unit="tile", total=len(tiles)) as bar:
             return restore_separately(lambda tile: self.model.run(tile)[None], inputs, tiles, bar.update)
 
     def _global(self, name: str, network: RestorationModel, inputs: Inputs) -> Tensor:
         height, width = inputs[0].shape[-2:]
         size = self._choose_size(height, width, lambda side: self._tile_needs(side, True).tile)
-        divided = partial(divide, height, width, multiple=network.size_multiple)
-        tiles = divided(size, self.options.overlap)
+        divided = partial(divide, height, width, multiple=self._multiple)
+        tiles = divided(size, self._overlap(size))
         needs = self._tile_needs(size, True)
         # Many small tiles tell more of an image than a few large ones that take the same memory.
-        small = divided(self._sample_side(size), self.options.overlap // 2)
+        small = divided(self._sample_side(size), self._overlap(size) // 2)
         count = needs.sample_size(self._budget(height, width))
         if count < 1:
             raise self._too_little(name, needs.sample_fixed + needs.sample_each)
@@ -167,7 +193,7 @@ class Restorer:
         sample = tiles if side_by_side <= count * area else spread(small, count)
         share = sum(tile.core_pixels for tile in sample) / (height * width)
         say(
-            f"{name}: {len(tiles)} tiles of {size}x{size}, with attention maps made from {share:.0%} of "
+            f"{name}: {len(tiles)} tiles of {_extent(tiles)}, with attention maps made from {share:.0%} of "
             "the image"
         )
         layers = len(split_layers(network))
@@ -179,23 +205,23 @@ class Restorer:
 
     def _choose_size(self, height: int, width: int, needs: Callable[[int], int]) -> int:
         budget = self._budget(height, width)
-        sizes = AUTOMATIC_TILES if self.options.size is None else (self.options.size,)
-        for size in sizes:
+        for size in self._sizes:
             if needs(size) <= budget:
                 return size
-        raise self._too_little(f"tiles of {sizes[-1]}x{sizes[-1]}", needs(sizes[-1]))
+        smallest = self._sizes[-1] // self._multiple * self._multiple
+        raise self._too_little(f"tiles of {smallest}x{smallest}", needs(smallest))
 
     def _tile_needs(self, size: int, shared: bool) -> MemoryNeeds:
         network = self.model.network
         assert network is not None
         if (size, shared) not in self._tiles:
-            multiple = network.size_multiple
+            multiple = self._multiple
             tile, sample = (max(1, side // multiple) * multiple for side in (size, self._sample_side(size)))
             self._tiles[size, shared] = tile_needs(network, (tile, tile), (sample, sample), shared)
         return self._tiles[size, shared]
 
     def _sample_side(self, size: int) -> int:
-        return min(size, max(size // 2, 2 * self.options.overlap, _SMALLEST_SAMPLE))
+        return min(size, max(size // 2, 2 * self._overlap(size), _SMALLEST_SAMPLE))
 
     def _onnx_bytes(self, pixels: int) -> int:
         if self._onnx_bytes_per_pixel is None:
@@ -213,9 +239,14 @@ class Restorer:
         memory = self.options.memory
         limit = int(_USABLE * available_bytes(self.device)) + used if memory is None else memory
         return DataError(
-            f"{what}: takes {(needed + used) / _GB:.1f} GB, there are {limit / _GB:.1f}; give more --memory, "
-            f"or a smaller --tile than {self.options.size or AUTOMATIC_TILES[-1]}"
+            f"{what}: takes {(needed + used) / _GB:.2f} GB, there are {limit / _GB:.2f}; give more --memory, "
+            f"or a smaller --tile than {self._sizes[-1]}"
         )
+
+
+def _extent(tiles: list[Tile]) -> str:
+    """Their size, which is rounded to what the network takes and not beyond the image."""
+    return f"{tiles[0].columns.length}x{tiles[0].rows.length}"
 
 
 def _padded(network: RestorationModel, height: int, width: int) -> tuple[int, int]:

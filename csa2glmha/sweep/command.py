@@ -13,11 +13,11 @@ from csa2glmha.errors import OutputError
 from csa2glmha.export.onnx import export_onnx
 from csa2glmha.export.runtime import compare_latency, ratio
 from csa2glmha.files import atomic_path, prepare_output_dir, sha256_of
-from csa2glmha.pipeline import ONNX_FILE, STUDENT_FILE, run_conversion
+from csa2glmha.pipeline import ONNX_FILE, run_conversion
 from csa2glmha.progress import manual_progress, say
 from csa2glmha.report.complexity import format_macs, format_params
 from csa2glmha.report.document import REPORT_FILES, render_table
-from csa2glmha.storage import load_model
+from csa2glmha.storage import STUDENT_FILE, load_model
 from csa2glmha.sweep.pages import add_pareto
 from csa2glmha.sweep.plot import plot_pareto
 from csa2glmha.sweep.points import Point

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from csa2glmha.data.open import open_data
-from csa2glmha.pipeline import STUDENT_FILE
 from csa2glmha.progress import progress
 from csa2glmha.report.comparisons import compare_images
 from csa2glmha.report.document import REPORT_FILES, write_report
 from csa2glmha.report.evaluate import restore
 from csa2glmha.report.html.page import write_html
-from csa2glmha.storage import load
+from csa2glmha.storage import STUDENT_FILE, load
 from csa2glmha.sweep.points import Point
 
 

@@ -68,17 +68,28 @@ def divide(height: int, width: int, size: int, overlap: int, multiple: int) -> l
     return [Tile(row, column) for row in rows for column in columns]
 
 
-def divide_axis(length: int, size: int, overlap: int, multiple: int) -> list[Span]:
-    """The same along one axis."""
+def tile_step(size: int, overlap: int, multiple: int) -> int:
+    """Pixels from one tile to the next at most, of sizes and overlaps as :func:`divide` takes them.
+
+    Raises:
+        UsageError: the overlap leaves nothing of the tiles.
+    """
     size, overlap = size // multiple * multiple, -(-overlap // multiple) * multiple
-    if length <= size:
-        return [Span(0, length, 0, length)]
     step = size - 2 * overlap
     if step < multiple:
         raise UsageError(
             f"--tile {size}: with {overlap} pixels of overlap on either side nothing is left; "
             f"give at least {2 * overlap + multiple}, or a smaller --overlap"
         )
+    return step
+
+
+def divide_axis(length: int, size: int, overlap: int, multiple: int) -> list[Span]:
+    """The same along one axis."""
+    size = size // multiple * multiple
+    if length <= size:
+        return [Span(0, length, 0, length)]
+    step = tile_step(size, overlap, multiple)
     gaps = -(-(length - size) // step)
     # Evenly spread, so that what is left over becomes context for all of them.
     starts = [(length - size) // multiple * index // gaps * multiple for index in range(gaps + 1)]
