@@ -40,7 +40,7 @@ class Measurements:
     frame: tuple[int, int]
     distillation: DistillResult | None = None
     quality: dict[str, Judged] | None = None
-    judged_images: int = 0
+    images: dict[str, Any] = field(default_factory=dict)
     export: ExportReport | None = None
     latency: dict[str, Latency] | None = None
     device: str = "cpu"
@@ -109,9 +109,8 @@ def build_report(measured: Measurements) -> dict[str, Any]:
     if data is not None:
         report["data"] = {
             "source": data.source,
-            "training_images": data.training_images,
-            "held_out_images": data.held_out_images,
-            "judged_images": measured.judged_images,
+            **measured.images,
+            "judged_images": len(measured.images["held_out_names"]),
             "judged_on": f"central {measured.frame[0]} x {measured.frame[1]} pixels of held-out images",
             "degradation": data.degradation,
             "spectral": data.spectral,

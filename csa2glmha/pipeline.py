@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from csa2glmha.analysis.measure import analyse_layer
+from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.attention.layers import attention_layers, glmha_layers
 from csa2glmha.attention.ranks import layer_config, plan_layers
 from csa2glmha.baselines import BaselineJob
 from csa2glmha.data.batches import Data, Example, Inputs
+from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import write_image
 from csa2glmha.data.open import CassiData, open_data
 from csa2glmha.device import resolve_device
@@ -54,7 +56,7 @@ from csa2glmha.report.evaluate import judge, restore
 from csa2glmha.report.html import HTML_FILE, write_html
 from csa2glmha.report.pictures import comparison, plot_spectra, spectral_comparison
 from csa2glmha.search.plan import RankSearch, measured_ranks, sensitivity_cache, sensitivity_file
-from csa2glmha.storage import load_model, save_student, student_metadata
+from csa2glmha.storage import LoadedModel, load_model, save_student, student_metadata
 
 STUDENT_FILE, ONNX_FILE = "student.safetensors", "model.onnx"
 OUTPUT_FILES = (STUDENT_FILE, ONNX_FILE, *REPORT_FILES, HTML_FILE, PICTURE_FILE, SPECTRA_FILE, LOG_FILE)
@@ -92,11 +94,57 @@ def convert(checkpoint: str | Path, **options: Any) -> Conversion:
     return run_conversion(Path(checkpoint), make_options(**options))
 
 
-def run_conversion(checkpoint: Path, options: ConvertOptions) -> Conversion:
-    """As :func:`convert`, with validated options. All checks come before any work."""
+def run_conversion(
+    checkpoint: Path, options: ConvertOptions, how_to_resume: str = "repeat the command with --resume"
+) -> Conversion:
+    """As :func:`convert`, with validated options. All checks come before any work.
+
+    ``how_to_resume`` is what the user is told after an interrupt.
+    """
     output = options.output or Path(default_output(checkpoint, options))
-    with resumable(output / STATE_FOLDER):
+    with resumable(output / STATE_FOLDER, how_to_resume):
         return _run_conversion(checkpoint, options, output)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion is to make, as far as model and options tell.
+
+    Attributes:
+        configs: of every layer; empty where the ranks follow from measurements.
+        exact: nothing is approximated.
+        distilled: the student is trained.
+    """
+
+    configs: dict[str, GLMHAConfig]
+    exact: bool
+    distilled: bool
+
+
+def plan_conversion(loaded: LoadedModel, options: ConvertOptions) -> Plan:
+    """Check the model and the ranks, before any data is opened.
+
+    Raises:
+        UsageError: the model is a student, or has no layers of these ranks.
+    """
+    checkpoint = loaded.checkpoint.path
+    layers = attention_layers(loaded.model)
+    if loaded.is_student:
+        raise UsageError(f"{checkpoint}: is a student already; convert the teacher's checkpoint instead")
+    planned = plan_layers(layers, options.ranks, options.attention)
+    configs = {} if options.measured else planned
+    exact = not options.measured and all(config.full for config in configs.values())
+    return Plan(configs, exact, not exact and options.distill and options.distill_steps != 0)
+
+
+def check_data(teacher: RestorationModel, data: Data, options: ConvertOptions) -> RankSearch | None:
+    """Check what the options ask of the data; the search for ranks, if there is to be one.
+
+    Raises:
+        UsageError: a ground truth is needed and not there, or the budget cannot be met.
+    """
+    check_truth(options, data, teacher.out_channels)
+    return RankSearch.prepare(teacher, data, options) if options.automatic else None
 
 
 def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> Conversion:
@@ -108,16 +156,11 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     check_training(options, device)
     loaded = load_model(checkpoint)
     teacher = loaded.model
+    plan = plan_conversion(loaded, options)
+    configs, exact, distilled = plan.configs, plan.exact, plan.distilled
     layers = attention_layers(teacher)
-    if loaded.is_student:
-        raise UsageError(f"{checkpoint}: is a student already; convert the teacher's checkpoint instead")
-    planned = plan_layers(layers, options.ranks, options.attention)
-    configs = {} if options.measured else planned
-    exact = not options.measured and all(config.full for config in configs.values())
-    distilled = not exact and options.distill and options.distill_steps != 0
     data = open_data(teacher, options)
-    check_truth(options, data, teacher.out_channels)
-    search = RankSearch.prepare(teacher, data, options) if options.automatic else None
+    search = check_data(teacher, data, options)
     layer_configs = {name: config.to_json() for name, config in configs.items()}
     identity = identity_of(options, data, {"the teacher": loaded.checkpoint.sha256, "layers": layer_configs})
     states = StateFolder(output / STATE_FOLDER, identity, options.state_minutes, say)
@@ -184,13 +227,13 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         frame,
         distillation,
         quality,
-        len(examples),
+        describe_images(data, examples),
         device=str(device),
         search=found,
         baselines=compared,
     )
     metadata = student_metadata(
-        student, loaded.checkpoint.sha256, options.seed, _provenance(options, options.mask)
+        student, loaded.checkpoint.sha256, options.seed, provenance(options, options.mask)
     )
     save_student(output / STUDENT_FILE, student, metadata)
     for name in OUTPUT_FILES:
@@ -254,7 +297,7 @@ def _bake(student: RestorationModel, data: Data) -> RestorationModel:
     return bake_mask(student, data.dispersed_mask)
 
 
-def _provenance(options: ConvertOptions, mask: Path | None) -> dict[str, str]:
+def provenance(options: ConvertOptions, mask: Path | None) -> dict[str, str]:
     """What a student file says of its making."""
     made = {"ranks": options.ranks_in_words(), "task": options.degrade or "", "attention": options.attention}
     return made if mask is None else made | {"mask": mask.name, "mask_sha256": sha256_of(mask)}
