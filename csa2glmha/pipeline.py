@@ -207,11 +207,12 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     with _timed(seconds, "judge"):
         quality = judge(candidates, examples, "teacher", data.spectral)
     frame = data.frame(options.input_size)
-    compared = None
+    compared, baselines = None, None
     if options.baselines:
         with _timed(seconds, "baselines"):
-            compared = _compare_baselines(
-                teacher, student, distillation, data, examples, options, identity, output
+            baselines = _baselines(teacher, distillation, data, examples, options, identity, output)
+            compared = baselines.run(
+                count_complexity(student, *student.input_shapes(*data.frame(options.input_size))).macs
             )
     student.cpu().eval()
     teacher.cpu()
@@ -257,27 +258,28 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     report = build_report(measured)
     write_report(output, report)
     write_html(output, report, measured.comparisons)
+    if baselines is not None:
+        baselines.clear()
     states.clear()
     return Conversion(student, report, output)
 
 
-def _compare_baselines(
+def _baselines(
     teacher: RestorationModel,
-    student: RestorationModel,
     distillation: DistillResult | None,
     data: Data,
     examples: list[Example],
     options: ConvertOptions,
     identity: dict[str, Any],
     output: Path,
-) -> list[dict[str, Any]]:
-    """What other methods reach at the student's multiply-accumulates, in as many steps."""
+) -> BaselineJob:
+    """The comparison with other methods, in as many steps as the student took."""
 
     def finish(model: RestorationModel) -> RestorationModel:
         return model if options.mask is None else _bake(model, data)
 
     steps = 0 if distillation is None else distillation.steps
-    job = BaselineJob(
+    return BaselineJob(
         teacher,
         options.model_copy(update={"distill_steps": steps}),
         data,
@@ -287,8 +289,6 @@ def _compare_baselines(
         output,
         finish,
     )
-    shapes = student.input_shapes(*data.frame(options.input_size))
-    return job.run(count_complexity(student, *shapes).macs)
 
 
 def _bake(student: RestorationModel, data: Data) -> RestorationModel:
