@@ -22,6 +22,7 @@ from csa2glmha.report.comparisons import Comparison
 from csa2glmha.report.complexity import Complexity
 from csa2glmha.report.evaluate import Judged
 from csa2glmha.report.pictures import DIFFERENCE_GAIN
+from csa2glmha.report.search import complete_search
 from csa2glmha.storage import LoadedModel
 
 
@@ -119,7 +120,7 @@ def build_report(measured: Measurements) -> dict[str, Any]:
     if measured.baselines is not None:
         report["baselines"] = measured.baselines
     if measured.search is not None:
-        report["search"] = measured.search
+        report["search"] = complete_search(measured.search)
     if measured.quality is not None:
         report["quality"] = {name: judged.to_json() for name, judged in measured.quality.items()}
     if measured.distillation is not None:
