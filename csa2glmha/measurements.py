@@ -21,6 +21,7 @@ from csa2glmha.options import ConvertOptions
 from csa2glmha.report.comparisons import Comparison
 from csa2glmha.report.complexity import Complexity
 from csa2glmha.report.evaluate import Judged
+from csa2glmha.report.html.pictures import all_pictures, choose_quality
 from csa2glmha.report.pictures import DIFFERENCE_GAIN
 from csa2glmha.report.search import complete_search
 from csa2glmha.storage import LoadedModel
@@ -146,6 +147,7 @@ def build_report(measured: Measurements) -> dict[str, Any]:
     if measured.comparisons:
         report["comparisons"] = {
             "difference_gain": DIFFERENCE_GAIN,
+            "webp_quality": choose_quality(all_pictures(measured.comparisons)),
             "images": [each.figures for each in measured.comparisons],
         }
     return report

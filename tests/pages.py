@@ -87,7 +87,13 @@ def example_images(count: int = 2, spectral: bool = False, truth: bool = True) -
 
 def with_images(report: dict[str, Any], images: list[Comparison]) -> dict[str, Any]:
     """The report with the entries of the images, as a conversion writes them."""
-    return report | {"comparisons": {"difference_gain": 20, "images": [each.figures for each in images]}}
+    return report | {
+        "comparisons": {
+            "difference_gain": 20,
+            "webp_quality": "lossless",
+            "images": [each.figures for each in images],
+        }
+    }
 
 
 def hostile(value: Any, text: str) -> Any:

@@ -21,7 +21,7 @@ from csa2glmha.report.html.axes import Axis, axis_of, round_steps
 from csa2glmha.report.html.labels import place_labels
 from csa2glmha.report.html.markup import Markup, escape, join, tag
 from csa2glmha.report.html.numbers import fixed, percent_change, short, signed
-from csa2glmha.report.html.pictures import LOSSLESS, encode_pictures
+from csa2glmha.report.html.pictures import LOSSLESS, choose_quality, encode_pictures
 from csa2glmha.report.html.summary import lead_sentence, search_sentence
 from csa2glmha.report.html.tradeoff import pareto_front
 from tests.pages import Page, example_images, example_report, hostile, with_images
@@ -272,15 +272,25 @@ def decoded(uri: str) -> np.ndarray:
 
 def test_pictures_lose_nothing_while_there_is_room() -> None:
     images = [torch.rand(c, 40, 56, generator=torch.Generator().manual_seed(c)) for c in (1, 3)]
-    uris, quality = encode_pictures(images)
-    assert quality == LOSSLESS
+    assert choose_quality(images) == LOSSLESS
+    uris = encode_pictures(images, LOSSLESS)
     for uri, image in zip(uris, images, strict=True):
         expected = (image * 255).round().byte().expand(3, -1, -1).permute(1, 2, 0).numpy()
         assert np.array_equal(decoded(uri), expected)
-    smaller, lower = encode_pictures(images, budget=5000)
-    assert lower < LOSSLESS
-    assert sum(map(len, smaller)) < sum(map(len, uris))
-    assert encode_pictures(images, budget=1)[1] == 60
+    lower = choose_quality(images, budget=5000)
+    assert lower in (92, 80)
+    assert sum(map(len, encode_pictures(images, lower))) < sum(map(len, uris))
+    assert choose_quality(images, budget=1) == 60
+
+
+def test_the_page_says_the_reports_quality_of_pictures() -> None:
+    images = example_images()
+    report = with_images(example_report(), images)
+    report["comparisons"]["webp_quality"] = 80
+    page = Page(html_page(report, images))
+    assert "Pictures are stored as WebP of quality 80." in page.text
+    lossless = Page(html_page(with_images(example_report(), images), images))
+    assert len(page.all("img")[0]["src"] or "") < len(lossless.all("img")[0]["src"] or "")
 
 
 # --- markup, numbers, axes

@@ -15,6 +15,7 @@ from csa2glmha.report.comparisons import compare_images
 from csa2glmha.report.document import REPORT_FILES, write_report
 from csa2glmha.report.evaluate import restore
 from csa2glmha.report.html.page import write_html
+from csa2glmha.report.html.pictures import all_pictures, choose_quality
 from csa2glmha.storage import load
 from csa2glmha.sweep.folders import check_images
 from csa2glmha.sweep.points import Point
@@ -42,5 +43,7 @@ def add_pareto(checkpoint: Path, points: Sequence[Point], output: Path, pareto: 
         report["pareto"] = {"points": pareto}
         student = load(folder / STUDENT_FILE)
         images = compare_images(examples, restore(teacher), restore(student), data.spectral)
+        # Reports of earlier versions do not say it.
+        report["comparisons"].setdefault("webp_quality", choose_quality(all_pictures(images)))
         write_report(folder, report)
         write_html(folder, report, images)

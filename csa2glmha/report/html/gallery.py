@@ -10,7 +10,7 @@ from csa2glmha.report.html.axes import axis_of
 from csa2glmha.report.html.charts import Series, chart, legend
 from csa2glmha.report.html.markup import Markup, details, escape, table, tag
 from csa2glmha.report.html.numbers import TIMES, finite, fixed, short, signed
-from csa2glmha.report.html.pictures import LOSSLESS, encode_pictures
+from csa2glmha.report.html.pictures import LOSSLESS, all_pictures, encode_pictures
 from csa2glmha.report.pictures import DIFFERENCE_GAIN
 
 TITLES = {
@@ -35,21 +35,20 @@ _LINES = (
 )
 
 
-def gallery(figures: Sequence[dict[str, Any]], images: Sequence[Comparison]) -> Markup | None:
+def gallery(comparisons: dict[str, Any], images: Sequence[Comparison]) -> Markup | None:
     """The section.
 
     Args:
-        figures: the report's entries of the images.
-        images: their pictures, in the same order.
+        comparisons: the report's entries of the images, and how their pictures are stored.
+        images: the pictures, in the same order.
     """
     if not images:
         return None
-    panels = [panel for image in images for view in image.views for panel in view.panels]
-    uris, quality = encode_pictures([panel.image for panel in panels])
-    source = iter(uris)
+    quality = comparisons["webp_quality"]
+    source = iter(encode_pictures(all_pictures(images), quality))
     shown = [
         _image(number, entry, image, source)
-        for number, (entry, image) in enumerate(zip(figures, images, strict=True))
+        for number, (entry, image) in enumerate(zip(comparisons["images"], images, strict=True))
     ]
     stored = "without loss" if quality == LOSSLESS else f"as WebP of quality {quality}"
     note = (

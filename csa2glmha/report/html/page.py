@@ -95,11 +95,11 @@ class _Section:
 
 
 def _sections(report: dict[str, Any], images: Sequence[Comparison]) -> list[_Section]:
-    figures = report.get("comparisons", {}).get("images", [])
     quality = [part for part in (quality_table(report), band_charts(report)) if part is not None]
     analysis, pareto = report.get("analysis"), report.get("pareto")
+    pictures = gallery(report.get("comparisons", {}), images)
     return [
-        _Section("images", "Images", "Teacher and student side by side", gallery(figures, images)),
+        _Section("images", "Images", "Teacher and student side by side", pictures),
         _Section("quality", "Quality", "Quality", join(quality) if quality else None),
         _Section(
             "tradeoff",
