@@ -28,6 +28,8 @@ from csa2glmha.report.complexity import count_complexity
 from csa2glmha.report.evaluate import Restore, judge, restore
 from csa2glmha.search.costs import Finish, count_configs
 
+#: The methods, in the order of the report.
+KINDS = (SVD, STATIC, COMPACT)
 #: Ranks that are tried for the same multiply-accumulates.
 RANKS = (2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48)
 
@@ -55,6 +57,17 @@ class BaselineJob:
     output: Path
     finish: Finish
 
+    @property
+    def state_folders(self) -> dict[str, Path]:
+        """Where the states of each method's distillation are."""
+        return {kind: self.output / f"state-{kind}" for kind in KINDS}
+
+    def clear(self) -> None:
+        """Delete the states. They are kept until the report is written: a run that is killed before that goes
+        on without training again."""
+        for folder in self.state_folders.values():
+            StateFolder(folder, {}).clear()
+
     def run(self, macs: int) -> list[dict[str, Any]]:
         """Make, distil and judge every method that the teacher's layers allow.
 
@@ -63,7 +76,7 @@ class BaselineJob:
         """
         found = []
         layers = attention_layers(self.teacher)
-        for kind in (SVD, STATIC, COMPACT):
+        for kind in KINDS:
             if supported(layers, kind):
                 found.append(self._one(kind, macs))
             else:
@@ -78,7 +91,7 @@ class BaselineJob:
         candidates["before"] = restore(self.finish(copy.deepcopy(student)))
         distilled = self.options.distill and self.options.distill_steps != 0
         if distilled:
-            folder = self.output / f"state-{kind}"
+            folder = self.state_folders[kind]
             identity = {**self.identity, "the method": kind, "its rank": rank}
             states = StateFolder(folder, identity, self.options.state_minutes, say)
             state = find_state(states, self.options)
@@ -86,7 +99,6 @@ class BaselineJob:
                 states.clear()
             log = self.output / f"distill-{kind}.jsonl"
             DistillJob(self.options, self.data, states, log).run(student, self.teacher, state)
-            states.clear()
         student = self.finish(student).eval()
         candidates["after"] = restore(student)
         judged = judge(candidates, self.examples, "teacher", self.data.spectral)

@@ -202,10 +202,11 @@ def analyze(
     Example: csa2glmha analyze denoiser.pth --data photos --degrade noise:25 -o analysis
     """
     from csa2glmha.analysis.command import analyze_file, describe_analysis
+    from csa2glmha.report.quality import finite_values
 
     options = make_options(**given_only(given), overwrite=overwrite)
     found = analyze_file(checkpoint, options, output, sensitivity)
-    click.echo(json.dumps(found, indent=2) if as_json else describe_analysis(found))
+    click.echo(json.dumps(finite_values(found), indent=2) if as_json else describe_analysis(found))
 
 
 @cli.command(context_settings=CONTEXT, short_help="Fine-tune a student further on your own images.")

@@ -10,6 +10,7 @@ from typing import Any
 from csa2glmha.data.batches import Example
 from csa2glmha.data.cassi_data import CassiData, open_scenes
 from csa2glmha.data.degrade import parse_degradation
+from csa2glmha.data.folders import check_folder
 from csa2glmha.data.images import MemoryImages, bundled_images
 from csa2glmha.data.open import refuse_image_options, refuse_mask
 from csa2glmha.data.sources import IMAGE_CHANNELS, image_example, is_spectral, open_inputs
@@ -173,6 +174,8 @@ def _images(
     refuse_mask(model.architecture or "this model", options.mask)
     data, targets, degrade = options.data, options.targets, options.degrade
     spectral = is_spectral(model.channels, model.bands)
+    if data is not None:  # before the question for a truth of images that are not there
+        check_folder(data, "folder", "images" if model.channels in IMAGE_CHANNELS else "cubes")
     if targets is None and teacher is None and (degrade is None or spectral):
         cubes = "--targets DIR of cubes" if spectral else "--targets DIR, --degrade noise:25 for clean images"
         raise UsageError(f"nothing to compare with: give {cubes}, or --teacher")

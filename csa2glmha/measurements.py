@@ -21,7 +21,9 @@ from csa2glmha.options import ConvertOptions
 from csa2glmha.report.comparisons import Comparison
 from csa2glmha.report.complexity import Complexity
 from csa2glmha.report.evaluate import Judged
+from csa2glmha.report.html.pictures import all_pictures, choose_quality
 from csa2glmha.report.pictures import DIFFERENCE_GAIN
+from csa2glmha.report.search import complete_search
 from csa2glmha.storage import LoadedModel
 
 
@@ -40,7 +42,7 @@ class Measurements:
     frame: tuple[int, int]
     distillation: DistillResult | None = None
     quality: dict[str, Judged] | None = None
-    judged_images: int = 0
+    images: dict[str, Any] = field(default_factory=dict)
     export: ExportReport | None = None
     latency: dict[str, Latency] | None = None
     device: str = "cpu"
@@ -109,9 +111,8 @@ def build_report(measured: Measurements) -> dict[str, Any]:
     if data is not None:
         report["data"] = {
             "source": data.source,
-            "training_images": data.training_images,
-            "held_out_images": data.held_out_images,
-            "judged_images": measured.judged_images,
+            **measured.images,
+            "judged_images": len(measured.images["held_out_names"]),
             "judged_on": f"central {measured.frame[0]} x {measured.frame[1]} pixels of held-out images",
             "degradation": data.degradation,
             "spectral": data.spectral,
@@ -120,7 +121,7 @@ def build_report(measured: Measurements) -> dict[str, Any]:
     if measured.baselines is not None:
         report["baselines"] = measured.baselines
     if measured.search is not None:
-        report["search"] = measured.search
+        report["search"] = complete_search(measured.search)
     if measured.quality is not None:
         report["quality"] = {name: judged.to_json() for name, judged in measured.quality.items()}
     if measured.distillation is not None:
@@ -146,6 +147,7 @@ def build_report(measured: Measurements) -> dict[str, Any]:
     if measured.comparisons:
         report["comparisons"] = {
             "difference_gain": DIFFERENCE_GAIN,
+            "webp_quality": choose_quality(all_pictures(measured.comparisons)),
             "images": [each.figures for each in measured.comparisons],
         }
     return report

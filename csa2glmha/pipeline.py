@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from csa2glmha.analysis.measure import analyse_layer
+from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.attention.layers import attention_layers, glmha_layers
 from csa2glmha.attention.ranks import layer_config, plan_layers
 from csa2glmha.baselines import BaselineJob
 from csa2glmha.data.batches import Data, Example, Inputs
+from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import write_image
 from csa2glmha.data.open import CassiData, open_data
 from csa2glmha.device import resolve_device
@@ -56,7 +58,7 @@ from csa2glmha.report.html import HTML_FILE, write_html
 from csa2glmha.report.pictures import comparison, plot_spectra, spectral_comparison
 from csa2glmha.search.costs import Finish, unchanged
 from csa2glmha.search.plan import RankSearch, measured_ranks, sensitivity_cache
-from csa2glmha.storage import STUDENT_FILE, load_model, save_student, student_metadata
+from csa2glmha.storage import STUDENT_FILE, LoadedModel, load_model, save_student, student_metadata
 
 ONNX_FILE = "model.onnx"
 OUTPUT_FILES = (STUDENT_FILE, ONNX_FILE, *REPORT_FILES, HTML_FILE, PICTURE_FILE, SPECTRA_FILE, LOG_FILE)
@@ -94,11 +96,58 @@ def convert(checkpoint: str | Path, **options: Any) -> Conversion:
     return run_conversion(Path(checkpoint), make_options(**options))
 
 
-def run_conversion(checkpoint: Path, options: ConvertOptions) -> Conversion:
-    """As :func:`convert`, with validated options. All checks come before any work."""
+def run_conversion(
+    checkpoint: Path, options: ConvertOptions, how_to_resume: str = "repeat the command with --resume"
+) -> Conversion:
+    """As :func:`convert`, with validated options. All checks come before any work.
+
+    ``how_to_resume`` is what the user is told after an interrupt.
+    """
     output = options.output or Path(default_output(checkpoint, options))
-    with resumable(output / STATE_FOLDER):
+    with resumable(output / STATE_FOLDER, how_to_resume):
         return _run_conversion(checkpoint, options, output)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion is to make, as far as model and options tell.
+
+    Attributes:
+        configs: of every layer; empty where the ranks follow from measurements.
+        exact: nothing is approximated.
+        distilled: the student is trained.
+    """
+
+    configs: dict[str, GLMHAConfig]
+    exact: bool
+    distilled: bool
+
+
+def plan_conversion(loaded: LoadedModel, options: ConvertOptions) -> Plan:
+    """Check the model and the ranks, before any data is opened.
+
+    Raises:
+        UsageError: the model is a student, or has no layers of these ranks.
+    """
+    checkpoint = loaded.checkpoint.path
+    layers = attention_layers(loaded.model)
+    if loaded.is_student:
+        raise UsageError(f"{checkpoint}: is a student already; convert the teacher's checkpoint instead")
+    planned = plan_layers(layers, options.ranks, options.attention)
+    configs = {} if options.measured else planned
+    exact = not options.measured and all(config.full for config in configs.values())
+    return Plan(configs, exact, not exact and options.distill and options.distill_steps != 0)
+
+
+def check_data(teacher: RestorationModel, data: Data, options: ConvertOptions) -> RankSearch | None:
+    """Check what the options ask of the data; the search for ranks, if there is to be one.
+
+    Raises:
+        UsageError: a ground truth is needed and not there, or the budget cannot be met.
+    """
+    check_truth(options, data, teacher.out_channels)
+    finish = _finish(data, options)
+    return RankSearch.prepare(teacher, data, options, finish) if options.automatic else None
 
 
 def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> Conversion:
@@ -110,17 +159,12 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     check_training(options, device)
     loaded = load_model(checkpoint)
     teacher = loaded.model
+    plan = plan_conversion(loaded, options)
+    configs, exact, distilled = plan.configs, plan.exact, plan.distilled
     layers = attention_layers(teacher)
-    if loaded.is_student:
-        raise UsageError(f"{checkpoint}: is a student already; convert the teacher's checkpoint instead")
-    planned = plan_layers(layers, options.ranks, options.attention)
-    configs = {} if options.measured else planned
-    exact = not options.measured and all(config.full for config in configs.values())
-    distilled = not exact and options.distill and options.distill_steps != 0
     data = open_data(teacher, options)
-    check_truth(options, data, teacher.out_channels)
     finish = _finish(data, options)
-    search = RankSearch.prepare(teacher, data, options, finish) if options.automatic else None
+    search = check_data(teacher, data, options)
     layer_configs = {name: config.to_json() for name, config in configs.items()}
     identity = identity_of(options, data, {"the teacher": loaded.checkpoint.sha256, "layers": layer_configs})
     states = StateFolder(output / STATE_FOLDER, identity, options.state_minutes, say)
@@ -164,11 +208,12 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     with _timed(seconds, "judge"):
         quality = judge(candidates, examples, "teacher", data.spectral)
     frame = data.frame(options.input_size)
-    compared = None
+    compared, baselines = None, None
     if options.baselines:
         with _timed(seconds, "baselines"):
-            compared = _compare_baselines(
-                teacher, student, distillation, data, examples, options, identity, output
+            baselines = _baselines(teacher, distillation, data, examples, options, identity, output)
+            compared = baselines.run(
+                count_complexity(student, *student.input_shapes(*data.frame(options.input_size))).macs
             )
     student.cpu().eval()
     teacher.cpu()
@@ -184,13 +229,13 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         frame,
         distillation,
         quality,
-        len(examples),
+        describe_images(data, examples),
         device=str(device),
         search=found,
         baselines=compared,
     )
     metadata = student_metadata(
-        student, loaded.checkpoint.sha256, options.seed, _provenance(options, options.mask)
+        student, loaded.checkpoint.sha256, options.seed, provenance(options, options.mask)
     )
     save_student(output / STUDENT_FILE, student, metadata)
     for name in OUTPUT_FILES:
@@ -214,23 +259,24 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     report = build_report(measured)
     write_report(output, report)
     write_html(output, report, measured.comparisons)
+    if baselines is not None:
+        baselines.clear()
     states.clear()
     return Conversion(student, report, output)
 
 
-def _compare_baselines(
+def _baselines(
     teacher: RestorationModel,
-    student: RestorationModel,
     distillation: DistillResult | None,
     data: Data,
     examples: list[Example],
     options: ConvertOptions,
     identity: dict[str, Any],
     output: Path,
-) -> list[dict[str, Any]]:
-    """What other methods reach at the student's multiply-accumulates, in as many steps."""
+) -> BaselineJob:
+    """The comparison with other methods, in as many steps as the student took."""
     steps = 0 if distillation is None else distillation.steps
-    job = BaselineJob(
+    return BaselineJob(
         teacher,
         options.model_copy(update={"distill_steps": steps}),
         data,
@@ -240,8 +286,6 @@ def _compare_baselines(
         output,
         _finish(data, options),
     )
-    shapes = student.input_shapes(*data.frame(options.input_size))
-    return job.run(count_complexity(student, *shapes).macs)
 
 
 def _finish(data: Data, options: ConvertOptions) -> Finish:
@@ -255,7 +299,7 @@ def _bake(student: RestorationModel, data: Data) -> RestorationModel:
     return bake_mask(student, data.dispersed_mask)
 
 
-def _provenance(options: ConvertOptions, mask: Path | None) -> dict[str, str]:
+def provenance(options: ConvertOptions, mask: Path | None) -> dict[str, str]:
     """What a student file says of its making."""
     made = {"ranks": options.ranks_in_words(), "task": options.degrade or "", "attention": options.attention}
     return made if mask is None else made | {"mask": mask.name, "mask_sha256": sha256_of(mask)}

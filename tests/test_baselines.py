@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from csa2glmha import pipeline
 from csa2glmha.attention import Ranks, attention_layers, glmha_layers, plan_layers
+from csa2glmha.distill.engine import _Training
 from csa2glmha.initialize.baselines import (
     COMPACT,
     STATIC,
@@ -120,4 +122,44 @@ def test_conversion_with_baselines(tmp_path: Path) -> None:
         assert each["rank"] >= 8 and each["macs"] == pytest.approx(macs, rel=0.03)
         assert each["before"]["psnr_to_teacher"] > 0 and each["after"]["psnr_drop"] is not None
     assert "Linformer" in (tmp_path / "out" / "report.html").read_text()
+    assert not list((tmp_path / "out").glob("state*"))
+
+
+def test_a_method_that_was_distilled_is_not_distilled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(make("restormer").state_dict(), tmp_path / "tiny.pth")
+    options: dict[str, Any] = {
+        "rank": 8,
+        "baselines": True,
+        "output": tmp_path / "out",
+        "latency": False,
+        "calibration_crops": 4,
+        "calibration_size": 32,
+        "input_size": 32,
+        "crop": 32,
+        "distill_steps": 2,
+        "degrade": "noise:25",
+    }
+    steps: list[int] = []
+
+    def killed(*arguments: Any, **named: Any) -> Any:
+        raise SystemExit(137)
+
+    def count(original: Any) -> Any:
+        def step(*arguments: Any) -> bool:
+            steps.append(1)
+            return bool(original(*arguments))
+
+        return step
+
+    monkeypatch.setattr(_Training, "step", count(_Training.step))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(pipeline, "write_report", killed)
+        convert(tmp_path / "tiny.pth", **options)
+    assert len(steps) == 8  # of the student and three methods
+    found = convert(tmp_path / "tiny.pth", **options, resume=True)
+    assert len(steps) == 8
+    assert [each["name"] for each in found.report["baselines"]] == [SVD, STATIC, COMPACT]
+    assert all(each["after"]["psnr_to_teacher"] > 0 for each in found.report["baselines"])
     assert not list((tmp_path / "out").glob("state*"))

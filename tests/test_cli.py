@@ -254,6 +254,15 @@ def test_folder_without_images_is_counted(
     assert "1 file" in line and "skipped" in line
 
 
+def test_evaluate_says_first_that_a_folder_is_missing(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = complaint("evaluate", checkpoint, "--data", tmp_path / "nowhere", capsys=capsys, code=1)
+    assert "nowhere' does not exist; give a folder with images" in line
+    line = complaint("evaluate", checkpoint, "--data", tmp_path, capsys=capsys, code=2)
+    assert "nothing to compare with" in line
+
+
 def test_converting_a_student_is_refused(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = complaint("convert", converted / "student.safetensors", capsys=capsys, code=2)
     assert "student already" in line

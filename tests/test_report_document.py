@@ -200,6 +200,22 @@ def test_markdown_tables_are_well_formed() -> None:
         previous = row
 
 
+def test_names_do_not_become_markdown() -> None:
+    name = "a|b`c\n# d *e* <f> [g] h\\"
+    shown = r"a\|b\`c # d \*e\* \<f> \[g\] h\\"
+    named = report()
+    named["teacher"]["file"] = named["data"]["source"] = named["layers"][0]["name"] = name
+    named["data"]["notes"] = [f"{name}: 1 file skipped"]
+    text = markdown(named)
+    for line in (
+        f"# {shown}: channel",
+        f"- source: {shown}\n",
+        f"- note: {shown}: 1 file",
+        f"| {shown} | 8 x",
+    ):
+        assert line in text, line
+
+
 @pytest.mark.parametrize("missing", [*((name,) for name in OPTIONAL), OPTIONAL], ids="+".join)
 def test_markdown_without_what_was_not_measured(missing: tuple[str, ...]) -> None:
     text = markdown(report(*missing))
@@ -267,6 +283,17 @@ def test_files_are_written(tmp_path: Path) -> None:
     assert json.loads(text, parse_constant=refuse) == report()
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == markdown(report())
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["report.json", "report.md"]
+
+
+def test_names_that_are_not_unicode_are_written(tmp_path: Path) -> None:
+    named = report()
+    # As Python names a file whose name cannot be decoded.
+    named["data"]["notes"] = [b"photos: 1 file skipped: z|\xff.png".decode(errors="surrogateescape")]
+    write_report(tmp_path, named)
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == named
+    assert "- note: photos: 1 file skipped: z\\|\ufffd.png\n" in (tmp_path / "report.md").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

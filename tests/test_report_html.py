@@ -21,7 +21,8 @@ from csa2glmha.report.html.axes import Axis, axis_of, round_steps
 from csa2glmha.report.html.labels import place_labels
 from csa2glmha.report.html.markup import Markup, escape, join, tag
 from csa2glmha.report.html.numbers import fixed, percent_change, short, signed
-from csa2glmha.report.html.pictures import LOSSLESS, encode_pictures
+from csa2glmha.report.html.pictures import LOSSLESS, choose_quality, encode_pictures
+from csa2glmha.report.html.search import _points
 from csa2glmha.report.html.summary import lead_sentence, search_sentence
 from csa2glmha.report.html.tradeoff import pareto_front
 from tests.pages import Page, example_images, example_report, hostile, with_images
@@ -88,16 +89,20 @@ def test_optional_parts() -> None:
     text = page_of(optional=True).text
     for part in (
         "Ranks were chosen layer by layer for a budget of multiply-accumulates: 110.0 G",
-        "predicted: MACs 109.2 G, change of PSNR −0.013 dB; gap to the optimum 0.004 (proven).",
+        "predicted: MACs 109.2 G, change of PSNR −0.013 dB, PSNR to the teacher before distillation",
+        " 47.125 dB; gap to the optimum 0.004 (proven).",
         "Measured on 32 images.", "rank for 95% of the energy", "1.25", "0.875",
         "one rank everywhere", "ranks chosen per layer", "other methods, below the chart",
         "pruned: −3.210 dB",
         "MACs, share of the teacher's", "time, share of the teacher's",
+        "rank 8", "8 110.0 G 0.710 46.50 47.12 +0.62", "16 130.0 G 0.839 50.50 – –",
+        "this student 109.2 G 0.705 47.12", "ranks chosen per layer",
+        "latent.0.attn logits q full k 4 52.00 1.5 M −1.50 k yes", "values v full exact 0 0",
         "pruned channels", "least norm", "21.50", "−9.750", "38.25", "GLMHA, this student", "plain SVD",
     ):  # fmt: skip
         assert part in text, part
     without = page_of()
-    for name in ("tradeoff", "baselines", "spectra"):
+    for name in ("tradeoff", "search", "baselines", "spectra"):
         assert name not in [section.get("id") for section in without.all("section")]
     assert "Ranks were chosen" not in without.text
 
@@ -199,11 +204,35 @@ def test_lead_sentence() -> None:
 
 
 def test_search_sentence() -> None:
-    budget = {"kind": "max_drop", "target": 0.05}
+    budget = {"kind": "max_drop", "target": 0.05, "absolute": False}
     found = search_sentence({"budget": budget, "predicted": {}, "gap": None, "optimality": ""})
     assert found == "Ranks were chosen layer by layer for a budget of loss of PSNR: 0.050 dB."
-    ratio = search_sentence({"budget": {"kind": "latency", "target": 0.7}, "predicted": {"time_ratio": 0.69}})
-    assert "latency: 0.7 of the teacher's; predicted: time ratio 0.69 of the teacher's." in ratio
+    budget = {"kind": "latency", "target": 1.2, "absolute": False}
+    ratio = search_sentence({"budget": budget, "predicted": {"time_ratio": 0.69}})
+    assert "latency: 1.2 of the teacher's; predicted: time ratio 0.69 of the teacher's." in ratio
+    for kind, target, words in (("macs", 110e9, "110.0 G"), ("params", 20e6, "20.00 M")):
+        found = search_sentence({"budget": {"kind": kind, "target": target, "absolute": True}})
+        assert found.endswith(f": {words}.")
+
+
+def test_search_without_its_measurements() -> None:
+    """Sensitivities need choices, the curves predictions."""
+    report = example_report(optional=True)
+    del report["search"]["choices"]
+    text = Page(html_page(report)).text
+    assert "Predicted: one rank for all layers" in text and "Sensitivity of every layer" not in text
+    del report["search"]["predicted"]["uniform"]
+    assert "What the rank search measured" not in Page(html_page(report)).text
+
+
+def test_lines_of_sensitivities() -> None:
+    """A line a layer and side, over the ranks that were measured; other choices are in the table."""
+    page = page_of(optional=True)
+    labels = [str(each.get("aria-label")) for each in page.all("svg")]
+    # Of keys and of values, for wide screens and narrow ones.
+    assert sum(label.startswith("PSNR to the teacher by rank of") for label in labels) == 4
+    lines = _points(example_report(optional=True)["search"]["choices"], "latent.0.attn", "logits", "rank_k")
+    assert lines == [(0, 20.0), (4, 52.0)]
 
 
 def test_pareto_front() -> None:
@@ -272,15 +301,25 @@ def decoded(uri: str) -> np.ndarray:
 
 def test_pictures_lose_nothing_while_there_is_room() -> None:
     images = [torch.rand(c, 40, 56, generator=torch.Generator().manual_seed(c)) for c in (1, 3)]
-    uris, quality = encode_pictures(images)
-    assert quality == LOSSLESS
+    assert choose_quality(images) == LOSSLESS
+    uris = encode_pictures(images, LOSSLESS)
     for uri, image in zip(uris, images, strict=True):
         expected = (image * 255).round().byte().expand(3, -1, -1).permute(1, 2, 0).numpy()
         assert np.array_equal(decoded(uri), expected)
-    smaller, lower = encode_pictures(images, budget=5000)
-    assert lower < LOSSLESS
-    assert sum(map(len, smaller)) < sum(map(len, uris))
-    assert encode_pictures(images, budget=1)[1] == 60
+    lower = choose_quality(images, budget=5000)
+    assert lower in (92, 80)
+    assert sum(map(len, encode_pictures(images, lower))) < sum(map(len, uris))
+    assert choose_quality(images, budget=1) == 60
+
+
+def test_the_page_says_the_reports_quality_of_pictures() -> None:
+    images = example_images()
+    report = with_images(example_report(), images)
+    report["comparisons"]["webp_quality"] = 80
+    page = Page(html_page(report, images))
+    assert "Pictures are stored as WebP of quality 80." in page.text
+    lossless = Page(html_page(with_images(example_report(), images), images))
+    assert len(page.all("img")[0]["src"] or "") < len(lossless.all("img")[0]["src"] or "")
 
 
 # --- markup, numbers, axes

@@ -347,6 +347,11 @@ def test_convert_within_macs(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     assert search["budget"] == {"kind": "macs", "target": 0.85, "absolute": False}
     picked = {(each["layer"], each["side"]) for each in search["choices"] if each["picked"]}
     assert len(picked) == 2 * len(found.report["layers"])
+    uniform, searched = search["predicted"]["uniform"], search["predicted"]["searched"]
+    assert [point["rank"] for point in searched] == [point["rank"] for point in uniform]
+    for one, each in zip(uniform, searched, strict=True):
+        assert each["macs"] <= one["macs"] and each["error"] <= one["error"] * (1 + 1e-9)
+    assert any(each["error"] < 0.9 * one["error"] for one, each in zip(uniform, searched, strict=True))
     assert "ranks found" in capsys.readouterr().err
     assert (tmp_path / "tiny-sensitivity.jsonl").exists()
     convert(checkpoint, params="0.97", output=tmp_path / "other", latency=False, **QUICK)

@@ -19,6 +19,7 @@ from csa2glmha.files import atomic_path, prepare_output_dir
 from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import say
 from csa2glmha.report.document import render_table
+from csa2glmha.report.quality import finite_values
 from csa2glmha.search.choices import all_choices
 from csa2glmha.search.plan import CROPS, gather_all, measure_choices, sensitivity_cache
 from csa2glmha.search.report import describe_sensitivity, sensitivity_report
@@ -157,7 +158,9 @@ def _three_digits(percent: float) -> str:
 
 def _write(found: dict[str, Any], output: Path) -> None:
     with atomic_path(output / JSON_FILE) as temporary:
-        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(finite_values(found), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
     shown = found | {"title": "\n".join(_title(found))}
     for stem, plot in (("analysis", plot_layers), ("analysis-heads", plot_heads)):
         figure = plot(shown)

@@ -20,10 +20,15 @@ def list_files(folder: Path, suffixes: Collection[str], what: str, wanted: str) 
     Raises:
         DataError: it is no folder, or cannot be listed.
     """
+    check_folder(folder, what, wanted)
+    return sorted((path.relative_to(folder).as_posix(), path) for path in _walk(folder, suffixes))
+
+
+def check_folder(folder: Path, what: str, wanted: str) -> None:
+    """Raise DataError unless it is a folder; ``what`` and ``wanted`` are as in :func:`list_files`."""
     if not folder.is_dir():
         problem = "is a file, not a folder" if folder.exists() else "does not exist"
         raise DataError(f"{what} {str(folder)!r} {problem}; give a folder with {wanted}")
-    return sorted((path.relative_to(folder).as_posix(), path) for path in _walk(folder, suffixes))
 
 
 def _walk(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:

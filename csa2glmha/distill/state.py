@@ -291,8 +291,12 @@ class StateFolder:
 
 
 @contextlib.contextmanager
-def resumable(path: Path) -> Iterator[None]:
+def resumable(path: Path, how: str = "repeat the command with --resume") -> Iterator[None]:
     """Turn an interrupt within into an error that says how to resume, if a folder has a state to do so.
+
+    Args:
+        path: of the folder.
+        how: what the user is to do.
 
     Raises:
         InterruptedRunError: instead of KeyboardInterrupt.
@@ -304,8 +308,7 @@ def resumable(path: Path) -> Iterator[None]:
         if not steps:
             raise
         raise InterruptedRunError(
-            f"interrupted; the state of step {steps[0]} is in {path}: repeat the command with --resume to "
-            "continue"
+            f"interrupted; the state of step {steps[0]} is in {path}: {how} to continue"
         ) from None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from csa2glmha.files import atomic_path
 from csa2glmha.report.complexity import format_macs, format_params
+from csa2glmha.report.text import markdown_text, writable
 
 Row = tuple[str, str, str, str]
 
@@ -99,7 +100,7 @@ def markdown(report: dict[str, Any]) -> str:
     teacher, options = report["teacher"], report["options"]
     height, width = report["input_size"]
     lines = [
-        f"# {teacher['file']}: channel attention to GLMHA",
+        f"# {markdown_text(teacher['file'])}: channel attention to GLMHA",
         "",
         f"{teacher['architecture']}, input {height} x {width}, rank {rank_text(options)}, "
         f"{options['attention']} attention. Made by {report['tool']} on {report['device']}.",
@@ -124,12 +125,12 @@ def markdown(report: dict[str, Any]) -> str:
             "",
             "## Data",
             "",
-            f"- source: {data['source']}",
+            f"- source: {markdown_text(data['source'])}",
             f"- degradation: {data['degradation'] or 'none, the images are inputs as they are'}; {truth}",
             f"- {data['training_images']} images for calibration and distillation, "
             f"{data['held_out_images']} held out",
             f"- judged on {data['judged_images']} images: {data['judged_on']}",
-            *(f"- note: {note}" for note in data["notes"]),
+            *(f"- note: {markdown_text(note)}" for note in data["notes"]),
         ]
     lines += ["", "## Distillation", "", *_distillation(report)]
     lines += _bands(report)
@@ -150,7 +151,7 @@ def markdown(report: dict[str, Any]) -> str:
                 ],
                 ("input", "absolute", "relative to range"),
             ),
-            *(f"- {note}" for note in onnx["notes"]),
+            *(f"- {markdown_text(note)}" for note in onnx["notes"]),
         ]
     latency = report.get("latency_ms")
     if latency:
@@ -310,11 +311,11 @@ def _worst(errors: list[float]) -> str:
 
 
 def _markdown_table(rows: Iterable[Iterable[str]], header: Iterable[str]) -> list[str]:
-    header = list(header)
+    header = list(map(markdown_text, header))
     return [
         "| " + " | ".join(header) + " |",
         "|" + "|".join(["---"] + ["---:"] * (len(header) - 1)) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *("| " + " | ".join(map(markdown_text, row)) + " |" for row in rows),
     ]
 
 
@@ -336,7 +337,7 @@ def write_report(output: Path, report: dict[str, Any]) -> None:
     """
     for name, text in (
         ("report.json", json.dumps(report, indent=2, allow_nan=False) + "\n"),
-        ("report.md", markdown(report)),
+        ("report.md", writable(markdown(report))),
     ):
         with atomic_path(output / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -9,8 +9,9 @@ finite; :func:`json_value` makes such results fit for JSON.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,6 +113,15 @@ def json_value(value: float) -> float | str | None:
     if math.isnan(value):
         return None
     return str(value) if math.isinf(value) else value
+
+
+def finite_values(value: Any) -> Any:
+    """Nested lists and mappings as strict JSON can hold them: None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {key: finite_values(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_values(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)

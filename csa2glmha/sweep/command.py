@@ -8,23 +8,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from csa2glmha.distill.job import STATE_FOLDER
+from csa2glmha.data.identity import describe_images
+from csa2glmha.data.open import open_data
+from csa2glmha.device import resolve_device
+from csa2glmha.distill.job import check_training
 from csa2glmha.errors import OutputError
 from csa2glmha.export.onnx import export_onnx
 from csa2glmha.export.runtime import compare_latency, ratio
-from csa2glmha.files import atomic_path, prepare_output_dir, sha256_of
-from csa2glmha.pipeline import ONNX_FILE, run_conversion
+from csa2glmha.files import atomic_path, prepare_output_dir
+from csa2glmha.pipeline import ONNX_FILE, Plan, check_data, plan_conversion, run_conversion
 from csa2glmha.progress import manual_progress, say
 from csa2glmha.report.complexity import format_macs, format_params
-from csa2glmha.report.document import REPORT_FILES, render_table
-from csa2glmha.storage import STUDENT_FILE, load_model
+from csa2glmha.report.document import render_table
+from csa2glmha.storage import LoadedModel, load_model
+from csa2glmha.sweep.folders import finished_report, has_state
 from csa2glmha.sweep.pages import add_pareto
 from csa2glmha.sweep.plot import plot_pareto
 from csa2glmha.sweep.points import Point
 
 SWEEP_FILES = ("sweep.json", "pareto.png", "pareto.svg")
-#: Options that change nothing about a point's student.
-_FREE = {"output", "overwrite", "resume", "latency", "device", "workers", "state_minutes", "tensorboard"}
 ROUNDS, WARM_UP = 10, 2
 
 
@@ -42,11 +44,11 @@ def run_sweep(
     Raises:
         Csa2GlmhaError: a conversion fails, or results of other options are in the way.
     """
+    loaded = load_model(checkpoint)
+    plans = {point.label: plan_conversion(loaded, point.options) for point in points}
+    finished = _look(loaded, points, output, overwrite)
+    _check_states([(output / point.folder, plans[point.label]) for point in points], overwrite)
     prepare_output_dir(output, (), overwrite)
-    teacher_sha256 = sha256_of(checkpoint) if checkpoint.is_file() else ""
-    finished = {
-        point.label: _finished(output / point.folder, point, teacher_sha256, overwrite) for point in points
-    }
     reports = {}
     for number, point in enumerate(points, start=1):
         folder = output / point.folder
@@ -55,15 +57,19 @@ def run_sweep(
             say(f"rank {point.label} ({number} of {len(points)}): done already")
         else:
             say(f"rank {point.label} ({number} of {len(points)})")
-            # All points are timed together in the end, where they can be compared.
-            changes = {"output": folder, "latency": False, "overwrite": overwrite}
-            changes["resume"] = (folder / STATE_FOLDER).is_dir() and not overwrite
-            report = run_conversion(checkpoint, point.options.model_copy(update=changes)).report
+            changes = {
+                "output": folder,
+                "latency": False,  # all points are timed together in the end, where they can be compared
+                "overwrite": True,  # what is there is an unfinished part of this very point
+                "resume": has_state(folder) and not overwrite,
+            }
+            options = point.options.model_copy(update=changes)
+            report = run_conversion(checkpoint, options, "repeat the command").report
         reports[point.label] = report
     times = _times(checkpoint, points, output, reports) if latency else {}
     found = {
         "checkpoint": checkpoint.name,
-        "sha256": teacher_sha256,
+        "sha256": loaded.checkpoint.sha256,
         "input_size": next(iter(reports.values()))["input_size"],
         "points": _pareto(points, reports, times),
     }
@@ -76,34 +82,36 @@ def run_sweep(
     return found
 
 
-def _finished(folder: Path, point: Point, teacher_sha256: str, overwrite: bool) -> dict[str, Any] | None:
-    """The report of a point that need not be made again.
+def _look(
+    loaded: LoadedModel, points: Sequence[Point], output: Path, overwrite: bool
+) -> dict[str, dict[str, Any] | None]:
+    """The reports of the points that are there; that the others can be made is checked, as far as is cheap.
 
-    Raises:
-        OutputError: there is one that was made otherwise.
+    Hours may pass before the last point is begun.
     """
-    path = folder / REPORT_FILES[0]
-    if overwrite or not path.exists() or (folder / STATE_FOLDER).is_dir():
-        return None
-    try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        made, sha256 = report["options"], report["teacher"]["sha256"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise OutputError(
-            f"{path}: is damaged; delete {folder}, pass --overwrite, or choose another -o"
-        ) from error
-    wanted = json.loads(point.options.model_dump_json())
-    other = [name for name in wanted if name not in _FREE and made.get(name) != wanted[name]]
-    if sha256 != teacher_sha256:
-        other.append("checkpoint")
-    if other:
-        names = ", ".join(name.replace("_", "-") for name in other)
-        raise OutputError(
-            f"{folder}: was made with other options ({names}); pass --overwrite to make it again, or choose "
-            "another folder with -o"
-        )
-    complete = all((folder / name).exists() for name in (STUDENT_FILE, ONNX_FILE))
-    return report if complete else None
+    options = points[0].options  # all have the same on data and training
+    check_training(options, resolve_device(options.device))
+    data = open_data(loaded.model, options)
+    images = describe_images(data, data.examples(options.input_size, options.seed))
+    found: dict[str, dict[str, Any] | None] = {}
+    for point in points:
+        folder = output / point.folder
+        report = None
+        if not overwrite:
+            report = finished_report(folder, point, loaded.checkpoint.sha256, images)
+        if report is None:
+            check_data(loaded.model, data, point.options)
+        found[point.label] = report
+    return found
+
+
+def _check_states(folders: Sequence[tuple[Path, Plan]], overwrite: bool) -> None:
+    for folder, plan in folders:
+        if has_state(folder) and not plan.distilled and not overwrite:
+            raise OutputError(
+                f"{folder}: holds the state of an interrupted distillation, and this point is not distilled; "
+                "pass --overwrite to make it again, or choose another folder with -o"
+            )
 
 
 def _times(

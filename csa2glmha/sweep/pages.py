@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from csa2glmha.data.identity import describe_images
 from csa2glmha.data.open import open_data
 from csa2glmha.progress import progress
 from csa2glmha.report.comparisons import compare_images
 from csa2glmha.report.document import REPORT_FILES, write_report
 from csa2glmha.report.evaluate import restore
 from csa2glmha.report.html.page import write_html
+from csa2glmha.report.html.pictures import all_pictures, choose_quality
 from csa2glmha.storage import STUDENT_FILE, load
+from csa2glmha.sweep.folders import check_images
 from csa2glmha.sweep.points import Point
 
 
@@ -24,15 +27,22 @@ def add_pareto(checkpoint: Path, points: Sequence[Point], output: Path, pareto: 
         checkpoint: the teacher's.
         points: done, each in its folder in ``output``.
         pareto: the points of sweep.json.
+
+    Raises:
+        OutputError: the images are others than when a point was made.
     """
     teacher, options = load(checkpoint), points[0].options
     data = open_data(teacher, options)
     examples = data.examples(options.input_size, options.seed)
+    described = describe_images(data, examples)
     for point in progress(points, what="reports", unit="rank"):
         folder = output / point.folder
         report = json.loads((folder / REPORT_FILES[0]).read_text(encoding="utf-8"))
+        check_images(folder, report, described)
         report["pareto"] = {"points": pareto}
         student = load(folder / STUDENT_FILE)
         images = compare_images(examples, restore(teacher), restore(student), data.spectral)
+        # Reports of earlier versions do not say it.
+        report["comparisons"].setdefault("webp_quality", choose_quality(all_pictures(images)))
         write_report(folder, report)
         write_html(folder, report, images)

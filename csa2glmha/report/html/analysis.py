@@ -29,7 +29,7 @@ def analysis_section(analysis: dict[str, Any]) -> Markup:
     return tag(
         "div",
         tag("p", note, class_="note"),
-        _depth_legend(layers, colours),
+        depth_legend([layer["name"] for layer in layers], colours),
         _energy_chart(layers, curves, colours),
         tag(
             "div",
@@ -63,14 +63,12 @@ def depth_colour(index: int, count: int) -> str:
     return f"hsl({225 + 165 * share:.0f} 62% 56%)"
 
 
-def _depth_legend(layers: list[dict[str, Any]], colours: Sequence[str]) -> Markup:
-    if len(layers) <= 6:
-        return legend(
-            [(layer["name"], colour, "line") for layer, colour in zip(layers, colours, strict=True)]
-        )
+def depth_legend(names: Sequence[str], colours: Sequence[str]) -> Markup:
+    """What the colours of the layers mean; of many layers only the first and the last are named."""
+    if len(names) <= 6:
+        return legend([(name, colour, "line") for name, colour in zip(names, colours, strict=True)])
     ramp = tag("span", class_="ramp", style=f"background:linear-gradient(90deg,{','.join(colours)})")
-    first, last = layers[0]["name"], layers[-1]["name"]
-    return tag("p", tag("span", first), ramp, tag("span", last), class_="ramp-legend")
+    return tag("p", tag("span", names[0]), ramp, tag("span", names[-1]), class_="ramp-legend")
 
 
 def _mean_curve(heads: list[list[float]]) -> list[float]:

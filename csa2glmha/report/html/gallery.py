@@ -10,7 +10,7 @@ from csa2glmha.report.html.axes import axis_of
 from csa2glmha.report.html.charts import Series, chart, legend
 from csa2glmha.report.html.markup import Markup, details, escape, table, tag
 from csa2glmha.report.html.numbers import TIMES, finite, fixed, short, signed
-from csa2glmha.report.html.pictures import LOSSLESS, encode_pictures
+from csa2glmha.report.html.pictures import LOSSLESS, all_pictures, encode_pictures
 from csa2glmha.report.pictures import DIFFERENCE_GAIN
 
 TITLES = {
@@ -35,25 +35,28 @@ _LINES = (
 )
 
 
-def gallery(figures: Sequence[dict[str, Any]], images: Sequence[Comparison]) -> Markup | None:
+def gallery(
+    comparisons: dict[str, Any], images: Sequence[Comparison], searched: bool = False
+) -> Markup | None:
     """The section.
 
     Args:
-        figures: the report's entries of the images.
-        images: their pictures, in the same order.
+        comparisons: the report's entries of the images, and how their pictures are stored.
+        images: the pictures, in the same order.
+        searched: a rank search measured on crops of the held-out images.
     """
     if not images:
         return None
-    panels = [panel for image in images for view in image.views for panel in view.panels]
-    uris, quality = encode_pictures([panel.image for panel in panels])
-    source = iter(uris)
+    quality = comparisons["webp_quality"]
+    source = iter(encode_pictures(all_pictures(images), quality))
     shown = [
         _image(number, entry, image, source)
-        for number, (entry, image) in enumerate(zip(figures, images, strict=True))
+        for number, (entry, image) in enumerate(zip(comparisons["images"], images, strict=True))
     ]
     stored = "without loss" if quality == LOSSLESS else f"as WebP of quality {quality}"
+    search = "; the rank search measured on crops of them" if searched else ""
     note = (
-        f"Held-out images, which neither calibration nor training has seen. The difference is student minus "
+        f"Held-out images, which neither calibration nor training has seen{search}. The difference is student minus "
         f"teacher, amplified {DIFFERENCE_GAIN} times: grey is none. Pictures are stored {stored}."
     )
     return tag("div", tag("p", note, class_="note"), tag("div", shown, class_="gallery"))

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Union
 
-#: What the syntax of HTML has no place for, and the halves of characters that undecodable file names hold.
-_UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+from csa2glmha.report.text import writable
+
 _VOID = frozenset({"br", "hr", "img", "input", "link", "meta"})
 
 Attribute = str | int | float | bool | None
@@ -27,7 +27,7 @@ def escape(text: object) -> Markup:
     """The text as markup that shows it; characters that no page can hold become U+FFFD."""
     if isinstance(text, Markup):
         return text
-    return Markup(html.escape(_UNWRITABLE.sub("\ufffd", str(text)), quote=True))
+    return Markup(html.escape(writable(str(text)), quote=True))
 
 
 def join(children: Child, between: str = "") -> Markup:

@@ -19,6 +19,7 @@ from csa2glmha.report.html.learning import learning_curve
 from csa2glmha.report.html.markup import Markup, join, tag
 from csa2glmha.report.html.provenance import data_section, export_section, making_section
 from csa2glmha.report.html.quality import band_charts, quality_table
+from csa2glmha.report.html.search import search_section
 from csa2glmha.report.html.summary import summary
 from csa2glmha.report.html.tradeoff import baseline_table, pareto_section
 
@@ -95,11 +96,11 @@ class _Section:
 
 
 def _sections(report: dict[str, Any], images: Sequence[Comparison]) -> list[_Section]:
-    figures = report.get("comparisons", {}).get("images", [])
     quality = [part for part in (quality_table(report), band_charts(report)) if part is not None]
     analysis, pareto = report.get("analysis"), report.get("pareto")
+    pictures = gallery(report.get("comparisons", {}), images, "search" in report)
     return [
-        _Section("images", "Images", "Teacher and student side by side", gallery(figures, images)),
+        _Section("images", "Images", "Teacher and student side by side", pictures),
         _Section("quality", "Quality", "Quality", join(quality) if quality else None),
         _Section(
             "tradeoff",
@@ -107,6 +108,7 @@ def _sections(report: dict[str, Any], images: Sequence[Comparison]) -> list[_Sec
             "Quality against cost",
             pareto_section(pareto) if pareto and pareto.get("points") else None,
         ),
+        _Section("search", "Search", "What the rank search measured", search_section(report)),
         _Section(
             "baselines",
             "Baselines",

@@ -9,29 +9,40 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+from csa2glmha.report.comparisons import Comparison
+
 #: All pictures of a page together take no more than this, in bytes before base64, if quality allows.
 BUDGET = 3_000_000
-#: What WebP is asked for, in turn until the budget is kept. Above 100 nothing is lost.
-LOSSLESS = 101
+#: What pictures are stored as: without loss, or at one of WebP's qualities; in turn until the budget is kept.
+LOSSLESS = "lossless"
 _QUALITIES = (LOSSLESS, 92, 80, 60)
 
+Quality = int | str
 
-def encode_pictures(images: Sequence[Tensor], budget: int = BUDGET) -> tuple[list[str], int]:
-    """Encode pictures alike, as well as the budget allows.
+
+def all_pictures(images: Sequence[Comparison]) -> list[Tensor]:
+    """The pictures of a page, in its order."""
+    return [panel.image for image in images for view in image.views for panel in view.panels]
+
+
+def choose_quality(images: Sequence[Tensor], budget: int = BUDGET) -> Quality:
+    """The best quality, the same for all, that the budget allows; the lowest if none does.
 
     Args:
         images: (C, H, W) in [0, 1], C = 1 or 3.
         budget: bytes of all together.
-
-    Returns:
-        data: URIs of WebP pictures, and the quality, :data:`LOSSLESS` if nothing was lost.
     """
     pixels = [_pixels(image) for image in images]
-    for quality in _QUALITIES:
-        files = [_webp(each, quality) for each in pixels]
-        if sum(map(len, files)) <= budget:
-            break
-    return ["data:image/webp;base64," + base64.b64encode(file).decode() for file in files], quality
+    for quality in _QUALITIES[:-1]:
+        if sum(len(_webp(each, quality)) for each in pixels) <= budget:
+            return quality
+    return _QUALITIES[-1]
+
+
+def encode_pictures(images: Sequence[Tensor], quality: Quality) -> list[str]:
+    """data: URIs of WebP pictures of a quality of :func:`choose_quality`'s."""
+    files = [_webp(_pixels(image), quality) for image in images]
+    return ["data:image/webp;base64," + base64.b64encode(file).decode() for file in files]
 
 
 def _pixels(image: Tensor) -> np.ndarray:
@@ -40,6 +51,7 @@ def _pixels(image: Tensor) -> np.ndarray:
     return np.ascontiguousarray(rgb[:, :, ::-1])
 
 
-def _webp(pixels: np.ndarray, quality: int) -> bytes:
-    _, file = cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, quality])
+def _webp(pixels: np.ndarray, quality: Quality) -> bytes:
+    asked = quality if isinstance(quality, int) else 101  # above 100 OpenCV loses nothing
+    _, file = cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, asked])
     return file.tobytes()

@@ -100,22 +100,32 @@ def psnr_change(quality: dict[str, Any]) -> float | None:
 
 def search_sentence(search: dict[str, Any]) -> str:
     """How the ranks were chosen."""
-    kind, target = search["budget"]["kind"], search["budget"]["target"]
+    kind = search["budget"]["kind"]
     predicted = ", ".join(
         f"{_NAMES.get(name, name.replace('_', ' '))} {_figure(name, value)}"
         for name, value in search.get("predicted", {}).items()
         if finite(value) is not None and name != "error"  # the same as the PSNR, in no unit of the page
     )
     text = f"Ranks were chosen layer by layer for a budget of {_BUDGETS.get(kind, kind)}: "
-    text += _figure(kind, target)
+    text += _target(search["budget"])
     text += f"; predicted: {predicted}" if predicted else ""
     if finite(search.get("gap")) is not None:
         text += f"; gap to the optimum {search['gap']:.3g}"
     return text + (f" ({search['optimality']})." if search.get("optimality") else ".")
 
 
+def _target(budget: dict[str, Any]) -> str:
+    """What was asked for, with its unit."""
+    kind, target = budget["kind"], budget["target"]
+    if kind == "max_drop":
+        return fixed(target, 3, " dB")
+    if not budget["absolute"]:
+        return f"{target:.3g} of the teacher's"
+    return format_params(round(target)) if kind == "params" else format_macs(round(target))
+
+
 def _figure(name: str, value: float) -> str:
-    """A budget or a prediction with its unit; numbers up to 1 are shares of the teacher's."""
+    """A prediction with its unit; numbers up to 1 are shares of the teacher's."""
     if "drop" in name or "psnr" in name:
         return fixed(value, 3, " dB")
     if "ratio" in name or value <= 1:

@@ -1,0 +1,99 @@
+"""What is in the folder of a point already: a result, part of one, or something else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from csa2glmha.checkpoint import read_checkpoint
+from csa2glmha.distill import StateFolder
+from csa2glmha.distill.job import STATE_FOLDER
+from csa2glmha.errors import OutputError
+from csa2glmha.pipeline import ONNX_FILE, STUDENT_FILE, provenance
+from csa2glmha.report.document import REPORT_FILES
+from csa2glmha.sweep.points import Point
+
+#: Options that change nothing about a point's student.
+_FREE = {"output", "overwrite", "resume", "latency", "device", "workers", "state_minutes", "tensorboard"}
+_WAY_OUT = "pass --overwrite to make it again, or choose another folder with -o"
+
+
+def has_state(folder: Path) -> bool:
+    """An interrupted distillation of this point can go on."""
+    return bool(StateFolder(folder / STATE_FOLDER, {}).steps())
+
+
+def finished_report(
+    folder: Path, point: Point, teacher_sha256: str, images: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The report of a point that need not be made again; None if it, or a part of it, is still to be made.
+
+    Args:
+        folder: of the point; it need not exist.
+        point: as it is wanted now.
+        teacher_sha256: of the checkpoint.
+        images: what :func:`csa2glmha.data.identity.describe_images` says of the images now.
+
+    Raises:
+        OutputError: there is a result that was made otherwise.
+    """
+    path = folder / REPORT_FILES[0]
+    if has_state(folder):
+        return None
+    if not path.exists():
+        _check_student(folder, point, teacher_sha256)
+        return None
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        made, sha256 = report["options"], report["teacher"]["sha256"]
+        wanted = json.loads(point.options.model_dump_json())
+        other = [name for name in wanted if name not in _FREE and made.get(name) != wanted[name]]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise OutputError(
+            f"{path}: is damaged; delete {folder}, pass --overwrite, or choose another -o"
+        ) from error
+    if sha256 != teacher_sha256:
+        other.append("checkpoint")
+    _refuse(folder, other)
+    check_images(folder, report, images)
+    complete = all((folder / name).exists() for name in (STUDENT_FILE, ONNX_FILE))
+    return report if complete else None
+
+
+def check_images(folder: Path, report: Mapping[str, Any], images: Mapping[str, Any]) -> None:
+    """Refuse a report on other images: its figures cannot be set beside those of other points.
+
+    Raises:
+        OutputError: they are others.
+    """
+    then = report.get("data", {})
+    if all(then.get(name, value) == value for name, value in images.items()):
+        return
+    counts = [(each["training_images"], each["held_out_images"]) for each in (then, images)]
+    if counts[0] != counts[1]:
+        (training, held_out), (training_now, held_out_now) = counts
+        words = (
+            f"{training} for training and {held_out} held out, now there are {training_now} and "
+            f"{held_out_now}"
+        )
+    else:
+        words = "as many, but others or changed ones are held out"
+    raise OutputError(f"{folder}: was made with other images ({words}); {_WAY_OUT}")
+
+
+def _check_student(folder: Path, point: Point, teacher_sha256: str) -> None:
+    """A run that was killed before its report leaves a student, which is made again; others are kept."""
+    if not (folder / STUDENT_FILE).exists():
+        return
+    made = read_checkpoint(folder / STUDENT_FILE).metadata
+    wanted = {"checkpoint": ("teacher_sha256", teacher_sha256), "seed": ("seed", str(point.options.seed))}
+    wanted |= {name: (name, value) for name, value in provenance(point.options, point.options.mask).items()}
+    _refuse(folder, [name for name, (key, value) in wanted.items() if made.get(key) != value])
+
+
+def _refuse(folder: Path, other: list[str]) -> None:
+    if other:
+        names = ", ".join(name.replace("_", "-") for name in other)
+        raise OutputError(f"{folder}: was made with other options ({names}); {_WAY_OUT}")
