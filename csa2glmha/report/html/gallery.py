@@ -56,8 +56,9 @@ def gallery(
     stored = "without loss" if quality == LOSSLESS else f"as WebP of quality {quality}"
     search = "; the rank search measured on crops of them" if searched else ""
     note = (
-        f"Held-out images, which neither calibration nor training has seen{search}. The difference is student minus "
-        f"teacher, amplified {DIFFERENCE_GAIN} times: grey is none. Pictures are stored {stored}."
+        f"Held-out images, which neither calibration nor training has seen{search}. The difference is "
+        f"student minus teacher, amplified {DIFFERENCE_GAIN} times: grey is none. Pictures are "
+        f"stored {stored}."
     )
     return tag("div", tag("p", note, class_="note"), tag("div", shown, class_="gallery"))
 
