@@ -50,7 +50,7 @@ def plot_pareto(path: Path, points: Sequence[dict[str, Any]]) -> None:
         plot.set_ylabel("PSNR to the teacher, dB", fontsize=9)
         plot.tick_params(labelsize=8)
         plot.grid(alpha=0.25)
-        plot.margins(x=0.12, y=0.12)
+        plot.margins(x=0.2, y=0.12)  # room for the names beside the last points
     if plots[0].get_legend_handles_labels()[0]:
         plots[0].legend(fontsize=8, frameon=False)
     figure.savefig(path, format=path.suffix.lstrip("."))
