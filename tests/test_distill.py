@@ -145,12 +145,12 @@ def test_accumulated_parts_are_one_large_batch(pair: Pair, held_out: HeldOut) ->
     start = weights(student)
     train((teacher, student), held_out, batch=4, steps=10)
     train((teacher, twin), held_out, batch=1, accumulate=4, steps=10)
-    moved = 0.0
+    # Adam makes whole steps of gradients that are next to rounding, so single weights differ a little.
+    apart = moved = 0.0
     for name, value in student.state_dict().items():
-        # Adam makes whole steps of gradients that are next to rounding, so single weights differ a little.
-        torch.testing.assert_close(twin.state_dict()[name], value, rtol=1e-3, atol=3e-4)
-        moved = max(moved, float((value - start[name]).abs().max()))
-    assert moved > 3e-3  # far more than the tolerance
+        apart += float((twin.state_dict()[name] - value).square().sum())
+        moved += float((value - start[name]).square().sum())
+    assert apart < 0.03**2 * moved
 
 
 def test_worker_processes_change_nothing(pair: Pair, held_out: HeldOut) -> None:
