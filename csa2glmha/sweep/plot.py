@@ -45,12 +45,15 @@ def plot_pareto(path: Path, points: Sequence[dict[str, Any]]) -> None:
                     markersize=5,
                 )
             for x, y, name in known:
-                plot.annotate(name, (x, y), (6, -11), textcoords="offset points", fontsize=8, color=colour)
+                # Curves rise to the right, so above and to the left of a point there is room.
+                plot.annotate(
+                    name, (x, y), (-6, 4), textcoords="offset points", fontsize=8, color=colour, ha="right"
+                )
         plot.set_xlabel(label, fontsize=9)
         plot.set_ylabel("PSNR to the teacher, dB", fontsize=9)
         plot.tick_params(labelsize=8)
         plot.grid(alpha=0.25)
-        plot.margins(x=0.2, y=0.12)  # room for the names beside the last points
+        plot.margins(x=0.2, y=0.12)  # room for the names beside the first points
     if plots[0].get_legend_handles_labels()[0]:
         plots[0].legend(fontsize=8, frameon=False)
     figure.savefig(path, format=path.suffix.lstrip("."))
