@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from csa2glmha.report.html.search import search_section
 from csa2glmha.report.quality import finite_values
 from csa2glmha.report.search import complete_search
+
+COMPLEXITY = {when: {"macs": 1000, "params": 10000} for when in ("before", "after")}
 
 
 def choice(layer: str, side: str, ranks: str, error: float, saved: int, picked: bool) -> dict[str, Any]:
@@ -63,3 +66,13 @@ def test_correlations_of_constant_curves_are_unknown() -> None:
     assert found["agreement"] == {"values": {"within_layers": None, "overall": 0.5}}
     json.dumps(found, allow_nan=False)
     assert finite_values([1, "inf", (math.inf, -math.inf), True]) == [1, "inf", [None, None], True]
+
+
+def test_a_report_of_an_earlier_version_has_a_page() -> None:
+    """It lacks what :func:`complete_search` adds; a sweep sets the page of such a point anew."""
+    found = complete_search(search())
+    assert "Sensitivity of every layer" in str(search_section({"search": found, "complexity": COMPLEXITY}))
+    for each in found["choices"]:
+        del each["psnr_to_teacher"]
+    page = str(search_section({"search": found, "complexity": COMPLEXITY}))
+    assert "Sensitivity of every layer" not in page and "rank" in page

@@ -27,9 +27,11 @@ _EXACT_DB = 100.0
 def search_section(report: dict[str, Any]) -> Markup | None:
     """Predicted curves and sensitivities; None without a search."""
     search = report.get("search") or {}
+    # A sweep also shows points that an earlier version made, whose reports say less.
+    choices = [choice for choice in search.get("choices", []) if "psnr_to_teacher" in choice]
     parts = [
         _curves(report) if search.get("predicted", {}).get("uniform") else None,
-        _sensitivity(search["choices"]) if search.get("choices") else None,
+        _sensitivity(choices) if choices else None,
     ]
     return tag("div", parts) if any(part is not None for part in parts) else None
 
