@@ -163,7 +163,6 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     configs, exact, distilled = plan.configs, plan.exact, plan.distilled
     layers = attention_layers(teacher)
     data = open_data(teacher, options)
-    finish = _finish(data, options)
     search = check_data(teacher, data, options)
     layer_configs = {name: config.to_json() for name, config in configs.items()}
     identity = identity_of(options, data, {"the teacher": loaded.checkpoint.sha256, "layers": layer_configs})
@@ -203,7 +202,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
             save_initial(states, student, metadata, fits, seconds["initialise"], found)
         distillation = DistillJob(options, data, states, output / LOG_FILE).run(student, teacher, state)
         seconds["distill"] = distillation.seconds
-    student = finish(student)
+    student = _finish(data, options)(student)
     candidates["student"] = restore(student)
     with _timed(seconds, "judge"):
         quality = judge(candidates, examples, "teacher", data.spectral)

@@ -48,8 +48,8 @@ class _DeployedSpectral(DeployedCore):
         self.values = _widened(layer.values, self.excess)
         self.pos_emb = _widened(layer.pos_emb, self.excess)
         # One Gram matrix of the input gives the logits, in the subspace too, and the squares that the guide
-        # pools. Multiply-accumulates are not what matters at these sizes: maps of Z are two copies between
-        # layouts of memory, and ONNX Runtime sums squares no faster than it multiplies these matrices.
+        # pools. It takes more multiply-accumulates than maps of Z and a sum of squares, but those two come
+        # with copies between layouts of memory and passes over the maps: both together took longer.
         self.identity: Tensor
         self.register_buffer("identity", torch.eye(self.config.channels))
         # The convolution before the sum adds the bias for nothing, the sum in a pass over the maps.
