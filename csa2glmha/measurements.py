@@ -12,10 +12,10 @@ import torch
 from csa2glmha import __version__
 from csa2glmha.analysis.measure import join
 from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.bench.compare import FileTimings
 from csa2glmha.data.batches import Data
 from csa2glmha.distill.result import DistillResult
 from csa2glmha.export.onnx import ExportReport
-from csa2glmha.export.runtime import Latency
 from csa2glmha.initialize import LayerFit
 from csa2glmha.options import ConvertOptions
 from csa2glmha.report.comparisons import Comparison
@@ -23,7 +23,7 @@ from csa2glmha.report.complexity import Complexity
 from csa2glmha.report.evaluate import Judged
 from csa2glmha.report.html.pictures import all_pictures, choose_quality
 from csa2glmha.report.pictures import DIFFERENCE_GAIN
-from csa2glmha.report.search import complete_search
+from csa2glmha.report.quality import finite_values
 from csa2glmha.storage import LoadedModel
 
 
@@ -44,7 +44,7 @@ class Measurements:
     quality: dict[str, Judged] | None = None
     images: dict[str, Any] = field(default_factory=dict)
     export: ExportReport | None = None
-    latency: dict[str, Latency] | None = None
+    latency: FileTimings | None = None
     device: str = "cpu"
     search: dict[str, Any] | None = None
     baselines: list[dict[str, Any]] | None = None
@@ -121,7 +121,7 @@ def build_report(measured: Measurements) -> dict[str, Any]:
     if measured.baselines is not None:
         report["baselines"] = measured.baselines
     if measured.search is not None:
-        report["search"] = complete_search(measured.search)
+        report["search"] = finite_values(measured.search)
     if measured.quality is not None:
         report["quality"] = {name: judged.to_json() for name, judged in measured.quality.items()}
     if measured.distillation is not None:
@@ -141,8 +141,14 @@ def build_report(measured: Measurements) -> dict[str, Any]:
         }
     if measured.latency is not None:
         report["latency_ms"] = {
-            name: {"median": value.median_ms, "low": value.low_ms, "high": value.high_ms, "runs": value.runs}
-            for name, value in measured.latency.items()
+            name: {
+                "median": value.median_ms,
+                "low": value.low_ms,
+                "high": value.high_ms,
+                "runs": value.runs,
+                "ratio": measured.latency.ratios[name].median,
+            }
+            for name, value in measured.latency.latencies.items()
         }
     if measured.comparisons:
         report["comparisons"] = {

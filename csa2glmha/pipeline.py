@@ -20,6 +20,7 @@ from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.attention.layers import attention_layers, glmha_layers
 from csa2glmha.attention.ranks import layer_config, plan_layers
 from csa2glmha.baselines import BaselineJob
+from csa2glmha.bench.compare import FileTimings, compare_files
 from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import write_image
@@ -42,7 +43,6 @@ from csa2glmha.distill.state import resumable
 from csa2glmha.errors import ExportError, OutputError, UsageError
 from csa2glmha.export.metadata import onnx_metadata
 from csa2glmha.export.onnx import export_onnx
-from csa2glmha.export.runtime import Latency, compare_latency
 from csa2glmha.files import atomic_path, ensure_writable, prepare_output_dir, sha256_of
 from csa2glmha.initialize import initialise_student
 from csa2glmha.measurements import Measurements, build_report
@@ -356,15 +356,16 @@ def _prepare_output(
 
 def _latency(
     teacher: RestorationModel, student_onnx: Path, example: Tensor, frame: tuple[int, int]
-) -> dict[str, Latency]:
-    """Student against the teacher's plain export, interleaved in one run."""
+) -> FileTimings:
+    """Student against the teacher's plain export, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         say("exporting the teacher for comparison")
         teacher_onnx = Path(folder) / "teacher.onnx"
         export_onnx(teacher, teacher_onnx, example=example, plain=True)
         say("timing teacher and student in ONNX Runtime, in turn")
-        shapes = teacher.input_shapes(*frame)
-        return compare_latency({"teacher": teacher_onnx, "student": student_onnx}, *shapes)
+        return compare_files(
+            {"teacher": teacher_onnx, "student": student_onnx}, *teacher.input_shapes(*frame)
+        )
 
 
 def _write_pictures(

@@ -17,11 +17,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from csa2glmha import cli
-from csa2glmha.bench import memory
+from csa2glmha.bench import compare, memory
 from csa2glmha.bench.candidates import Settings, open_candidates
-from csa2glmha.bench.rounds import Patience, Ratio, time_in_turns
+from csa2glmha.bench.compare import compare_files
+from csa2glmha.bench.profile import profile_modules, read_profile
+from csa2glmha.bench.rounds import Latency, Patience, Ratio, time_in_turns
 from csa2glmha.data.cassi import shifted_mask
 from csa2glmha.errors import CheckpointError, UsageError
+from csa2glmha.export.onnx import export_onnx
 from csa2glmha.export.runtime import provider_name
 from csa2glmha.models import build
 from csa2glmha.models.mst import bake_mask
@@ -193,3 +196,80 @@ def test_providers(checkpoint: Path, tmp_path: Path) -> None:
             open_candidates([checkpoint], Settings(provider="cuda"))
     with pytest.raises(CheckpointError):
         open_candidates([tmp_path / "none.onnx"], Settings())
+
+
+def test_latency_summary() -> None:
+    latency = Latency.of([4.0, 1.0, 3.0, 2.0, 100.0])
+    assert (latency.low_ms, latency.median_ms, latency.high_ms) == (2.0, 3.0, 4.0)
+    assert latency.runs == 5
+    assert latency.samples_ms == (4.0, 1.0, 3.0, 2.0, 100.0)
+
+
+def test_files_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Fake:
+        input_names = ("input",)
+
+        def __init__(self, path: Path, threads: int | None) -> None:
+            self.name = path.name
+            assert threads == 1
+
+        def __call__(self, image: torch.Tensor) -> None:
+            assert image.shape == (1, 3, 8, 8)
+            calls.append(self.name)
+
+    monkeypatch.setattr(compare, "OnnxModel", Fake)
+    files = {"teacher": Path("a"), "student": Path("b")}
+    patience = Patience(tolerance=1e9, enough=20, warmup=1)
+    found = compare_files(files, (1, 3, 8, 8), (1, 1, 8, 8), patience=patience, threads=1)
+    assert list(found.latencies) == list(found.ratios) == ["teacher", "student"]
+    assert found.ratios["teacher"] == Ratio(1.0, 1.0, 1.0) and found.converged
+    assert found.latencies["student"].runs == 20 and len(calls) == 42
+    turns = {tuple(calls[at : at + 2]) for at in range(0, len(calls), 2)}
+    assert turns == {("a", "b"), ("b", "a")}
+
+
+def event(name: str, index: int, milliseconds: float) -> dict[str, object]:
+    return {
+        "cat": "Node",
+        "name": f"{name}_kernel_time",
+        "dur": 1000 * milliseconds,
+        "args": {"node_index": str(index)},
+    }
+
+
+def test_profiles_are_read_by_module() -> None:
+    """What the runtime adds has no module in its name, and two such nodes may have the same name."""
+    warmup = [
+        event("a.b/Conv", 1, 50),
+        event("Reorder", 2, 50),
+        event("c/Add", 3, 50),
+        event("Reorder", 4, 50),
+        event("a.b/Mul", 5, 50),
+    ]
+    second = [
+        event("a.b/Conv", 1, 1),
+        event("Reorder", 2, 2),
+        event("c/Add", 3, 4),
+        event("Reorder", 4, 8),
+        event("a.b/Mul", 5, 16),
+    ]
+    others = [{"cat": "Session", "name": "model_run", "dur": 9}, {"cat": "Node", "name": "a.b/Conv_fence"}]
+    profile = read_profile([*warmup, *others, *second], warmup=1)
+    assert profile.runs == ({"a.b": 19.0, "c": 12.0},)
+    assert profile.nodes == {"a.b": ("a.b/Conv", "a.b/Mul"), "c": ("c/Add",)}
+
+
+def test_profile_of_a_network_has_its_modules(tmp_path: Path) -> None:
+    model = build("restormer", TINY).eval()
+    export_onnx(model, tmp_path / "tiny.onnx")
+    profile = profile_modules(tmp_path / "tiny.onnx", *model.input_shapes(16, 16), runs=2)
+    assert len(profile.runs) == 2 and all(sum(run.values()) > 0 for run in profile.runs)
+    for name in ("encoder_level1.0.attn", "latent.0.norm1", "refinement.0.ffn.project_out", "output"):
+        assert all(run[name] > 0 for run in profile.runs) and profile.nodes[name]
+    # Every module with parameters takes time, under its own name or that of one inside or around it.
+    assert all(
+        any(name == part or part.startswith(f"{name}.") for part in profile.nodes)
+        for name, _ in model.named_children()
+    )

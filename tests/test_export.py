@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from csa2glmha.attention.glmha import GLMHA, GLMHAConfig
+from csa2glmha.bench.compare import compare_files
+from csa2glmha.bench.rounds import Patience
 from csa2glmha.errors import CheckpointError, DataError, ExportError, OutputError, UsageError
 from csa2glmha.export import onnx as exporting
-from csa2glmha.export import runtime
 from csa2glmha.export.onnx import ExportReport, export_onnx
-from csa2glmha.export.runtime import Latency, OnnxModel, compare_latency, ratio
+from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.models.base import RestorationModel, reflect_pad_to_multiple
 from csa2glmha.models.restormer import MDTA, Restormer
 
@@ -231,8 +232,9 @@ def test_second_input_has_axes_of_its_own_and_sizes_are_those_taken(tmp_path: Pa
     assert (loaded.in_channels, loaded.out_channels) == (3, 2)
     inputs = [torch.rand(shape) for shape in model.input_shapes(12, 8, 3)]
     torch.testing.assert_close(loaded(*inputs), model(*inputs).detach(), atol=1e-5, rtol=1e-4)
-    times = compare_latency({"one": report.path}, *model.input_shapes(8, 8), runs=1, warmup=0)
-    assert times["one"].runs == 1
+    once = Patience(enough=1, fewest=1, warmup=0)
+    times = compare_files({"one": report.path}, *model.input_shapes(8, 8), patience=once)
+    assert times.latencies["one"].runs == 1
 
 
 @pytest.mark.usefixtures("converted")
@@ -388,56 +390,3 @@ def test_inputs_that_do_not_fit_are_data_errors(report: ExportReport):
         model(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
     with pytest.raises(DataError, match=r"fails on input of shape \(1, 3, 0, 8\)"):
         model(torch.zeros(1, 3, 0, 8))
-
-
-def test_latency_summary():
-    latency = Latency.of([4.0, 1.0, 3.0, 2.0, 100.0])
-    assert (latency.low_ms, latency.median_ms, latency.high_ms) == (2.0, 3.0, 4.0)
-    assert latency.runs == 5
-    assert latency.samples_ms == (4.0, 1.0, 3.0, 2.0, 100.0)
-
-
-def test_ratio_pairs_the_runs():
-    # The machine was ten times slower in the last two rounds; the medians alone would say 10.5 / 1.
-    first, other = Latency.of([2.1, 20.0, 21.0]), Latency.of([1.0, 10.0, 10.0])
-    assert ratio(first, other) == pytest.approx(2.1)
-    assert ratio(other, first) == pytest.approx(1 / 2.1)
-
-
-def test_runs_alternate_and_warm_up_is_not_counted(monkeypatch: pytest.MonkeyPatch):
-    calls: list[str] = []
-    seconds = [0.0]
-
-    class Fake:
-        input_names = ("input",)
-
-        def __init__(self, path: Path, threads: int | None) -> None:
-            self.name = path.name
-            assert threads == 1
-
-        def __call__(self, image: torch.Tensor) -> None:
-            assert image.shape == (1, 3, 8, 8)
-            calls.append(self.name)
-            seconds[0] += len(calls)
-
-    monkeypatch.setattr(runtime, "OnnxModel", Fake)
-    monkeypatch.setattr(runtime.time, "perf_counter", lambda: seconds[0])
-    rounds: list[int] = []
-    result = compare_latency(
-        {"teacher": Path("a"), "student": Path("b")},
-        (1, 3, 8, 8),
-        threads=1,
-        runs=2,
-        warmup=1,
-        on_round=lambda: rounds.append(len(calls)),
-    )
-    assert calls == ["a", "b"] * 3
-    assert rounds == [2, 4, 6]
-    assert list(result) == ["teacher", "student"]
-    assert result["teacher"].samples_ms == (3000.0, 5000.0)
-    assert result["student"].samples_ms == (4000.0, 6000.0)
-
-
-def test_latency_needs_runs():
-    with pytest.raises(UsageError, match="runs 0"):
-        compare_latency({}, (1, 3, 8, 8), runs=0)

@@ -10,7 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from csa2glmha.errors import DataError, UsageError
 from csa2glmha.report import quality
-from csa2glmha.report.quality import QualityMeter, json_value
+from csa2glmha.report.quality import QualityMeter, finite_values, json_value
 
 
 @pytest.fixture
@@ -187,3 +187,9 @@ def test_meter_names_the_image_it_cannot_measure():
     assert meter.images == []
     with pytest.raises(DataError, match="no images"):
         meter.mean()
+
+
+def test_values_that_json_has_no_numbers_for():
+    found = finite_values({"a": [math.nan, 0.5], "b": (math.inf, -math.inf), "c": True, "d": "inf"})
+    assert found == {"a": [None, 0.5], "b": [None, None], "c": True, "d": "inf"}
+    json.dumps(found, allow_nan=False)

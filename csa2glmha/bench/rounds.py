@@ -15,10 +15,34 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from csa2glmha.export.runtime import Latency
+import numpy as np
 
 #: Standard deviations of the normal distribution around 95 % of it.
 _Z = 1.96
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of repeated runs, in milliseconds.
+
+    Attributes:
+        median_ms: the median.
+        low_ms, high_ms: the lower and the upper quartile.
+        runs: number of timed runs.
+        samples_ms: the time of each run, in order.
+    """
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    runs: int
+    samples_ms: tuple[float, ...]
+
+    @classmethod
+    def of(cls, samples_ms: Sequence[float]) -> Latency:
+        """The summary of at least one time."""
+        low, median, high = np.percentile(samples_ms, (25, 50, 75))
+        return cls(float(median), float(low), float(high), len(samples_ms), tuple(samples_ms))
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,9 @@
-"""Running ONNX files: as a drop-in for the PyTorch network, and against the clock."""
+"""Running ONNX files as a drop-in for the PyTorch network."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnxruntime as ort
 import torch
 from torch import Tensor
@@ -28,6 +23,8 @@ class OnnxModel:
         path: the file.
         threads: of ONNX Runtime within an operator; None leaves the choice to it.
         provider: ONNX Runtime's name of what runs the operators.
+        profile: what the name of a file begins with that the time of every operator is written to; see
+            :meth:`end_profile`.
 
     Raises:
         UsageError: the provider cannot be used here.
@@ -35,9 +32,15 @@ class OnnxModel:
             a fixed number of channels to such images.
     """
 
-    def __init__(self, path: Path, threads: int | None = None, provider: str = CPU_PROVIDER) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        provider: str = CPU_PROVIDER,
+        profile: Path | None = None,
+    ) -> None:
         self.path = path
-        self._session = _open_session(path, threads, provider)
+        self._session = _open_session(path, threads, provider, profile)
         for node in (*self._session.get_inputs(), *self._session.get_outputs()):
             if len(node.shape) != 4 or not isinstance(node.shape[1], int):
                 raise CheckpointError(
@@ -71,6 +74,10 @@ class OnnxModel:
                 f"{str(self.path)!r} fails on input of shape {shapes}: {str(error).splitlines()[0]}"
             ) from error
         return torch.from_numpy(output).float().to(inputs[0].device)
+
+    def end_profile(self) -> Path:
+        """The file with the times of all runs until now, as JSON; later runs are not added to it."""
+        return Path(self._session.end_profiling())
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -125,87 +132,12 @@ def provider_name(name: str, option: str) -> str:
     return known[name.lower()]
 
 
-@dataclass(frozen=True)
-class Latency:
-    """Times of repeated runs, in milliseconds.
-
-    Attributes:
-        median_ms: the median.
-        low_ms, high_ms: the lower and the upper quartile.
-        runs: number of timed runs.
-        samples_ms: the time of each run, in order.
-    """
-
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    runs: int
-    samples_ms: tuple[float, ...]
-
-    @classmethod
-    def of(cls, samples_ms: Sequence[float]) -> Latency:
-        """The summary of at least one time."""
-        low, median, high = np.percentile(samples_ms, (25, 50, 75))
-        return cls(float(median), float(low), float(high), len(samples_ms), tuple(samples_ms))
-
-
-def compare_latency(
-    models: Mapping[str, Path],
-    *shapes: tuple[int, ...],
-    threads: int | None = None,
-    runs: int = 10,
-    warmup: int = 2,
-    on_round: Callable[[], None] | None = None,
-) -> dict[str, Latency]:
-    """Time ONNX files against each other on the CPU, on the same seeded noise.
-
-    Runs alternate (A B A B ...), so that a machine that slows down for a while slows all files alike;
-    compare them with :func:`ratio`.
-
-    Args:
-        models: files by name; all take inputs of the same shapes, some may need the first few only.
-        shapes: of the inputs in call order, as ``RestorationModel.input_shapes`` gives them.
-        threads: of ONNX Runtime within an operator; None leaves the choice to it.
-        runs: timed rounds, one run of every file each.
-        warmup: rounds before those, not timed.
-        on_round: called after every round, ``warmup + runs`` times.
-
-    Raises:
-        UsageError: ``runs`` is below 1 or ``warmup`` below 0.
-        CheckpointError: a file is missing, is not ONNX or cannot be run.
-        DataError: a file does not take inputs of these shapes.
-    """
-    if runs < 1 or warmup < 0:
-        raise UsageError(f"latency needs runs >= 1 and warmup >= 0, got runs {runs} and warmup {warmup}")
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.rand(shape, generator=generator) for shape in shapes]
-    loaded = {name: OnnxModel(path, threads) for name, path in models.items()}
-    given = {name: inputs[: len(model.input_names)] for name, model in loaded.items()}
-    samples: dict[str, list[float]] = {name: [] for name in models}
-    for index in range(warmup + runs):
-        for name, model in loaded.items():
-            start = time.perf_counter()
-            model(*given[name])
-            elapsed = time.perf_counter() - start
-            if index >= warmup:
-                samples[name].append(1000 * elapsed)
-        if on_round is not None:
-            on_round()
-    return {name: Latency.of(times) for name, times in samples.items()}
-
-
-def ratio(first: Latency, other: Latency) -> float:
-    """How many times faster ``other`` is than ``first``: the median over rounds of their times' ratio.
-
-    Both must come from one call of :func:`compare_latency`: the two runs of a round share the machine's
-    mood, which a ratio of two medians would not cancel.
-    """
-    pairs = zip(first.samples_ms, other.samples_ms, strict=True)
-    return statistics.median(a / b for a, b in pairs)
-
-
-def _open_session(path: Path, threads: int | None, provider: str) -> ort.InferenceSession:
+def _open_session(
+    path: Path, threads: int | None, provider: str, profile: Path | None
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     options.log_severity_level = _LOG_FATAL_ONLY
     # Threads that wait for the next run in a busy loop would slow down whatever runs in between.
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -103,7 +103,9 @@ class _Emitter(fx.Interpreter):
         self.builder = GraphBuilder()
 
     def run_node(self, n: fx.Node) -> Any:
-        self.builder.scope = n.name
+        # Names of nodes begin with the module that makes them, so that a profile can be read layer by layer.
+        modules = n.meta.get("nn_module_stack", {})
+        self.builder.scope = next((path for path, _ in reversed(modules.values())), "") or n.name
         return super().run_node(n)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +26,11 @@ from csa2glmha.search.budget import LATENCY, MAX_DROP, Budget
 from csa2glmha.search.choices import Choice, all_choices
 from csa2glmha.search.costs import Costs, Finish, Key, count_costs, unchanged
 from csa2glmha.search.energy import ranks_for_shares
-from csa2glmha.search.search import (
-    Configs,
-    FoundRanks,
-    SearchSpace,
-    check_reachable,
-    describe_found,
-    search_amount,
-)
+from csa2glmha.search.report import describe_found
+from csa2glmha.search.search import FoundRanks, check_reachable, search_amount
 from csa2glmha.search.sensitivity import Measured, SensitivityCache, measure_sensitivity
-from csa2glmha.search.timing import Times, time_choices, time_student
+from csa2glmha.search.space import Configs, SearchSpace
+from csa2glmha.search.timing import Stopwatch
 from csa2glmha.search.trials import check_time, search_drop, search_latency
 
 #: Crops of the held-out images that errors are measured on.
@@ -100,13 +96,11 @@ class RankSearch:
         Raises:
             UsageError: the budget cannot be met.
         """
-        times = self.times() if self.budget.kind == LATENCY else None
-        statistics = gather_all(self.teacher, batches)
-        measured = measure_choices(
-            self.teacher, self.data, self.options, self.choices, batches, statistics, cache
-        )
-        frame = self.data.frame(self.options.input_size)
-        space = SearchSpace(self.choices, self.costs, measured, frame, self.finish)
+        if self.budget.kind == LATENCY:
+            with tempfile.TemporaryDirectory() as folder:
+                stopwatch = Stopwatch(self.teacher, self._frame, Path(folder), self.finish)
+                return self._within_time(batches, cache, stopwatch)
+        statistics, space = self._measure(batches, cache)
         if self.budget.kind == MAX_DROP:
             # The figures that the report gives, so that what was asked for is what it shows.
             examples = self.data.examples(self.options.input_size, self.options.seed)
@@ -116,30 +110,29 @@ class RankSearch:
                 return psnr_to_truth(restore(student), examples)
 
             own = psnr_to_truth(restore(self.teacher), examples)
-            found = search_drop(self.teacher, space, self.budget, own, truth)
-        elif times is not None:
+            return search_drop(self.teacher, space, self.budget, own, truth), statistics
+        return search_amount(self.teacher, space, self.budget), statistics
 
-            def share(configs: Configs) -> float:
-                return time_student(self.teacher, configs, frame, self.finish)
-
-            found = search_latency(
-                self.teacher, space, self.budget, times.saved, times.lossless, times.teacher, share
-            )
-        else:
-            found = search_amount(self.teacher, space, self.budget)
-        return found, statistics
-
-    def times(self) -> Times:
-        """What the ranks save in time.
-
-        Raises:
-            UsageError: the budget cannot be met.
-        """
+    def _within_time(
+        self, batches: Sequence[Inputs], cache: SensitivityCache, stopwatch: Stopwatch
+    ) -> tuple[FoundRanks, Statistics]:
+        """Times come first: they show whether the budget can be met at all."""
         say("timing every rank in ONNX Runtime")
-        frame = self.data.frame(self.options.input_size)
-        times = time_choices(self.teacher, self.choices, self.costs, frame, self.finish)
-        check_time(self.budget, times.saved, times.lossless, times.teacher)
-        return times
+        times = stopwatch.times(self.choices, self.costs)
+        check_time(self.budget, times)
+        statistics, space = self._measure(batches, cache)
+        return search_latency(self.teacher, space, self.budget, times, stopwatch.share), statistics
+
+    def _measure(self, batches: Sequence[Inputs], cache: SensitivityCache) -> tuple[Statistics, SearchSpace]:
+        statistics = gather_all(self.teacher, batches)
+        measured = measure_choices(
+            self.teacher, self.data, self.options, self.choices, batches, statistics, cache
+        )
+        return statistics, SearchSpace(self.choices, self.costs, measured, self._frame, self.finish)
+
+    @property
+    def _frame(self) -> tuple[int, int]:
+        return self.data.frame(self.options.input_size)
 
 
 def measure_choices(

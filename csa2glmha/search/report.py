@@ -1,15 +1,20 @@
-"""Sensitivities as JSON values and as a table."""
+"""Sensitivities and searches as JSON values, and for people."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from csa2glmha.report.complexity import Complexity, format_macs, format_params
 from csa2glmha.report.document import render_table
+from csa2glmha.search.allocate import Allocation, InfeasibleError, allocate
+from csa2glmha.search.budget import MACS, MAX_DROP, PARAMS, Budget
 from csa2glmha.search.choices import LOGITS, VALUES, Choice
 from csa2glmha.search.costs import Key
-from csa2glmha.search.search import decibels_of
 from csa2glmha.search.sensitivity import Measured, agreement_of_prediction
+from csa2glmha.search.space import SearchSpace
 
 #: Ranks the table has columns for, of those that were measured.
 COLUMNS = ((LOGITS, (16, 8, 4, 0)), (VALUES, (16, 8, 4)))
@@ -21,23 +26,29 @@ def sensitivity_report(
     """What each layer's ranks cost in agreement with the teacher, as JSON values."""
     return {
         "crops": crops,
-        "choices": [
-            {
-                "layer": name,
-                "side": side,
-                "ranks": choice.label,
-                "rank_q": choice.ranks.q,
-                "rank_k": choice.ranks.k,
-                "rank_v": choice.ranks.v,
-                "error": value.error,
-                "psnr_to_teacher": decibels_of(value.error),
-                "predicted": value.predicted,
-            }
-            for (name, side), each in choices.items()
-            for choice, value in zip(each, measured[name, side], strict=True)
-            if not choice.full
-        ],
+        "choices": [entry for (_, choice), entry in _described(choices, measured).items() if not choice.full],
         "agreement": agreement_of_prediction(measured),
+    }
+
+
+def _described(
+    choices: Mapping[Key, Sequence[Choice]], measured: Mapping[Key, Sequence[Measured]]
+) -> dict[tuple[Key, Choice], dict[str, Any]]:
+    """Every choice as JSON values, in order; decibels are None where there is no error."""
+    return {
+        (key, choice): {
+            "layer": choice.layer,
+            "side": choice.side,
+            "ranks": choice.label,
+            "rank_q": choice.ranks.q,
+            "rank_k": choice.ranks.k,
+            "rank_v": choice.ranks.v,
+            "error": value.error,
+            "psnr_to_teacher": decibels_of(value.error) if value.error > 0 else None,
+            "predicted": value.predicted,
+        }
+        for key, each in choices.items()
+        for choice, value in zip(each, measured[key], strict=True)
     }
 
 
@@ -74,12 +85,135 @@ def describe_sensitivity(found: dict[str, Any]) -> str:
     for side, figures in found["agreement"].items():
         within, overall = figures["within_layers"], figures["overall"]
         lines.append(
-            f"closed-form errors of {side}: rank correlation with the measured ones {within:.2f} within a "
-            f"layer, {overall:.2f} over all; they differ by a factor of {figures['typical_factor']:.2f}, "
-            "typically, about a constant of each layer"
+            f"closed-form errors of {side}: rank correlation with the measured ones {_correlation(within)} "
+            f"within a layer, {_correlation(overall)} over all; they differ by a factor of "
+            f"{figures['typical_factor']:.2f}, typically, about a constant of each layer"
         )
     return "\n".join(lines)
 
 
 def _shown(decibels: float | None) -> str:
     return "" if decibels is None else f"{decibels:.1f}"
+
+
+def _correlation(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.2f}"
+
+
+def search_report(
+    space: SearchSpace,
+    budget: Budget,
+    found: Allocation,
+    counted: Complexity,
+    picked: Collection[Choice],
+    reached: dict[str, Any],
+) -> dict[str, Any]:
+    """What was asked, reached, predicted and measured, as JSON values.
+
+    Args:
+        space, budget: of the search.
+        found: the choices; the loss is that in agreement with the teacher.
+        counted: the student.
+        picked: the choices themselves.
+        reached: what else is known of it.
+    """
+    optimality = (
+        "cheapest for errors that add up, of those that were found to keep to the drop"
+        if budget.kind == MAX_DROP
+        else f"within {100 * found.gap:.1f} % of the least error that these ranks allow, as errors add up"
+    )
+    return {
+        "budget": {"kind": budget.kind, "target": budget.target, "absolute": budget.absolute},
+        "reached": {"macs": counted.macs, "params": counted.params, **reached},
+        "predicted": {
+            "error": found.loss,
+            "psnr_to_teacher": decibels_of(found.loss),
+            "uniform": uniform_curve(space),
+            "searched": searched_curve(space, PARAMS if budget.kind == PARAMS else MACS),
+        },
+        "gap": None if budget.kind == MAX_DROP else found.gap,
+        "optimality": optimality,
+        "agreement": agreement_of_prediction(space.measured),
+        "choices": [
+            {
+                **entry,
+                "macs_saved": macs,
+                "params_saved": params,
+                "picked": choice in picked,
+            }
+            for ((_, choice), entry), (macs, params) in zip(
+                _described(space.choices, space.measured).items(),
+                (saved for key in space.choices for saved in space.costs.saved[key]),
+                strict=True,
+            )
+        ],
+    }
+
+
+def uniform_curve(space: SearchSpace) -> list[dict[str, float]]:
+    """What one rank for keys and values of all layers is predicted to lose, rank by rank."""
+    ranks = sorted(
+        {
+            choice.ranks.v
+            for (_, side), each in space.choices.items()
+            for choice in each
+            if side == VALUES and choice.ranks.v is not None
+        }
+    )
+    curve = []
+    for rank in ranks:
+        picks = [_at_least(each, rank, side) for (_, side), each in space.choices.items()]
+        error = sum(each[pick] for each, pick in zip(space.losses(), picks, strict=True))
+        curve.append(_predicted_point(space, rank, picks, error))
+    return curve
+
+
+def _predicted_point(space: SearchSpace, rank: float, picks: Sequence[int], error: float) -> dict[str, float]:
+    saved = [space.costs.saved[key][pick] for key, pick in zip(space.choices, picks, strict=True)]
+    return {
+        "rank": rank,
+        "macs": space.costs.lossless[0] - sum(macs for macs, _ in saved),
+        "params": space.costs.lossless[1] - sum(params for _, params in saved),
+        "error": error,
+        "psnr_to_teacher": decibels_of(error),
+    }
+
+
+def _at_least(choices: Sequence[Choice], rank: int, side: str) -> int:
+    """The choice of the least rank that is not below this one."""
+    best, least = 0, float("inf")
+    for index, choice in enumerate(choices):
+        own = choice.ranks.v if side == VALUES else choice.ranks.k
+        if choice.ranks.q is None and own is not None and rank <= own < least:
+            best, least = index, own
+    return best
+
+
+def searched_curve(space: SearchSpace, kind: str) -> list[dict[str, float]]:
+    """The least predicted loss at what each rank of :func:`uniform_curve` costs, in MACs or parameters."""
+    curve = []
+    for point in uniform_curve(space):
+        lossless = dict(zip((MACS, PARAMS), space.costs.lossless, strict=True))
+        try:
+            found = allocate(space.losses(), space.amounts(kind), point[kind] - lossless[kind])
+        except InfeasibleError:  # by a rounding: uniform ranks are choices themselves
+            continue
+        curve.append(_predicted_point(space, point["rank"], found.picks, found.loss))
+    return curve
+
+
+def describe_found(report: dict[str, Any]) -> str:
+    """A search's result in a sentence or two."""
+    reached, predicted = report["reached"], report["predicted"]
+    texts = {"drop": "{:.3f} dB below the teacher", "time_share": "{:.3f} of the teacher's time"}
+    extra = "".join(f", {text.format(reached[name])}" for name, text in texts.items() if name in reached)
+    psnr = predicted["psnr_to_teacher"]
+    return (
+        f"ranks found: {format_macs(reached['macs'])}, {format_params(reached['params'])}{extra}; predicted "
+        f"PSNR to the teacher {psnr:.2f} dB before distillation; {report['optimality']}"
+    )
+
+
+def decibels_of(error: float) -> float:
+    """PSNR of a mean squared error, data range 1."""
+    return float(-10 * np.log10(max(error, 1e-20)))

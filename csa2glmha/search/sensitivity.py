@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import spearmanr
 
 from csa2glmha.data.batches import Inputs
@@ -174,14 +175,15 @@ def _predicted(choice: Choice, candidate: Candidate) -> float:
     return float(np.square(fit.value_error).mean()) if fit.value_error else 0.0
 
 
-def agreement_of_prediction(measured: Mapping[Key, Sequence[Measured]]) -> dict[str, dict[str, float]]:
+def agreement_of_prediction(measured: Mapping[Key, Sequence[Measured]]) -> dict[str, dict[str, float | None]]:
     """How well closed-form errors foretell the measured ones, side by side of the attention.
 
     Returns:
         For logits and values: Spearman's rank correlation within layers (mean over them) and over everything,
-        and the typical factor between the two once each layer's curve is scaled by its median.
+        and the typical factor between the two once each layer's curve is scaled by its median. A correlation
+        is None where there is none, as with errors that are all the same.
     """
-    result: dict[str, dict[str, float]] = {}
+    result: dict[str, dict[str, float | None]] = {}
     for side in dict.fromkeys(side for _, side in measured):
         curves = [
             [(each.predicted, each.error) for each in values if each.predicted > 0 and each.error > 0]
@@ -194,13 +196,20 @@ def agreement_of_prediction(measured: Mapping[Key, Sequence[Measured]]) -> dict[
         within, factors = [], []
         for curve in curves:
             logs = np.log(np.array(curve))
-            within.append(float(spearmanr(logs[:, 0], logs[:, 1]).statistic))
+            within.append(_correlation(logs))
             ratio = logs[:, 1] - logs[:, 0]
             factors.extend(np.abs(ratio - np.median(ratio)).tolist())
-        together = np.array([pair for curve in curves for pair in curve])
+        known = [each for each in within if each is not None]
         result[side] = {
-            "within_layers": float(np.mean(within)),
-            "overall": float(spearmanr(together[:, 0], together[:, 1]).statistic),
+            "within_layers": float(np.mean(known)) if known else None,
+            "overall": _correlation(np.array([pair for curve in curves for pair in curve])),
             "typical_factor": math.exp(float(np.median(factors))),
         }
     return result
+
+
+def _correlation(pairs: npt.NDArray[np.float64]) -> float | None:
+    """Spearman's, of (N, 2) values; None where one of the two does not change."""
+    if any(np.ptp(column) == 0 for column in pairs.T):
+        return None
+    return float(spearmanr(pairs[:, 0], pairs[:, 1]).statistic)

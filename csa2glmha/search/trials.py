@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 from csa2glmha.models import RestorationModel
 from csa2glmha.search.allocate import Allocation, allocate
 from csa2glmha.search.budget import MACS, Budget
-from csa2glmha.search.costs import Key, count_configs
-from csa2glmha.search.search import Configs, FoundRanks, SearchSpace, configs_of, found_ranks, unreachable
+from csa2glmha.search.costs import count_configs
+from csa2glmha.search.search import FoundRanks, configs_of, found_ranks, unreachable
+from csa2glmha.search.space import Configs, SearchSpace
+from csa2glmha.search.timing import Times
 
 #: Students that are built and judged at most.
 JUDGED = 8
 #: A loss this close to what was asked for, on the right side, is taken as it is.
 CLOSE = 0.98
-#: Networks that are exported and timed at most.
-TIMED = 3
+#: Students that are exported and timed at most.
+TIMED = 5
 #: Times are not known better than to this part of them.
 TIME_TOLERANCE = 0.01
 
@@ -73,51 +75,68 @@ def _as_errors(space: SearchSpace, found: Allocation) -> Allocation:
     return Allocation(found.picks, lost, found.loss, found.bound)
 
 
-def check_time(budget: Budget, times: Mapping[Key, Sequence[float]], lossless: float, teacher: float) -> None:
-    """Before anything else is measured; the arguments are those of :func:`search_latency`.
+def check_time(budget: Budget, times: Times) -> None:
+    """Before anything else is measured.
 
     Raises:
         UsageError: the budget cannot be met, and what can.
     """
-    least = lossless - sum(max(each) for each in times.values())
-    if least > budget.limit(teacher):
-        raise unreachable(budget, least, teacher)
+    least = times.lossless - sum(max(each) for each in times.saved.values())
+    if least > budget.limit(times.teacher):
+        raise unreachable(budget, least, times.teacher)
 
 
 def search_latency(
     teacher: RestorationModel,
     space: SearchSpace,
     budget: Budget,
-    times: Mapping[Key, Sequence[float]],
-    lossless: float,
-    whole: float,
+    times: Times,
     share_of: Callable[[Configs], float],
 ) -> FoundRanks:
     """The ranks that lose least within so much time, by a model of it that is checked on what it finds.
 
+    Where the model is off, the room it is given is narrowed or widened by as much.
+
     Args:
         teacher: in eval mode.
         space, budget: of LATENCY.
-        times: what each choice saves, in milliseconds.
-        lossless, whole: of the lossless student and of the teacher.
+        times: of the teacher, of the lossless student, and of every choice.
         share_of: a student's measured time over the teacher's.
 
     Raises:
         UsageError: the budget cannot be met.
     """
-    limit = budget.limit(whole)
-    check_time(budget, times, lossless, whole)
-    costs = [[-saved for saved in times[key]] for key in space.choices]
-    room = limit - lossless
-    tried: list[dict[str, float]] = []
-    for _ in range(TIMED):
+    limit = budget.limit(times.teacher)
+    check_time(budget, times)
+    costs = [[-saved for saved in times.saved[key]] for key in space.choices]
+    least = sum(map(min, costs))
+    room = max(limit - times.lossless, least)
+    tolerance = TIME_TOLERANCE * limit
+    tried: list[tuple[Allocation, float]] = []
+    while len(tried) < TIMED:
         found = allocate(space.losses(), costs, room)
-        share = share_of(configs_of(teacher, space, found))
-        tried.append({"predicted": (found.cost + lossless) / whole, "measured": share})
-        excess = share - limit / whole
-        if excess <= TIME_TOLERANCE * share or room <= sum(map(min, costs)):
+        if any(found.picks == other.picks for other, _ in tried):
             break
-        room = max(room - excess * whole, sum(map(min, costs)))
-    counted = count_configs(teacher, configs_of(teacher, space, found), space.frame, space.finish)
-    reached = {"time_share": share, "milliseconds": share * whole, "tried": tried}
-    return found_ranks(space, budget, found, counted, reached)
+        tried.append((found, times.teacher * share_of(configs_of(teacher, space, found))))
+        spare = limit - tried[-1][1]
+        cheapest, lossless = found.cost <= least, found.loss <= 0
+        if -tolerance <= spare <= 2 * tolerance or (cheapest if spare < 0 else lossless):
+            break
+        room = max(room + spare, least)
+    fitting = [each for each in tried if each[1] <= limit + tolerance]
+    best, milliseconds = (
+        min(fitting, key=lambda each: each[0].loss) if fitting else min(tried, key=lambda each: each[1])
+    )
+    counted = count_configs(teacher, configs_of(teacher, space, best), space.frame, space.finish)
+    reached = {
+        "time_share": milliseconds / times.teacher,
+        "milliseconds": milliseconds,
+        "tried": [
+            {
+                "predicted": (each.cost + times.lossless) / times.teacher,
+                "measured": measured / times.teacher,
+            }
+            for each, measured in tried
+        ],
+    }
+    return found_ranks(space, budget, best, counted, reached)

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from csa2glmha.bench.compare import THOROUGH, compare_files
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.open import open_data
 from csa2glmha.device import resolve_device
 from csa2glmha.distill.job import check_training
 from csa2glmha.errors import OutputError
 from csa2glmha.export.onnx import export_onnx
-from csa2glmha.export.runtime import compare_latency, ratio
 from csa2glmha.files import atomic_path, prepare_output_dir
 from csa2glmha.pipeline import ONNX_FILE, Plan, check_data, plan_conversion, run_conversion
-from csa2glmha.progress import manual_progress, say
+from csa2glmha.progress import say
 from csa2glmha.report.complexity import format_macs, format_params
 from csa2glmha.report.document import render_table
 from csa2glmha.storage import LoadedModel, load_model
@@ -27,7 +27,6 @@ from csa2glmha.sweep.plot import plot_pareto
 from csa2glmha.sweep.points import Point
 
 SWEEP_FILES = ("sweep.json", "pareto.png", "pareto.svg")
-ROUNDS, WARM_UP = 10, 2
 
 
 def run_sweep(
@@ -125,13 +124,8 @@ def _times(
         files = {"teacher": Path(folder) / "teacher.onnx"}
         export_onnx(teacher, files["teacher"], plain=True)
         files |= {point.label: output / point.folder / ONNX_FILE for point in points}
-        with manual_progress(what="timing", unit="round", total=ROUNDS + WARM_UP) as bar:
-
-            def advance() -> None:
-                bar.update()
-
-            measured = compare_latency(files, *shapes, runs=ROUNDS, warmup=WARM_UP, on_round=advance)
-    return {name: 1 / ratio(measured["teacher"], each) for name, each in measured.items()}
+        measured = compare_files(files, *shapes, patience=THOROUGH)
+    return {name: measured.ratios[name].median for name in files}
 
 
 def _pareto(

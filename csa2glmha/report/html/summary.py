@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from csa2glmha.report.complexity import format_macs, format_params
-from csa2glmha.report.document import headline_rows, rank_text
+from csa2glmha.report.document import headline_rows, rank_text, time_share
 from csa2glmha.report.html.markup import Markup, breakable, details, table, tag
 from csa2glmha.report.html.numbers import MINUS, TIMES, finite, fixed, percent_change, signed
 
@@ -141,19 +141,24 @@ def _cards(report: dict[str, Any]) -> list[Markup]:
     before, after = report["complexity"]["before"], report["complexity"]["after"]
     latency, quality = report.get("latency_ms"), report.get("quality", {})
     cards = [
-        _saving_card("Multiply-accumulates", before["macs"], after["macs"], format_macs),
-        _saving_card("Parameters", before["params"], after["params"], format_params),
+        _saving_card(
+            "Multiply-accumulates",
+            before["macs"],
+            after["macs"],
+            f"{format_macs(before['macs'])} → {format_macs(after['macs'])}",
+        ),
+        _saving_card(
+            "Parameters",
+            before["params"],
+            after["params"],
+            f"{format_params(before['params'])} → {format_params(after['params'])}",
+        ),
     ]
     if latency:
-        teacher, student = latency["teacher"]["median"], latency["student"]["median"]
-        cards.append(
-            _saving_card(
-                "Time, ONNX Runtime",
-                teacher,
-                student,
-                lambda ms: f"{ms:.0f} ms" if ms >= 10 else f"{ms:.2g} ms",
-            )
-        )
+        teacher = latency["teacher"]["median"]
+        times = [latency[name]["median"] for name in ("teacher", "student")]
+        note = " → ".join(f"{ms:.0f} ms" if ms >= 10 else f"{ms:.2g} ms" for ms in times)
+        cards.append(_saving_card("Time, ONNX Runtime", teacher, teacher * time_share(latency), note))
     drop = psnr_change(quality)
     if drop is not None:
         values = [fixed(quality[name]["truth"]["psnr"], 3) for name in ("teacher", "student")]
@@ -167,7 +172,7 @@ def _cards(report: dict[str, Any]) -> list[Markup]:
     return cards
 
 
-def _saving_card(name: str, before: float, after: float, show: Any) -> Markup:
+def _saving_card(name: str, before: float, after: float, note: str) -> Markup:
     largest = max(before, after) or 1
     bars = tag(
         "svg",
@@ -177,7 +182,6 @@ def _saving_card(name: str, before: float, after: float, show: Any) -> Markup:
         class_="gauge",
         aria_hidden="true",
     )
-    note = f"{show(before)} → {show(after)}"
     return _card(name, percent_change(before, after), note, bars)
 
 

@@ -1,0 +1,68 @@
+"""ONNX files timed against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from csa2glmha.bench.rounds import Latency, Patience, Ratio, time_in_turns
+from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.progress import manual_progress
+
+#: Where a few percent are near enough.
+QUICK = Patience(tolerance=0.02, seconds=15.0)
+#: Where a choice depends on the result.
+THOROUGH = Patience(tolerance=0.01, seconds=90.0)
+
+
+@dataclass(frozen=True)
+class FileTimings:
+    """Times by the files' names, in the order of the files.
+
+    Attributes:
+        latencies: of each.
+        ratios: over the first one's; the first is 1.
+        converged: all ratios are known as well as was asked for.
+    """
+
+    latencies: dict[str, Latency]
+    ratios: dict[str, Ratio]
+    converged: bool
+
+
+def compare_files(
+    files: Mapping[str, Path],
+    *shapes: tuple[int, ...],
+    patience: Patience = QUICK,
+    threads: int | None = None,
+) -> FileTimings:
+    """Time ONNX files on the CPU, in turns, on the same seeded noise.
+
+    Args:
+        files: by name; all take inputs of the same shapes, some may need the first few only.
+        shapes: of the inputs in call order, as ``RestorationModel.input_shapes`` gives them.
+        patience: when to stop.
+        threads: of ONNX Runtime within an operator; None leaves the choice to it.
+
+    Raises:
+        CheckpointError: a file is missing, is not ONNX or cannot be run.
+        DataError: a file does not take inputs of these shapes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.rand(shape, generator=generator) for shape in shapes]
+    models = [OnnxModel(path, threads) for path in files.values()]
+
+    def run(model: OnnxModel) -> None:
+        model(*inputs[: len(model.input_names)])
+
+    with manual_progress(what="timing", unit="round", total=None) as bar:
+        timings = time_in_turns([partial(run, model) for model in models], patience, bar.update)
+    return FileTimings(
+        dict(zip(files, timings.latencies, strict=True)),
+        dict(zip(files, timings.ratios, strict=True)),
+        timings.converged,
+    )
