@@ -19,6 +19,14 @@ torch.set_num_threads(1)
 
 MakeRestormer = Callable[..., Restormer]
 
+#: Hyper-parameters of the smallest network that has all there is in one.
+TINY_RESTORMER: dict[str, Any] = {
+    "dim": 8,
+    "num_blocks": [1, 1, 1, 1],
+    "num_refinement_blocks": 1,
+    "heads": [1, 1, 2, 4],
+}
+
 
 @pytest.fixture
 def shared() -> Path:
@@ -35,15 +43,9 @@ def batches(images: Tensor, size: int = 2, *shared_inputs: Tensor) -> list[Input
 
 
 def _tiny_restormer(seed: int = 0, **changes: Any) -> Restormer:
-    settings: dict[str, Any] = {
-        "dim": 8,
-        "num_blocks": [1, 1, 1, 1],
-        "num_refinement_blocks": 1,
-        "heads": [1, 1, 2, 4],
-    }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Restormer(**(settings | changes))
+        model = Restormer(**(TINY_RESTORMER | changes))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith("temperature"):

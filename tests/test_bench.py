@@ -29,8 +29,7 @@ from csa2glmha.export.runtime import provider_name
 from csa2glmha.models import build
 from csa2glmha.models.mst import bake_mask
 from csa2glmha.storage import save_student, student_metadata
-
-TINY = {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 2, 4]}
+from tests.conftest import TINY_RESTORMER
 
 
 class NoisyMachine:
@@ -124,7 +123,7 @@ def identity_onnx(path: Path, height: int | str, width: int | str, channels: int
 def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     path = tmp_path / "teacher.pth"
-    torch.save({"params": build("restormer", TINY).state_dict()}, path)
+    torch.save({"params": build("restormer", TINY_RESTORMER).state_dict()}, path)
     return path
 
 
@@ -262,7 +261,7 @@ def test_profiles_are_read_by_module() -> None:
 
 
 def test_profile_of_a_network_has_its_modules(tmp_path: Path) -> None:
-    model = build("restormer", TINY).eval()
+    model = build("restormer", TINY_RESTORMER).eval()
     export_onnx(model, tmp_path / "tiny.onnx")
     profile = profile_modules(tmp_path / "tiny.onnx", *model.input_shapes(16, 16), runs=2)
     assert len(profile.runs) == 2 and all(sum(run.values()) > 0 for run in profile.runs)

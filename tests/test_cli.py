@@ -19,14 +19,9 @@ from csa2glmha import cli
 from csa2glmha.data import write_image
 from csa2glmha.models import build
 from csa2glmha.storage import load
+from tests.conftest import TINY_RESTORMER
 
-TINY = {
-    "dim": 8,
-    "num_blocks": [1, 1, 1, 1],
-    "num_refinement_blocks": 1,
-    "heads": [1, 1, 2, 4],
-    "norm_bias": False,
-}
+TINY = TINY_RESTORMER | {"norm_bias": False}
 QUICK = ["--calibration-crops", "2", "--calibration-size", "32", "--input-size", "32", "--no-latency"]
 
 

@@ -26,7 +26,7 @@ from csa2glmha.models import build
 from csa2glmha.models.restormer import Restormer
 from csa2glmha.pipeline import convert
 from csa2glmha.storage import load
-from tests.conftest import MakeRestormer
+from tests.conftest import TINY_RESTORMER, MakeRestormer
 from tests.distilling import Crops, assert_same, make_held_out, make_pair, settings, weights
 
 Pair = tuple[Restormer, Restormer]
@@ -299,13 +299,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(originals: Pair, tmp_
 
 # --- the commands
 
-TINY = {
-    "dim": 8,
-    "num_blocks": [1, 1, 1, 1],
-    "num_refinement_blocks": 1,
-    "heads": [1, 1, 2, 4],
-    "norm_bias": False,
-}
+TINY = TINY_RESTORMER | {"norm_bias": False}
 QUICK = ["--calibration-crops", "2", "--calibration-size", "32", "--input-size", "32", "--no-latency"]
 TRAINING = ["--degrade", "noise:25", "--crop", "32", "--batch", "2", "--learning-rate", "3e-4"]
 

@@ -27,8 +27,7 @@ from csa2glmha.restore.command import run_files
 from csa2glmha.restore.plan import TileOptions
 from csa2glmha.storage import load, save_student, student_metadata
 from csa2glmha.tiling.memory import tile_needs, whole_needs
-
-TINY = {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 2, 4]}
+from tests.conftest import TINY_RESTORMER
 
 
 def saved(path: Path, name: str, **settings: object) -> Path:
@@ -40,7 +39,7 @@ def saved(path: Path, name: str, **settings: object) -> Path:
 
 @pytest.fixture(scope="module")
 def colour(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("models") / "colour.pth", "restormer", **TINY)
+    return saved(tmp_path_factory.mktemp("models") / "colour.pth", "restormer", **TINY_RESTORMER)
 
 
 def blurring_onnx(path: Path) -> Path:
@@ -140,7 +139,7 @@ def test_a_full_disk_ends_the_run(colour: Path, folder: Path, tmp_path: Path, mo
 
 
 def test_gray_models_write_gray(tmp_path: Path) -> None:
-    model = saved(tmp_path / "gray.pth", "restormer", **TINY, in_channels=1, out_channels=1)
+    model = saved(tmp_path / "gray.pth", "restormer", **TINY_RESTORMER, in_channels=1, out_channels=1)
     write_image(tmp_path / "x.ppm", torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)))
     (written,) = run_files(model, [tmp_path / "x.ppm"], tmp_path / "out").written
     assert written.name == "x.pgm"
@@ -349,7 +348,7 @@ def test_mst_takes_measurements_and_cubes(tmp_path: Path) -> None:
 
 
 def test_dual_pixel_models_take_pairs_of_views(tmp_path: Path) -> None:
-    model = saved(tmp_path / "dual.pth", "restormer", **TINY, in_channels=6, dual_pixel=True)
+    model = saved(tmp_path / "dual.pth", "restormer", **TINY_RESTORMER, in_channels=6, dual_pixel=True)
     generator = torch.Generator().manual_seed(0)
     views = [torch.rand(3, 16, 24, generator=generator) for _ in range(2)]
     for name, view in zip(("inputL", "inputR"), views, strict=True):

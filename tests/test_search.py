@@ -46,14 +46,9 @@ from csa2glmha.search.sensitivity import (
 from csa2glmha.search.space import Configs, SearchSpace
 from csa2glmha.search.timing import Times
 from csa2glmha.search.trials import search_drop, search_latency
+from tests.conftest import TINY_RESTORMER
 
-TINY: dict[str, Any] = {
-    "dim": 16,
-    "num_blocks": [1, 1, 1, 1],
-    "num_refinement_blocks": 1,
-    "heads": [1, 1, 2, 4],
-    "norm_bias": False,
-}
+TINY = TINY_RESTORMER | {"dim": 16, "norm_bias": False}
 FRAME = (32, 32)
 
 

@@ -20,14 +20,9 @@ from csa2glmha.search import timing
 from csa2glmha.search.choices import LOGITS, SIDES, VALUES, all_choices, combined
 from csa2glmha.search.costs import count_costs
 from csa2glmha.search.timing import Stopwatch, layer_times
+from tests.conftest import TINY_RESTORMER
 
-TINY: dict[str, Any] = {
-    "dim": 16,
-    "num_blocks": [2, 1, 1, 1],
-    "num_refinement_blocks": 1,
-    "heads": [1, 1, 2, 4],
-    "norm_bias": False,
-}
+TINY = TINY_RESTORMER | {"dim": 16, "num_blocks": [2, 1, 1, 1], "norm_bias": False}
 FRAME = (32, 32)
 
 

@@ -19,14 +19,9 @@ from csa2glmha.errors import UsageError
 from csa2glmha.models import build
 from csa2glmha.sweep.command import describe_sweep
 from csa2glmha.sweep.points import parse_points
+from tests.conftest import TINY_RESTORMER
 
-TINY = {
-    "dim": 16,
-    "num_blocks": [1, 1, 1, 1],
-    "num_refinement_blocks": 1,
-    "heads": [1, 1, 2, 4],
-    "norm_bias": False,
-}
+TINY = TINY_RESTORMER | {"dim": 16, "norm_bias": False}
 QUICK = ["--calibration-crops", "4", "--calibration-size", "32", "--input-size", "32", "--crop", "32"]
 QUICK += ["--distill-steps", "2", "--degrade", "noise:25"]
 
