@@ -297,9 +297,9 @@ def test_onnx_files_run_where_they_are_told_to_or_not_at_all(
     monkeypatch.setattr(runtime.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     opened = runtime._open_session
 
-    def on_the_cpu(path: Path, threads: int | None, provider: str) -> object:
+    def on_the_cpu(path: Path, threads: int | None, provider: str, profile: Path | None) -> object:
         providers.append(provider)
-        return opened(path, threads, runtime.CPU_PROVIDER)
+        return opened(path, threads, runtime.CPU_PROVIDER, profile)
 
     monkeypatch.setattr(runtime, "_open_session", on_the_cpu)
     for device in ("cuda", "auto"):
