@@ -146,9 +146,12 @@ def build_report(measured: Measurements) -> dict[str, Any]:
                 "low": value.low_ms,
                 "high": value.high_ms,
                 "runs": value.runs,
-                "ratio": measured.latency.ratios[name].median,
+                "ratio": ratio.median,
+                "ratio_low": ratio.low,
+                "ratio_high": ratio.high,
             }
             for name, value in measured.latency.latencies.items()
+            for ratio in [measured.latency.ratios[name]]
         }
     if measured.comparisons:
         report["comparisons"] = {

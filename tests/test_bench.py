@@ -17,6 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from csa2glmha import cli
+from csa2glmha.attention import attention_layers
 from csa2glmha.bench import compare, memory
 from csa2glmha.bench.candidates import Settings, open_candidates
 from csa2glmha.bench.compare import compare_files
@@ -260,15 +261,27 @@ def test_profiles_are_read_by_module() -> None:
     assert profile.nodes == {"a.b": ("a.b/Conv", "a.b/Mul"), "c": ("c/Add",)}
 
 
-def test_profile_of_a_network_has_its_modules(tmp_path: Path) -> None:
-    model = build("restormer", TINY_RESTORMER).eval()
+@pytest.mark.parametrize(
+    ("name", "settings", "baked"),
+    [
+        ("restormer", TINY_RESTORMER, False),
+        ("mst", {"dim": 8, "num_blocks": [1, 1]}, False),
+        ("mst", {"dim": 8, "num_blocks": [1, 1]}, True),
+        ("mst_plus_plus", {"n_feat": 8, "stage": 1, "num_blocks": [1, 1, 1]}, False),
+    ],
+)
+def test_profile_of_a_network_has_its_layers(
+    tmp_path: Path, name: str, settings: dict[str, object], baked: bool
+) -> None:
+    model = build(name, settings).eval()
+    layers = attention_layers(model)
+    assert layers
+    shapes = model.input_shapes(16, 16)
+    if baked:
+        model = bake_mask(model, shifted_mask(torch.rand(16, 16), 8))
     export_onnx(model, tmp_path / "tiny.onnx")
-    profile = profile_modules(tmp_path / "tiny.onnx", *model.input_shapes(16, 16), runs=2)
-    assert len(profile.runs) == 2 and all(sum(run.values()) > 0 for run in profile.runs)
-    for name in ("encoder_level1.0.attn", "latent.0.norm1", "refinement.0.ffn.project_out", "output"):
-        assert all(run[name] > 0 for run in profile.runs) and profile.nodes[name]
-    # Every module with parameters takes time, under its own name or that of one inside or around it.
-    assert all(
-        any(name == part or part.startswith(f"{name}.") for part in profile.nodes)
-        for name, _ in model.named_children()
-    )
+    profile = profile_modules(tmp_path / "tiny.onnx", *shapes, runs=2)
+    assert len(profile.runs) == 2
+    for layer in layers:
+        mine = [part for part in profile.nodes if f"{part}.".startswith(f"{layer}.")]
+        assert mine and all(sum(run.get(part, 0.0) for part in mine) > 0 for run in profile.runs)

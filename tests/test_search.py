@@ -28,7 +28,7 @@ from csa2glmha.search import plan
 from csa2glmha.search.allocate import Allocation
 from csa2glmha.search.budget import Budget, parse_amount
 from csa2glmha.search.choices import LOGITS, VALUES, all_choices, layer_choices
-from csa2glmha.search.costs import count_configs, count_costs
+from csa2glmha.search.costs import Costs, count_configs, count_costs
 from csa2glmha.search.plan import gather_all, sensitivity_cache
 from csa2glmha.search.report import (
     describe_sensitivity,
@@ -328,14 +328,43 @@ def test_time_is_checked_on_the_student_that_was_found(
 
 
 def test_time_that_no_student_takes(teacher: RestorationModel, space: SearchSpace) -> None:
-    """The fastest that was tried is taken where measurements deny what the model promised."""
+    """Measurements deny what the model of the time promised."""
+    shares = []
 
     def share(configs: Configs) -> float:
-        return 1.0 + 0.1 * count_configs(teacher, configs, FRAME).macs / space.costs.teacher[0]
+        shares.append(1.0 + 0.1 * count_configs(teacher, configs, FRAME).macs / space.costs.teacher[0])
+        return shares[-1]
 
-    found = search_latency(teacher, space, Budget("latency", 0.9), counted_times(space), share).report
-    reached = found["reached"]
-    assert reached["time_share"] == min(each["measured"] for each in reached["tried"]) > 1
+    with pytest.raises(
+        UsageError, match=r"--latency 0\.9: cannot be reached.* the smallest is ([\d.]+)"
+    ) as caught:
+        search_latency(teacher, space, Budget("latency", 0.9), counted_times(space), share)
+    assert f"the smallest is {math.ceil(1000 * min(shares)) / 1000:g} " in str(caught.value)
+    times = counted_times(space)
+    least = sum(max(each) for each in times.saved.values())
+    assert len(shares) <= 5 and min(shares) < 1.0 + 0.1 * (times.lossless - least) / times.teacher * 1.01
+
+
+@pytest.mark.parametrize(("target", "expected"), [(0.48, [0.49, 0.44]), (0.43, [0.40])])
+def test_few_choices_leave_room(
+    teacher: RestorationModel, space: SearchSpace, target: float, expected: list[float]
+) -> None:
+    """One layer has three choices, and students take longer than the model of their time says, or do not."""
+    key = next(key for key in space.choices if key[1] == LOGITS)
+    full, some, *_, none = space.choices[key]
+    choices = {key: [full, some, none], (key[0], VALUES): space.choices[key[0], VALUES][:1]}
+    measured = {key: [Measured(0, 0), Measured(1, 1), Measured(2, 2)], (key[0], VALUES): [Measured(0, 0)]}
+    saved = {key: [0.0, 10.0, 20.0], (key[0], VALUES): [0.0]}
+    costs = Costs((10, 10), (10, 10), {key: [(0, 0), (1, 1), (2, 2)], (key[0], VALUES): [(0, 0)]})
+    few = SearchSpace(choices, costs, measured, FRAME)
+    slower = 8.0 if len(expected) == 2 else 0.0
+
+    def share(configs: Configs) -> float:
+        index = [full.config, some.config, none.config].index(configs[key[0]])
+        return (100.0 - 10 * index + slower) / 200
+
+    found = search_latency(teacher, few, Budget("latency", target), Times(200.0, 100.0, saved), share)
+    assert [each["measured"] for each in found.report["reached"]["tried"]] == pytest.approx(expected)
 
 
 def test_time_to_spare_is_not_spent(teacher: RestorationModel, space: SearchSpace) -> None:

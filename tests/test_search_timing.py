@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from csa2glmha.attention.ranks import layer_config
 from csa2glmha.bench.compare import FileTimings
 from csa2glmha.bench.profile import ModuleProfile
 from csa2glmha.bench.rounds import Latency, Ratio
+from csa2glmha.errors import ExportError
 from csa2glmha.models import RestorationModel, build
 from csa2glmha.search import timing
 from csa2glmha.search.choices import LOGITS, SIDES, VALUES, all_choices, combined
@@ -62,9 +64,10 @@ def stopwatch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stopwatch:
     exported: dict[Path, RestorationModel] = {}
     speed = random.Random(0)
 
-    def export(model: RestorationModel, path: Path, **_: Any) -> None:
+    def export(model: RestorationModel, path: Path, **_: Any) -> SimpleNamespace:
         exported[path] = model
         path.touch()
+        return SimpleNamespace(rewritten=True)
 
     asked: Counter[str] = Counter()
 
@@ -133,3 +136,23 @@ def test_times_foretell_students(stopwatch: Stopwatch) -> None:
     assert first == pytest.approx(second)
     assert first[1] != pytest.approx(times.saved["latent.0.attn", VALUES][1])
     assert times.saved["latent.0.attn", LOGITS][-1] > times.saved["latent.0.attn", LOGITS][1] > 0
+
+
+def test_layers_beside_each_other_are_apart() -> None:
+    """Of two in one module each has its own time; one at the top has nothing beside it."""
+    full = profile([1], a_x=(1.0, ("A",)), a_y=(2.0, ("A",)), z=(4.0, ("A",)), b=(8.0, ("A",)))
+    low = profile([1], a_x=(0.5, ("B",)), a_y=(1.0, ("B",)), z=(2.0, ("B",)), b=(8.0, ("B",)))
+    found = layer_times({"full": full, "low": low}, "full", ["a.x", "a.y", "z"])
+    assert found == {
+        "full": {"a.x": 1.0, "a.y": 2.0, "z": 4.0},
+        "low": {"a.x": 0.5, "a.y": 1.0, "z": 2.0},
+    }
+
+
+def test_students_without_a_deployment_form_are_not_timed(
+    monkeypatch: pytest.MonkeyPatch, stopwatch: Stopwatch
+) -> None:
+    plain = SimpleNamespace(rewritten=False, notes=("because of this",))
+    monkeypatch.setattr(timing, "export_onnx", lambda *_, **__: plain)
+    with pytest.raises(ExportError, match="because of this"):
+        stopwatch.share({})

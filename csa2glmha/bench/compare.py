@@ -11,7 +11,7 @@ import torch
 
 from csa2glmha.bench.rounds import Latency, Patience, Ratio, time_in_turns
 from csa2glmha.export.runtime import OnnxModel
-from csa2glmha.progress import manual_progress
+from csa2glmha.progress import manual_progress, say
 
 #: Where a few percent are near enough.
 QUICK = Patience(tolerance=0.02, seconds=15.0)
@@ -61,6 +61,9 @@ def compare_files(
 
     with manual_progress(what="timing", unit="round", total=None) as bar:
         timings = time_in_turns([partial(run, model) for model in models], patience, bar.update)
+    if not timings.converged:
+        known = max(ratio.uncertainty for ratio in timings.ratios)
+        say(f"ratios of times are known to {known:.1%} only; the machine may be busy with something else")
     return FileTimings(
         dict(zip(files, timings.latencies, strict=True)),
         dict(zip(files, timings.ratios, strict=True)),

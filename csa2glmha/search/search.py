@@ -106,7 +106,7 @@ def search_amount(teacher: RestorationModel, space: SearchSpace, budget: Budget)
             best = found, counted
         if spare < 0 and room <= least:
             break
-        room = max(room + spare, least)
+        room = max(found.cost + spare, least)
     if best is None:
         raise unreachable(budget, _amount(counted, budget.kind), space.costs.teacher[index])
     return found_ranks(space, budget, best[0], best[1], {})

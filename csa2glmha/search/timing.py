@@ -5,23 +5,24 @@ from __future__ import annotations
 import copy
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.attention.layers import attention_layers, replace_layers
 from csa2glmha.attention.ranks import Ranks, layer_config, plan_layers
 from csa2glmha.bench.compare import THOROUGH, compare_files
 from csa2glmha.bench.profile import ModuleProfile, profile_modules
+from csa2glmha.errors import ExportError
 from csa2glmha.export.onnx import export_onnx
 from csa2glmha.models import RestorationModel
 from csa2glmha.progress import progress, say
 from csa2glmha.search.choices import SIDES, Choice, combined
 from csa2glmha.search.costs import Costs, Finish, Key, unchanged
+from csa2glmha.search.space import Configs
 
 RUNS = 12
 #: A network whose calm runs take so many times as long as another's, in what both share, is timed again.
@@ -29,7 +30,6 @@ DISTURBED = 1.15
 RETRIES = 2
 TEACHER, LOSSLESS, STUDENT, BOTH = "teacher", "lossless", "student", "both"
 
-Configs = Mapping[str, GLMHAConfig]
 T = TypeVar("T")
 
 
@@ -76,8 +76,11 @@ class Stopwatch:
 
         What a layer takes is read from the network's profile, relative to the nodes that all networks have
         alike: so the networks can run one after the other, however the machine's speed changes. Layers whose
-        choices are the same and save the same multiply-accumulates take the same time, and share what was
-        measured of each.
+        choices are the same and save the same multiply-accumulates and parameters take the same time, and
+        share what was measured of each.
+
+        Raises:
+            ExportError: a student has no deployment form, whose nodes would tell where they belong.
         """
         networks = _networks(self._teacher, choices)
         names = list(dict.fromkeys(name for name, _ in choices))
@@ -105,7 +108,10 @@ class Stopwatch:
 
     def _export(self, label: str, configs: Configs) -> Path:
         path = self._folder / f"{label}.onnx"
-        export_onnx(self._finish(_network(self._teacher, configs)), path, overwrite=True)
+        student = self._finish(_network(self._teacher, configs))
+        report = export_onnx(student, path, overwrite=True)
+        if not report.rewritten:
+            raise ExportError(f"--latency: students of this model cannot be timed, {'; '.join(report.notes)}")
         return path
 
 
@@ -141,7 +147,7 @@ class _Run:
 
 
 def layer_times(
-    profiles: Mapping[str, ModuleProfile], reference: str, layers: Iterable[str]
+    profiles: Mapping[str, ModuleProfile], reference: str, layers: Collection[str]
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of every layer in every network, as if all had run at the reference's speed.
 
@@ -167,7 +173,7 @@ def layer_times(
     }
 
 
-def disturbed(profiles: Mapping[str, ModuleProfile], layers: Iterable[str]) -> list[str]:
+def disturbed(profiles: Mapping[str, ModuleProfile], layers: Collection[str]) -> list[str]:
     """Labels of the networks that ran while the machine did something else.
 
     Not all operators slow down alike then, so that what all networks share is no measure any more.
@@ -177,7 +183,7 @@ def disturbed(profiles: Mapping[str, ModuleProfile], layers: Iterable[str]) -> l
     return [label for label, pace in paces.items() if pace > DISTURBED * min(paces.values())]
 
 
-def _calm_runs(profiles: Mapping[str, ModuleProfile], layers: Iterable[str]) -> dict[str, list[_Run]]:
+def _calm_runs(profiles: Mapping[str, ModuleProfile], layers: Collection[str]) -> dict[str, list[_Run]]:
     """The faster half of the runs of every network, judged by what all networks share."""
     owners = _owners(list(profiles.values()), layers)
 
@@ -206,20 +212,19 @@ def _fastest_half(values: Sequence[T], time: Callable[[T], float]) -> list[T]:
     return sorted(values, key=time)[: (len(values) + 1) // 2]
 
 
-def _owners(profiles: Sequence[ModuleProfile], layers: Iterable[str]) -> dict[str, str]:
+def _owners(profiles: Sequence[ModuleProfile], layers: Collection[str]) -> dict[str, str]:
     """By module, the layer that its time belongs to; modules inside it are not named."""
-    owners = {}
+    owners = {layer: layer for layer in layers}
     for layer in layers:
-        owners[layer] = layer
         parent = layer.rpartition(".")[0]
         made: list[dict[str, list[str]]] = []
         for profile in profiles:
             nodes: defaultdict[str, list[str]] = defaultdict(list)
             for module, names in profile.nodes.items():
                 beside = next((part for part in _ancestors(module) if part.rpartition(".")[0] == parent), "")
-                if beside not in ("", parent):
+                if parent and beside and not any(f"{other}.".startswith(f"{beside}.") for other in layers):
                     nodes[beside] += names
-            made.append(dict(nodes))
+            made.append({beside: sorted(names) for beside, names in nodes.items()})
         for beside in {name for nodes in made for name in nodes}:
             if any(nodes.get(beside) != made[0].get(beside) for nodes in made):
                 owners[beside] = layer
@@ -254,20 +259,19 @@ def _saved(
         ]
         for key, each in choices.items()
     }
-    middles = {
-        name: tuple((name, side, _middle(choices[name, side])) for side in SIDES) for name, _ in choices
-    }
-    kinds = {
-        name: tuple((choices[n, side][i].config, costs.saved[n, side][i]) for n, side, i in middle)
-        for name, middle in middles.items()
-    }
     # What both sides need, such as a guide, is paid for once: half of it by each.
-    for name, middle in middles.items():
-        mean.add(kinds[name], gain(BOTH, name) - sum(saved[n, side][i] for n, side, i in middle))
+    pairs: dict[str, Hashable] = {}
+    for name in dict.fromkeys(name for name, _ in choices):
+        middle = [((name, side), _middle(choices[name, side])) for side in SIDES]
+        if not any(choices[key][index].full for key, index in middle):
+            pairs[name] = tuple(
+                (choices[key][index].config, costs.saved[key][index]) for key, index in middle
+            )
+            mean.add(pairs[name], gain(BOTH, name) - sum(saved[key][index] for key, index in middle))
     for key, each in choices.items():
         for index, choice in enumerate(each):
-            if not choice.full:
-                saved[key][index] += mean[kinds[key[0]]] / 2
+            if not choice.full and key[0] in pairs:
+                saved[key][index] += mean[pairs[key[0]]] / 2
     return saved
 
 

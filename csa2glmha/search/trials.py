@@ -95,7 +95,7 @@ def search_latency(
 ) -> FoundRanks:
     """The ranks that lose least within so much time, by a model of it that is checked on what it finds.
 
-    Where the model is off, the room it is given is narrowed or widened by as much.
+    Where the model is off, the next student is to make up for as much.
 
     Args:
         teacher: in eval mode.
@@ -122,11 +122,14 @@ def search_latency(
         cheapest, lossless = found.cost <= least, found.loss <= 0
         if -tolerance <= spare <= 2 * tolerance or (cheapest if spare < 0 else lossless):
             break
-        room = max(room + spare, least)
+        # What was found, not the room it was given: choices leave some of that.
+        room = max(found.cost + spare, least)
+        if len(tried) == TIMED - 1 and all(each > limit + tolerance for _, each in tried):
+            room = least
     fitting = [each for each in tried if each[1] <= limit + tolerance]
-    best, milliseconds = (
-        min(fitting, key=lambda each: each[0].loss) if fitting else min(tried, key=lambda each: each[1])
-    )
+    if not fitting:
+        raise unreachable(budget, min(each for _, each in tried), times.teacher)
+    best, milliseconds = min(fitting, key=lambda each: each[0].loss)
     counted = count_configs(teacher, configs_of(teacher, space, best), space.frame, space.finish)
     reached = {
         "time_share": milliseconds / times.teacher,
