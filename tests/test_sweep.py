@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from csa2glmha import cli, pipeline
+from csa2glmha.bench.rounds import Patience
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import MemoryImages, write_image
 from csa2glmha.data.sources import ImageData
 from csa2glmha.errors import UsageError
 from csa2glmha.models import build
+from csa2glmha.sweep import command
 from csa2glmha.sweep.command import describe_sweep
 from csa2glmha.sweep.points import parse_points
 from tests.conftest import TINY_RESTORMER
@@ -38,6 +40,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sweep(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["csa2glmha", "sweep", *arguments])
+    # Networks of a millisecond take long to be known to a percent.
+    monkeypatch.setattr(command, "THOROUGH", Patience(tolerance=0.1, seconds=5.0))
     with pytest.raises(SystemExit) as ended:
         cli.main()
     return int(ended.value.code or 0)
