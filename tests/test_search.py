@@ -31,6 +31,7 @@ from csa2glmha.search.choices import LOGITS, VALUES, all_choices, layer_choices
 from csa2glmha.search.costs import Costs, count_configs, count_costs
 from csa2glmha.search.plan import gather_all, sensitivity_cache
 from csa2glmha.search.report import (
+    describe_found,
     describe_sensitivity,
     searched_curve,
     sensitivity_report,
@@ -371,6 +372,7 @@ def test_time_to_spare_is_not_spent(teacher: RestorationModel, space: SearchSpac
     """The student at full rank keeps to the budget already."""
     found = search_latency(teacher, space, Budget("latency", 0.999), counted_times(space), lambda _: 0.5)
     assert len(found.report["reached"]["tried"]) == 1 and found.report["predicted"]["error"] == 0.0
+    assert describe_found(found.report).endswith("nothing is approximated")
 
 
 @pytest.mark.parametrize(

@@ -207,10 +207,12 @@ def describe_found(report: dict[str, Any]) -> str:
     reached, predicted = report["reached"], report["predicted"]
     texts = {"drop": "{:.3f} dB below the teacher", "time_share": "{:.3f} of the teacher's time"}
     extra = "".join(f", {text.format(reached[name])}" for name, text in texts.items() if name in reached)
-    psnr = predicted["psnr_to_teacher"]
+    found = f"ranks found: {format_macs(reached['macs'])}, {format_params(reached['params'])}{extra}"
+    if predicted["error"] <= 0:
+        return f"{found}; full ranks keep to the budget, nothing is approximated"
     return (
-        f"ranks found: {format_macs(reached['macs'])}, {format_params(reached['params'])}{extra}; predicted "
-        f"PSNR to the teacher {psnr:.2f} dB before distillation; {report['optimality']}"
+        f"{found}; predicted PSNR to the teacher {predicted['psnr_to_teacher']:.2f} dB before distillation; "
+        f"{report['optimality']}"
     )
 
 
