@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from csa2glmha.analysis.measure import analyse_layer
 from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.attention.layers import attention_layers, glmha_layers
 from csa2glmha.attention.ranks import layer_config, plan_layers
 from csa2glmha.baselines import BaselineJob
-from csa2glmha.bench.compare import FileTimings, compare_files
+from csa2glmha.bench.compare import compare_with_teacher
 from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import write_image
@@ -252,7 +250,8 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
             raise ExportError(f"{error}; the student itself is kept in {output / STUDENT_FILE}") from error
     if options.latency:
         with _timed(seconds, "latency"):
-            measured.latency = _latency(teacher, output / ONNX_FILE, example, frame)
+            files = {"student": output / ONNX_FILE}
+            measured.latency = compare_with_teacher(teacher, files, frame, example=example)
     _write_pictures(output, teacher, student, examples[0], data.spectral)
     measured.comparisons = compare_images(examples, restore(teacher), restore(student), data.spectral)
     report = build_report(measured)
@@ -352,20 +351,6 @@ def _prepare_output(
     names = [name for name in OUTPUT_FILES if name != LOG_FILE or not options.resume]
     prepare_output_dir(output, names, options.overwrite or state is not None)
     return state
-
-
-def _latency(
-    teacher: RestorationModel, student_onnx: Path, example: Tensor, frame: tuple[int, int]
-) -> FileTimings:
-    """Student against the teacher's plain export, in turns."""
-    with tempfile.TemporaryDirectory() as folder:
-        say("exporting the teacher for comparison")
-        teacher_onnx = Path(folder) / "teacher.onnx"
-        export_onnx(teacher, teacher_onnx, example=example, plain=True)
-        say("timing teacher and student in ONNX Runtime, in turn")
-        return compare_files(
-            {"teacher": teacher_onnx, "student": student_onnx}, *teacher.input_shapes(*frame)
-        )
 
 
 def _write_pictures(

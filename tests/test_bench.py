@@ -241,20 +241,11 @@ def event(name: str, index: int, milliseconds: float) -> dict[str, object]:
 
 def test_profiles_are_read_by_module() -> None:
     """What the runtime adds has no module in its name, and two such nodes may have the same name."""
-    warmup = [
-        event("a.b/Conv", 1, 50),
-        event("Reorder", 2, 50),
-        event("c/Add", 3, 50),
-        event("Reorder", 4, 50),
-        event("a.b/Mul", 5, 50),
-    ]
-    second = [
-        event("a.b/Conv", 1, 1),
-        event("Reorder", 2, 2),
-        event("c/Add", 3, 4),
-        event("Reorder", 4, 8),
-        event("a.b/Mul", 5, 16),
-    ]
+    nodes = ("a.b/Conv", "Reorder", "c/Add", "Reorder", "a.b/Mul")
+    warmup, second = (
+        [event(name, index, time) for index, (name, time) in enumerate(zip(nodes, times, strict=True))]
+        for times in ((50, 50, 50, 50, 50), (1, 2, 4, 8, 16))
+    )
     others = [{"cat": "Session", "name": "model_run", "dur": 9}, {"cat": "Node", "name": "a.b/Conv_fence"}]
     profile = read_profile([*warmup, *others, *second], warmup=1)
     assert profile.runs == ({"a.b": 19.0, "c": 12.0},)

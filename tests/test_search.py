@@ -160,7 +160,7 @@ def test_found_ranks_keep_to_the_budget_and_beat_uniform_ones(
 
 @pytest.mark.parametrize("kind", ["macs", "params"])
 def test_searched_ranks_beside_uniform_ones(space: SearchSpace, kind: str) -> None:
-    uniform, searched = uniform_curve(space), searched_curve(space, kind)
+    uniform, searched = uniform_curve(space), searched_curve(space, uniform_curve(space), kind)
     assert [point["rank"] for point in searched] == [point["rank"] for point in uniform]
     for one, each in zip(uniform, searched, strict=True):
         assert each[kind] <= one[kind] and each["error"] <= one["error"] * (1 + 1e-9)

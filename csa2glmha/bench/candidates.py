@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from csa2glmha.bench.noise import noise
 from csa2glmha.errors import UsageError
 from csa2glmha.export.runtime import OnnxModel, provider_name
 from csa2glmha.models.mst import DISPERSION
@@ -85,7 +86,7 @@ def _open_onnx(path: Path, settings: Settings) -> _Opened:
         if len(model.input_names) > 1:
             spread = DISPERSION * (model.in_channels - 1)
             shapes.append((1, model.in_channels, height, width + spread))
-        inputs = _noise(shapes)
+        inputs = noise(shapes)
 
         def run() -> None:
             model(*inputs)
@@ -113,7 +114,7 @@ def _open_pytorch(path: Path, settings: Settings) -> _Opened:
 
     def make(height: int, width: int) -> Candidate:
         shapes = model.input_shapes(height, width)
-        inputs = _noise(shapes)
+        inputs = noise(shapes)
 
         @torch.inference_mode()
         def run() -> None:
@@ -123,8 +124,3 @@ def _open_pytorch(path: Path, settings: Settings) -> _Opened:
         return Candidate(path, "PyTorch", shapes, run)
 
     return model.fixed_size, make
-
-
-def _noise(shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.rand(shape, generator=generator) for shape in shapes]

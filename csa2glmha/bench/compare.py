@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
+from csa2glmha.bench.noise import noise
 from csa2glmha.bench.rounds import Latency, Patience, Ratio, time_in_turns
+from csa2glmha.export.onnx import export_onnx
 from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.models.base import RestorationModel
 from csa2glmha.progress import manual_progress, say
 
+#: What the teacher's plain export is called.
+TEACHER = "teacher"
 #: Where a few percent are near enough.
 QUICK = Patience(tolerance=0.02, seconds=15.0)
 #: Where a choice depends on the result.
@@ -52,8 +58,7 @@ def compare_files(
         CheckpointError: a file is missing, is not ONNX or cannot be run.
         DataError: a file does not take inputs of these shapes.
     """
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.rand(shape, generator=generator) for shape in shapes]
+    inputs = noise(shapes)
     models = [OnnxModel(path, threads) for path in files.values()]
 
     def run(model: OnnxModel) -> None:
@@ -69,3 +74,31 @@ def compare_files(
         dict(zip(files, timings.ratios, strict=True)),
         timings.converged,
     )
+
+
+def compare_with_teacher(
+    teacher: RestorationModel,
+    files: Mapping[str, Path],
+    frame: tuple[int, int],
+    patience: Patience = QUICK,
+    example: Tensor | None = None,
+) -> FileTimings:
+    """Time students' files against the plain export of their teacher, which comes first.
+
+    Args:
+        teacher: exported as it is in evaluation mode.
+        files: by name, other than :data:`TEACHER`.
+        frame: height and width.
+        patience: when to stop.
+        example: image that the teacher's export is checked on, as in ``export_onnx``.
+
+    Raises:
+        ExportError: the teacher cannot be exported.
+        CheckpointError, DataError: as :func:`compare_files`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        say("exporting the teacher for comparison")
+        plain = Path(folder) / "teacher.onnx"
+        export_onnx(teacher, plain, example=example, plain=True)
+        say("timing in ONNX Runtime, in turn")
+        return compare_files({TEACHER: plain, **files}, *teacher.input_shapes(*frame), patience=patience)

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from csa2glmha.bench.noise import noise
 from csa2glmha.export.runtime import OnnxModel
 
 _KERNEL = "_kernel_time"
@@ -48,8 +47,7 @@ def profile_modules(
         CheckpointError: the file is missing, is not ONNX or cannot be run.
         DataError: it does not take inputs of these shapes.
     """
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.rand(shape, generator=generator) for shape in shapes]
+    inputs = noise(shapes)
     with tempfile.TemporaryDirectory() as folder:
         model = OnnxModel(path, threads, profile=Path(folder) / "profile")
         for _ in range(warmup + runs):

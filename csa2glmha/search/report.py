@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,30 +26,31 @@ def sensitivity_report(
     """What each layer's ranks cost in agreement with the teacher, as JSON values."""
     return {
         "crops": crops,
-        "choices": [entry for (_, choice), entry in _described(choices, measured).items() if not choice.full],
+        "choices": [entry for choice, entry in _described(choices, measured) if not choice.full],
         "agreement": agreement_of_prediction(measured),
     }
 
 
 def _described(
     choices: Mapping[Key, Sequence[Choice]], measured: Mapping[Key, Sequence[Measured]]
-) -> dict[tuple[Key, Choice], dict[str, Any]]:
-    """Every choice as JSON values, in order; decibels are None where there is no error."""
-    return {
-        (key, choice): {
-            "layer": choice.layer,
-            "side": choice.side,
-            "ranks": choice.label,
-            "rank_q": choice.ranks.q,
-            "rank_k": choice.ranks.k,
-            "rank_v": choice.ranks.v,
-            "error": value.error,
-            "psnr_to_teacher": decibels_of(value.error) if value.error > 0 else None,
-            "predicted": value.predicted,
-        }
-        for key, each in choices.items()
-        for choice, value in zip(each, measured[key], strict=True)
-    }
+) -> Iterator[tuple[Choice, dict[str, Any]]]:
+    """Every choice, with its JSON values; decibels are None where there is no error."""
+    for key, each in choices.items():
+        for choice, value in zip(each, measured[key], strict=True):
+            yield (
+                choice,
+                {
+                    "layer": choice.layer,
+                    "side": choice.side,
+                    "ranks": choice.label,
+                    "rank_q": choice.ranks.q,
+                    "rank_k": choice.ranks.k,
+                    "rank_v": choice.ranks.v,
+                    "error": value.error,
+                    "psnr_to_teacher": decibels_of(value.error) if value.error > 0 else None,
+                    "predicted": value.predicted,
+                },
+            )
 
 
 def describe_sensitivity(found: dict[str, Any]) -> str:
@@ -105,7 +106,6 @@ def search_report(
     budget: Budget,
     found: Allocation,
     counted: Complexity,
-    picked: Collection[Choice],
     reached: dict[str, Any],
 ) -> dict[str, Any]:
     """What was asked, reached, predicted and measured, as JSON values.
@@ -114,7 +114,6 @@ def search_report(
         space, budget: of the search.
         found: the choices; the loss is that in agreement with the teacher.
         counted: the student.
-        picked: the choices themselves.
         reached: what else is known of it.
     """
     optimality = (
@@ -122,14 +121,16 @@ def search_report(
         if budget.kind == MAX_DROP
         else f"within {100 * found.gap:.1f} % of the least error that these ranks allow, as errors add up"
     )
+    picked = {each[pick] for each, pick in zip(space.choices.values(), found.picks, strict=True)}
+    uniform = uniform_curve(space)
     return {
         "budget": {"kind": budget.kind, "target": budget.target, "absolute": budget.absolute},
         "reached": {"macs": counted.macs, "params": counted.params, **reached},
         "predicted": {
             "error": found.loss,
             "psnr_to_teacher": decibels_of(found.loss),
-            "uniform": uniform_curve(space),
-            "searched": searched_curve(space, PARAMS if budget.kind == PARAMS else MACS),
+            "uniform": uniform,
+            "searched": searched_curve(space, uniform, PARAMS if budget.kind == PARAMS else MACS),
         },
         "gap": None if budget.kind == MAX_DROP else found.gap,
         "optimality": optimality,
@@ -141,8 +142,8 @@ def search_report(
                 "params_saved": params,
                 "picked": choice in picked,
             }
-            for ((_, choice), entry), (macs, params) in zip(
-                _described(space.choices, space.measured).items(),
+            for (choice, entry), (macs, params) in zip(
+                _described(space.choices, space.measured),
                 (saved for key in space.choices for saved in space.costs.saved[key]),
                 strict=True,
             )
@@ -189,13 +190,16 @@ def _at_least(choices: Sequence[Choice], rank: int, side: str) -> int:
     return best
 
 
-def searched_curve(space: SearchSpace, kind: str) -> list[dict[str, float]]:
+def searched_curve(
+    space: SearchSpace, uniform: Sequence[Mapping[str, float]], kind: str
+) -> list[dict[str, float]]:
     """The least predicted loss at what each rank of :func:`uniform_curve` costs, in MACs or parameters."""
+    lossless = space.costs.lossless[0 if kind == MACS else 1]
+    losses, amounts = space.losses(), space.amounts(kind)
     curve = []
-    for point in uniform_curve(space):
-        lossless = dict(zip((MACS, PARAMS), space.costs.lossless, strict=True))
+    for point in uniform:
         try:
-            found = allocate(space.losses(), space.amounts(kind), point[kind] - lossless[kind])
+            found = allocate(losses, amounts, point[kind] - lossless)
         except InfeasibleError:  # by a rounding: uniform ranks are choices themselves
             continue
         curve.append(_predicted_point(space, point["rank"], found.picks, found.loss))

@@ -144,5 +144,4 @@ def found_ranks(
     space: SearchSpace, budget: Budget, found: Allocation, counted: Complexity, reached: dict[str, Any]
 ) -> FoundRanks:
     """What was found, with its report; the arguments are those of :func:`search_report`."""
-    picks = list(_picked(space.choices, found.picks).values())
-    return FoundRanks(_ranks(space, found), search_report(space, budget, found, counted, picks, reached))
+    return FoundRanks(_ranks(space, found), search_report(space, budget, found, counted, reached))

@@ -14,7 +14,7 @@ import torch
 
 from csa2glmha.attention.layers import attention_layers, replace_layers
 from csa2glmha.attention.ranks import Ranks, layer_config, plan_layers
-from csa2glmha.bench.compare import THOROUGH, compare_files
+from csa2glmha.bench.compare import TEACHER, THOROUGH, compare_files
 from csa2glmha.bench.profile import ModuleProfile, profile_modules
 from csa2glmha.errors import ExportError
 from csa2glmha.export.onnx import export_onnx
@@ -28,7 +28,7 @@ RUNS = 12
 #: A network whose calm runs take so many times as long as another's, in what both share, is timed again.
 DISTURBED = 1.15
 RETRIES = 2
-TEACHER, LOSSLESS, STUDENT, BOTH = "teacher", "lossless", "student", "both"
+LOSSLESS, STUDENT, BOTH = "lossless", "student", "both"
 
 T = TypeVar("T")
 
@@ -214,21 +214,20 @@ def _fastest_half(values: Sequence[T], time: Callable[[T], float]) -> list[T]:
 
 def _owners(profiles: Sequence[ModuleProfile], layers: Collection[str]) -> dict[str, str]:
     """By module, the layer that its time belongs to; modules inside it are not named."""
-    owners = {layer: layer for layer in layers}
-    for layer in layers:
-        parent = layer.rpartition(".")[0]
-        made: list[dict[str, list[str]]] = []
-        for profile in profiles:
-            nodes: defaultdict[str, list[str]] = defaultdict(list)
-            for module, names in profile.nodes.items():
-                beside = next((part for part in _ancestors(module) if part.rpartition(".")[0] == parent), "")
-                if parent and beside and not any(f"{other}.".startswith(f"{beside}.") for other in layers):
-                    nodes[beside] += names
-            made.append({beside: sorted(names) for beside, names in nodes.items()})
-        for beside in {name for nodes in made for name in nodes}:
-            if any(nodes.get(beside) != made[0].get(beside) for nodes in made):
-                owners[beside] = layer
-    return owners
+    parents = {parent: layer for layer in layers if (parent := layer.rpartition(".")[0])}
+    around = {part for layer in layers for part in _ancestors(layer)}
+    made: list[dict[str, list[str]]] = []
+    for profile in profiles:
+        beside: defaultdict[str, list[str]] = defaultdict(list)
+        for module, names in profile.nodes.items():
+            for part in _ancestors(module):
+                if part not in around and part.rpartition(".")[0] in parents:
+                    beside[part] += names
+        made.append({part: sorted(names) for part, names in beside.items()})
+    differing = {
+        part for nodes in made for part in nodes if any(each.get(part) != nodes[part] for each in made)
+    }
+    return {layer: layer for layer in layers} | {part: parents[part.rpartition(".")[0]] for part in differing}
 
 
 def _ancestors(module: str) -> Iterable[str]:

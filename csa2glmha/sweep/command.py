@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from csa2glmha.bench.compare import THOROUGH, compare_files
+from csa2glmha.bench.compare import THOROUGH, compare_with_teacher
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.open import open_data
 from csa2glmha.device import resolve_device
 from csa2glmha.distill.job import check_training
 from csa2glmha.errors import OutputError
-from csa2glmha.export.onnx import export_onnx
 from csa2glmha.files import atomic_path, prepare_output_dir
 from csa2glmha.pipeline import ONNX_FILE, Plan, check_data, plan_conversion, run_conversion
 from csa2glmha.progress import say
@@ -118,14 +116,10 @@ def _times(
 ) -> dict[str, float]:
     """Time of every point over that of the teacher's plain export, all models run in turn."""
     teacher = load_model(checkpoint).model
-    shapes = teacher.input_shapes(*next(iter(reports.values()))["input_size"])
-    with tempfile.TemporaryDirectory() as folder:
-        say("exporting the teacher for comparison")
-        files = {"teacher": Path(folder) / "teacher.onnx"}
-        export_onnx(teacher, files["teacher"], plain=True)
-        files |= {point.label: output / point.folder / ONNX_FILE for point in points}
-        measured = compare_files(files, *shapes, patience=THOROUGH)
-    return {name: measured.ratios[name].median for name in files}
+    height, width = next(iter(reports.values()))["input_size"]
+    files = {point.label: output / point.folder / ONNX_FILE for point in points}
+    measured = compare_with_teacher(teacher, files, (height, width), THOROUGH)
+    return {name: ratio.median for name, ratio in measured.ratios.items()}
 
 
 def _pareto(
