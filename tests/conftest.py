@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,18 @@ def shared() -> Path:
     if not folder:
         pytest.skip("CSA2GLMHA_SHARED is unset: no folder with real checkpoints and images")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Inputs that users met in the field; README.md in the shared folder's cases says what is right for each."""
+    folder = os.environ.get("CSA2GLMHA_SHARED")
+    if not folder:
+        pytest.skip("CSA2GLMHA_SHARED is unset: no folder with cases from the field")
+    made = tmp_path_factory.mktemp("cases")
+    script = Path(folder, "cases", "make_cases.py")
+    subprocess.run([sys.executable, str(script), str(made)], check=True, capture_output=True)
+    return made
 
 
 def batches(images: Tensor, size: int = 2, *shared_inputs: Tensor) -> list[Inputs]:
