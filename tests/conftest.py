@@ -41,7 +41,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Inputs that users met in the field; README.md in the shared folder's cases says what is right for each."""
+    """Inputs that users met in the field; README.md beside their script says what is right for each."""
     folder = os.environ.get("CSA2GLMHA_SHARED")
     if not folder:
         pytest.skip("CSA2GLMHA_SHARED is unset: no folder with cases from the field")
