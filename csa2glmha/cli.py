@@ -14,7 +14,6 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from csa2glmha import __version__
 from csa2glmha.errors import Csa2GlmhaError, InterruptedRunError, UsageError
 from csa2glmha.options import ConvertOptions, make_options, read_recipe
 from csa2glmha.progress import is_first_process
@@ -24,8 +23,23 @@ EXISTING = click.Path(path_type=Path)
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+def _show_versions(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from csa2glmha.versions import describe_versions
+
+        click.echo(describe_versions())
+        context.exit()
+
+
 @click.group(context_settings=CONTEXT)
-@click.version_option(__version__, prog_name="csa2glmha")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_versions,
+    help="Show the versions of this tool and what it runs on.",
+)
 def cli() -> None:
     """Make trained channel-attention image models smaller and faster.
 
