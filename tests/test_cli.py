@@ -23,6 +23,8 @@ from tests.conftest import TINY_RESTORMER
 
 TINY = TINY_RESTORMER | {"norm_bias": False}
 QUICK = ["--calibration-crops", "2", "--calibration-size", "32", "--input-size", "32", "--no-latency"]
+#: Windows has neither limits on file sizes nor signals that a process can be sent and catch.
+UNIX = pytest.mark.skipif(sys.platform == "win32", reason="needs limits and signals of Unix")
 
 
 def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -282,6 +284,7 @@ def test_output_that_cannot_be_written(
     assert file.read_text() == "precious"
 
 
+@UNIX
 def test_full_disk_leaves_nothing_half_written(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     """A limit on file sizes stands in for the full disk: writes fail half-way just the same."""
     output = tmp_path / "out"
@@ -296,6 +299,7 @@ def test_full_disk_leaves_nothing_half_written(checkpoint: Path, photos: Path, t
     assert list(output.iterdir()) == []
 
 
+@UNIX
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_leaves_nothing_half_written(
     number: signal.Signals, checkpoint: Path, photos: Path, tmp_path: Path

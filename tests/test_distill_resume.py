@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -28,6 +27,8 @@ from csa2glmha.pipeline import convert
 from csa2glmha.storage import load
 from tests.conftest import TINY_RESTORMER, MakeRestormer
 from tests.distilling import Crops, assert_same, make_held_out, make_pair, settings, weights
+
+resource = pytest.importorskip("resource", reason="runs are interrupted by signals and limits of Unix")
 
 Pair = tuple[Restormer, Restormer]
 SETTINGS = {"steps": 40, "learning_rate": 3e-4}
