@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from torch import Tensor
 
 from csa2glmha.data.batches import Inputs
@@ -18,6 +20,10 @@ from csa2glmha.models.restormer import Restormer
 
 # Networks this small are slower on several threads, and one thread adds up in one order.
 torch.set_num_threads(1)
+
+# How long an example takes says how busy the machine is.
+hypothesis_settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("no clock")
 
 MakeRestormer = Callable[..., Restormer]
 

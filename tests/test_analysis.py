@@ -61,7 +61,7 @@ def test_cumulative_energy_of_known_matrices() -> None:
     torch.testing.assert_close(cumulative_energy(maps), expected)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 7), st.integers(0, 1000))
 def test_cumulative_energy_rises_to_one(images: int, heads: int, c: int, seed: int) -> None:
     found = cumulative_energy(attention(images, heads, c, c, seed=seed))
@@ -96,7 +96,7 @@ def test_shares_of_a_mixture_made_by_hand() -> None:
     assert found == pytest.approx([1 / total, 0.18 / total, 0.02 / total])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 5), st.integers(2, 7), st.integers(0, 1000))
 def test_shares_sum_to_one_and_agree_with_the_mean_map(images: int, c: int, seed: int) -> None:
     maps = attention(images, 2, c, c, seed=seed)
@@ -114,7 +114,7 @@ def test_entropy() -> None:
     assert float(relative_entropy(torch.ones(2, 1, 1, 1))) == 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 6), st.integers(0, 1000))
 def test_truncation_errors_are_those_of_the_whitened_bank(c: int, seed: int) -> None:
     left, right = (root @ root.mT for root in (randn(1, c, c, seed=seed), randn(1, 9, 9, seed=seed + 1)))

@@ -436,7 +436,9 @@ def test_log(pair: Pair, held_out: HeldOut, tmp_path: Path) -> None:
     teacher, student = pair
     path = tmp_path / "distill.jsonl"
     data = Crops(bad=range(3, 4))
+    began = time.time()
     result = distill(student, teacher, data, held_out, settings(steps=30), log=TrainingLog(path))
+    ended = time.time()
     entries = lines(path)
     assert [entry["event"] for entry in entries if entry["event"] != "evaluation"] == [
         "start", "skipped", "stage", "step", "step", "step", "stage", "end"
@@ -446,7 +448,7 @@ def test_log(pair: Pair, held_out: HeldOut, tmp_path: Path) -> None:
     step = next(entry for entry in entries if entry["event"] == "step" and entry["step"] == 20)
     assert step["stage"] == "end" and step["psnr"] > 10 and 0 < step["learning_rate"] <= 1e-3
     assert step["images_per_second"] > 0
-    assert abs(entries[-1]["time"] - time.time()) < 60
+    assert began - 1 <= entries[0]["time"] <= entries[-1]["time"] <= ended + 1  # of rounding
     assert entries[-1]["after"] == result.after
 
 

@@ -25,7 +25,7 @@ def exhaustive(given: Groups, budget: float) -> float | None:
     return min(fitting) if fitting else None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(groups, st.floats(0, 1.2))
 def test_against_exhaustive_search(given: Groups, share: float) -> None:
     budget = share * sum(max(cost for _, cost in group) for group in given)
