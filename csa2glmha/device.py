@@ -1,10 +1,29 @@
-"""Choosing where to compute."""
+"""Choosing where to compute, and how much memory there is."""
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
+import psutil
 import torch
 
 from csa2glmha.errors import UsageError
+
+_CGROUP_LIMITS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def free_memory() -> int:
+    """Bytes of main memory that can still be had, within the limit of the container."""
+    found = [int(psutil.virtual_memory().available)]
+    for limit, usage in _CGROUP_LIMITS:
+        # No such files outside of Linux, and "max" where there is no limit.
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(Path(limit).read_text()) - int(Path(usage).read_text()))
+    return max(0, min(found))
 
 
 def resolve_device(name: str) -> torch.device:

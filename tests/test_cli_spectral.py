@@ -42,6 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cube = torch.nn.functional.interpolate(small, (40, 48), mode="bilinear")[0]
         with h5py.File(folder / "cubes" / f"{index}.mat", "w") as file:  # as MATLAB 7.3 writes (H, W, bands)
             file["cube"] = cube.permute(0, 2, 1).numpy()
+            file["cube"].attrs["MATLAB_class"] = np.bytes_("single")
             file["other"] = np.ones((2, 2, 2), np.float32)
         write_image(folder / "rgb" / f"{index}.png", cube[:3])
     return folder

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -14,33 +15,64 @@ import numpy.typing as npt
 import scipy.io
 import tifffile
 
+from csa2glmha.data.hdf5 import hdf5_variables
+from csa2glmha.data.variables import Array, Variable
+from csa2glmha.device import free_memory
 from csa2glmha.errors import DataError
 
 SUFFIXES = (".mat", ".npy", ".npz", ".tif", ".tiff")
 SUFFIX_LIST = "mat, npy, npz or tif"
 
-Array = npt.NDArray[Any]
+#: Types of integers whose largest value is taken for white.
+SCALED_TYPES = (np.uint8, np.uint16)
 
-_MATLAB_NUMBERS = {"double", "single", "logical"} | {
-    f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)
+#: Bytes of a number of MATLAB's classes.
+_MATLAB_NUMBERS = {"double": 8, "single": 4, "logical": 1} | {
+    f"{u}int{bits}": bits // 8 for u in ("", "u") for bits in (8, 16, 32, 64)
 }
 
 
 @dataclass(frozen=True)
-class _Variable:
-    """An array of real numbers in a file; its shape is known before it is read."""
+class StoredArray:
+    """One array of a file that was found but not read yet.
 
-    shape: tuple[int, ...]
-    load: Callable[[], Array]
+    Attributes:
+        path: the file.
+        name: of the array; "" where the format knows none.
+        variable: its shape, and how to read it.
+    """
 
-    def __str__(self) -> str:
-        return "x".join(map(str, self.shape))
+    path: Path
+    name: str
+    variable: Variable
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, as the file declares it."""
+        return self.variable.shape
+
+    def read(self) -> Array:
+        """Read it, values as stored.
+
+        Raises:
+            DataError: the file is damaged, or the array larger than the memory.
+        """
+        needed, free = self.variable.needed_bytes, free_memory()
+        if needed > free:
+            raise DataError(
+                f"{str(self.path)!r} declares an array of {self.variable}, which takes {needed / 1e9:.1f} GB "
+                f"to read; {free / 1e9:.1f} GB are free: cut it into smaller files"
+            )
+        try:
+            return self.variable.load()
+        except Exception as error:
+            raise _unreadable(self.path, error) from error
 
 
-def read_array(
+def find_array(
     path: Path, ndim: int, key: str | None = None, key_option: str = "--mat-key", usual: str = ""
-) -> Array:
-    """Read the array of ``ndim`` dimensions from a .mat, .npy, .npz or .tif file, values as stored.
+) -> StoredArray:
+    """Find the array of ``ndim`` dimensions in a .mat, .npy, .npz or .tif file by what the file declares.
 
     MATLAB arrays have the axis order that MATLAB shows, also in version 7.3 files, which hold them reversed.
 
@@ -62,31 +94,42 @@ def read_array(
         )
     try:
         variables = reader(path)
+    except DataError:
+        raise
     except Exception as error:  # damaged bytes make the decoders fail in any way there is
         raise _unreadable(path, error) from error
-    variable = _choose(path, variables, ndim, key, key_option, usual)
-    try:
-        return variable.load()
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    name = _choose(path, variables, ndim, key, key_option, usual)
+    return StoredArray(path, name, variables[name])
+
+
+def read_array(
+    path: Path, ndim: int, key: str | None = None, key_option: str = "--mat-key", usual: str = ""
+) -> Array:
+    """Read the array that :func:`find_array` finds, values as stored.
+
+    Raises:
+        DataError: as :func:`find_array` and :meth:`StoredArray.read`.
+    """
+    return find_array(path, ndim, key, key_option, usual).read()
 
 
 def to_float32(array: Array, path: Path) -> npt.NDArray[np.float32]:
-    """Convert to float32: unsigned integers of 8 and 16 bits as fractions of their largest value.
+    """Copy to contiguous float32: unsigned integers of 8 and 16 bits as fractions of their largest value.
 
     Raises:
         DataError: another type, or values that are not finite; ``path`` names the file in the message.
     """
-    if array.dtype in (np.uint8, np.uint16):
-        return array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
-    if array.dtype.kind != "f":
+    if array.dtype.kind != "f" and array.dtype not in SCALED_TYPES:
         raise DataError(
             f"{str(path)!r} holds numbers of type {array.dtype}, whose range is unknown; "
             "store floats in [0, 1], or unsigned integers of 8 or 16 bits"
         )
     # What overflows float32 becomes infinite, and is reported as such.
     with np.errstate(over="ignore"):
-        values = array.astype(np.float32)
+        values = np.array(array, np.float32, order="C")
+    if array.dtype.kind != "f":
+        values /= np.float32(np.iinfo(array.dtype).max)
+        return values
     bad = int(values.size - np.count_nonzero(np.isfinite(values)))
     if bad:
         raise DataError(
@@ -96,8 +139,8 @@ def to_float32(array: Array, path: Path) -> npt.NDArray[np.float32]:
 
 
 def _choose(
-    path: Path, variables: dict[str, _Variable], ndim: int, key: str | None, key_option: str, usual: str
-) -> _Variable:
+    path: Path, variables: dict[str, Variable], ndim: int, key: str | None, key_option: str, usual: str
+) -> str:
     where = repr(str(path))
     held = ", ".join(f"{name} ({variable})".strip() for name, variable in variables.items())
     held = held or "no array of real numbers"
@@ -111,7 +154,7 @@ def _choose(
         if len(variable.shape) == ndim and 0 not in variable.shape
     }
     if usual in fitting:
-        return fitting[usual]
+        return usual
     if not fitting:
         which = "is" if key is None else f"named {key!r} is"
         raise DataError(
@@ -120,7 +163,7 @@ def _choose(
         )
     if len(fitting) > 1:
         raise DataError(f"{where} holds several {ndim}-D arrays: {held}; say which with {key_option}")
-    return next(iter(fitting.values()))
+    return next(iter(fitting))
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
@@ -129,57 +172,84 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"cannot read array file {str(path)!r}: {reason}; give an intact {SUFFIX_LIST} file")
 
 
-def _matlab(path: Path) -> dict[str, _Variable]:
+def _matlab(path: Path) -> dict[str, Variable]:
     # Opened here because neither of the libraries says when a file is missing.
     with path.open("rb") as stream:
         if h5py.is_hdf5(path):
-            return _hdf5(path)
+            return hdf5_variables(path)
         held = scipy.io.whosmat(stream)
     return {
-        name: _Variable(tuple(shape), partial(_load_matlab5, path, name))
+        name: Variable(tuple(shape), partial(_load_matlab5, path, name), _MATLAB_NUMBERS[kind])
         for name, shape, kind in held
         if kind in _MATLAB_NUMBERS
     }
 
 
-def _hdf5(path: Path) -> dict[str, _Variable]:
-    with h5py.File(path) as file:
-        return {
-            # HDF5 lists a MATLAB array's axes from the last to the first.
-            name: _Variable(tuple(reversed(item.shape)), partial(_load_hdf5, path, name))
-            for name, item in file.items()
-            if isinstance(item, h5py.Dataset) and item.dtype.kind in "fiu"
-        }
-
-
-def _load_hdf5(path: Path, name: str) -> Array:
-    with h5py.File(path) as file:
-        return np.asarray(file[name]).T
-
-
 def _load_matlab5(path: Path, name: str) -> Array:
-    return np.asarray(scipy.io.loadmat(path, variable_names=[name])[name])
+    # In the type that MATLAB shows: it stores whole numbers of type double as integers, to save space.
+    return np.asarray(scipy.io.loadmat(path, variable_names=[name], mat_dtype=True)[name])
 
 
-def _npz(path: Path) -> dict[str, _Variable]:
+def _npz(path: Path) -> dict[str, Variable]:
+    with zipfile.ZipFile(path) as archive:
+        members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+        heads = {}
+        for info in members:
+            with archive.open(info) as stream:
+                heads[info.filename.removesuffix(".npy")] = _numpy_head(stream)
+    return {
+        name: Variable(shape, partial(_load_npz, path, name), dtype.itemsize)
+        for name, (shape, dtype) in heads.items()
+        if dtype.kind in "fiub"
+    }
+
+
+def _load_npz(path: Path, name: str) -> Array:
     with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    return {name: _in_memory(array) for name, array in arrays.items() if array.dtype.kind in "fiub"}
+        return np.asarray(file[name])
 
 
-def _npy(path: Path) -> dict[str, _Variable]:
-    return {"": _in_memory(np.load(path, allow_pickle=False))}
+def _numpy_head(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type that the header of an array in NumPy's format declares."""
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:  # of structures with names beyond ASCII, which are no arrays of numbers
+        return (), np.dtype("V1")
+    shape, _, dtype = readers[version](stream)
+    return tuple(shape), dtype
 
 
-def _tiff(path: Path) -> dict[str, _Variable]:
-    return {"": _in_memory(tifffile.imread(path))}
+def _npy(path: Path) -> dict[str, Variable]:
+    with path.open("rb") as stream:
+        shape, dtype = _numpy_head(stream)
+    # Numbers of other types are refused by what they are, objects by NumPy.
+    if dtype.hasobject:
+        np.load(path, allow_pickle=False)
+    return {"": Variable(shape, partial(_load_npy, path), dtype.itemsize)}
 
 
-def _in_memory(array: Array) -> _Variable:
-    return _Variable(array.shape, lambda: array)
+def _load_npy(path: Path) -> Array:
+    # Mapped: a header that declares more than the file holds is refused before memory is taken.
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-_READERS: dict[str, Callable[[Path], dict[str, _Variable]]] = {
+def _tiff(path: Path) -> dict[str, Variable]:
+    with _open_tiff(path) as file:
+        series = file.series[0]
+        return {"": Variable(tuple(series.shape), partial(_load_tiff, path), series.dtype.itemsize)}
+
+
+def _load_tiff(path: Path) -> Array:
+    with _open_tiff(path) as file:
+        return np.asarray(file.asarray(series=0))
+
+
+def _open_tiff(path: Path) -> tifffile.TiffFile:
+    # The metadata of these kinds may name other files as parts of the image.
+    return tifffile.TiffFile(path, is_ome=False, is_micromanager=False, is_mmstack=False, is_ndtiff=False)
+
+
+_READERS: dict[str, Callable[[Path], dict[str, Variable]]] = {
     ".mat": _matlab,
     ".npy": _npy,
     ".npz": _npz,

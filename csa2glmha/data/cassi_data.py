@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from csa2glmha.data.arrays import SUFFIX_LIST, SUFFIXES, read_array
+from csa2glmha.data.arrays import SUFFIX_LIST, SUFFIXES, find_array
 from csa2glmha.data.batches import Batch, Example, Inputs, seeded, shuffled
 from csa2glmha.data.cassi import (
     CassiScenes,
@@ -298,7 +298,7 @@ def open_scenes(
         return SyntheticSpectra(images, bands), aperture, False, f"synthetic spectra of {folder}", notes
     if kind == "cubes":
         cubes = CubeSet.find(folder, bands, mat_key)
-        return cubes, aperture, False, str(folder), notes + skipped_note(folder, cubes.skipped)
+        return cubes, aperture, False, str(folder), notes + cubes.notes + skipped_note(folder, cubes.skipped)
     if mask is None:
         raise UsageError(
             f"{folder} holds recorded measurements: give the mask they were taken through, --mask"
@@ -333,7 +333,7 @@ def folder_kind(folder: Path, mat_key: str | None) -> str:
 
 def _shape(path: Path, ndim: int, mat_key: str | None) -> tuple[int, ...] | None:
     try:
-        return tuple(read_array(path, ndim, mat_key).shape)
+        return find_array(path, ndim, mat_key).shape
     except DataError:
         return None
 

@@ -198,10 +198,10 @@ def open_inputs(
         if targets is not None:
             raise DataError(f"--targets {targets}: cubes as inputs cannot be paired yet; leave it out")
         cubes = CubeSet.find(folder, channels, mat_key)
-        return cubes, skipped_note(folder, cubes.skipped)
+        return cubes, cubes.notes + skipped_note(folder, cubes.skipped)
     if targets is not None and is_spectral(channels, bands):
         pairs = SpectralPairs.find(folder, targets, bands, mat_key)
-        return pairs, skipped_note(folder, pairs.skipped)
+        return pairs, pairs.notes + skipped_note(folder, pairs.skipped)
     return open_images(folder, channels, targets)
 
 

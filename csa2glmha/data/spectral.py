@@ -13,10 +13,11 @@ import scipy.io
 import torch
 from torch import Tensor
 
-from csa2glmha.data.arrays import SUFFIX_LIST, SUFFIXES, Array, read_array, to_float32
+from csa2glmha.data.arrays import SUFFIX_LIST, SUFFIXES, find_array, to_float32
 from csa2glmha.data.crops import ImageSource
 from csa2glmha.data.folders import list_files, stem
 from csa2glmha.data.images import ImageSet
+from csa2glmha.data.units import Extent, file_names, judge_cubes, refuse_unknown
 from csa2glmha.errors import DataError, UnfitError
 from csa2glmha.files import atomic_path
 from csa2glmha.progress import progress
@@ -29,23 +30,64 @@ _PRIMARIES_NM = (620.0, 540.0, 465.0)
 _PRIMARY_WIDTH_NM = 35.0
 
 
-def read_cube(path: Path, bands: int, mat_key: str | None = None) -> Tensor:
+def read_cube(path: Path, bands: int, mat_key: str | None = None, white: float | None = None) -> Tensor:
     """Read a hyperspectral cube from a .mat (any version), .npy, .npz or multi-band .tif file.
 
     Args:
         path: the file. The bands are its last axis, as usual, or its first; the number of bands tells which.
         bands: expected number of bands.
         mat_key: name of the cube in a .mat or .npz file; without, there must be one 3-D array only.
+        white: what floats are divided by; None: by what :func:`~csa2glmha.data.units.judge_cubes` says of
+            this file alone, 1 for fractions.
 
     Returns:
-        float32 (bands, H, W). Floats are as stored, 8- and 16-bit unsigned integers scaled to [0, 1].
+        float32 (bands, H, W): 8- and 16-bit unsigned integers scaled to [0, 1], floats by ``white``.
 
     Raises:
         DataError: the file cannot be read, holds no or several 3-D arrays, one with another number of bands
-            or with the bands on the wrong axis, or values that are not finite.
+            or with the bands on the wrong axis, or values that are not finite or of unknown units.
     """
-    cube = _bands_first(read_array(path, 3, mat_key), bands, path)
-    return torch.from_numpy(np.ascontiguousarray(to_float32(cube, path)))
+    stored = read_stored_cube(path, bands, mat_key)
+    white = judge_cubes({path: stored.extent}).value if white is None else white
+    return scale_cube(stored, white)
+
+
+@dataclass(frozen=True)
+class StoredCube:
+    """A cube as it is in its file, except that integers are scaled.
+
+    Attributes:
+        values: (bands, H, W).
+        extent: of the values.
+        ordered: its file says, or its bands show, in which order its axes are.
+    """
+
+    values: Tensor
+    extent: Extent
+    ordered: bool
+
+
+def read_stored_cube(path: Path, bands: int, mat_key: str | None) -> StoredCube:
+    """Read a cube; what its numbers mean is for the caller to judge.
+
+    Raises:
+        DataError: as :func:`read_cube`.
+    """
+    found = find_array(path, 3, mat_key)
+    axes = _bands_first(found.shape, bands, path)
+    array = found.read()
+    bits = array.dtype.itemsize * 8 if array.dtype.kind == "u" else None
+    values = to_float32(array.transpose(axes), path)
+    extent = Extent.of(values, bits)
+    refuse_unknown(path, extent)
+    # Who writes height x width x bands does not turn axes round; bands in front may be MATLAB's order.
+    ordered = found.variable.ordered or axes[0] == 2
+    return StoredCube(torch.from_numpy(values), extent, ordered)
+
+
+def scale_cube(stored: StoredCube, white: float) -> Tensor:
+    """The cube in place, as fractions of white."""
+    return stored.values if stored.extent.bits is not None or white == 1 else stored.values.div_(white)
 
 
 def write_cube(path: Path, cube: Tensor) -> None:
@@ -69,18 +111,19 @@ def write_cube(path: Path, cube: Tensor) -> None:
             np.save(temporary, array)
 
 
-def _bands_first(array: Array, bands: int, path: Path) -> Array:
-    first, middle, last = (size == bands for size in array.shape)
-    shape = "x".join(map(str, array.shape))
+def _bands_first(sizes: tuple[int, ...], bands: int, path: Path) -> tuple[int, int, int]:
+    """The axes of a cube in the order bands, height, width."""
+    first, middle, last = (size == bands for size in sizes)
+    shape = "x".join(map(str, sizes))
     if first and last:
         raise DataError(
             f"{str(path)!r} holds an array of {shape}: with {bands} bands, both its first and its last axis "
             "could be the bands; cut or pad the height"
         )
     if last:
-        return array.transpose(2, 0, 1)
+        return 2, 0, 1
     if first:
-        return array
+        return 0, 1, 2
     if middle:
         raise DataError(
             f"{str(path)!r} holds an array of {shape} with the {bands} bands on the middle axis; "
@@ -100,11 +143,15 @@ class CubeSet:
         bands: bands of every cube.
         mat_key: as in :func:`read_cube`.
         skipped: files left out, each with the reason.
+        white: what floats are divided by.
+        notes: what was taken for white, and the like.
     """
 
     bands: int
     mat_key: str | None = None
     skipped: list[tuple[Path, str]] = field(default_factory=list)
+    white: float = 1.0
+    notes: tuple[str, ...] = ()
     _entries: list[tuple[str, Path]] = field(default_factory=list)
     _cache: dict[Path, Tensor] = field(default_factory=dict, repr=False)
 
@@ -124,23 +171,30 @@ class CubeSet:
             cache_bytes: how much data to keep in memory.
 
         Raises:
-            DataError: the folder is missing, or none of its cubes can be used; the first reason is given.
+            DataError: the folder is missing, or none of its cubes can be used; the first reason is given. Or
+                some hold counts and others fractions.
         """
         found = cls(bands, mat_key)
-        budget = cache_bytes
+        budget, extents, unordered, kept = cache_bytes, {}, [], {}
         for name, path in progress(_list_files(folder), what="reading cubes", unit="file"):
             try:
-                cube = read_cube(path, bands, mat_key)
+                cube = read_stored_cube(path, bands, mat_key)
             except DataError as error:
                 found.skipped.append((path, str(error)))
                 continue
             found._entries.append((name, path))
-            if cube.nbytes <= budget:
-                budget -= cube.nbytes
-                found._cache[path] = cube
+            extents[path] = cube.extent
+            if not cube.ordered:
+                unordered.append(path)
+            if cube.values.nbytes <= budget:
+                budget -= cube.values.nbytes
+                kept[path] = cube
         if not found._entries:
             reason = found.skipped[0][1] if found.skipped else f"it has no {SUFFIX_LIST} file"
             raise DataError(f"no usable cube in {str(folder)!r}: {reason}")
+        white = judge_cubes(extents)
+        found.white, found.notes = white.value, white.notes + order_note(unordered)
+        found._cache = {path: scale_cube(cube, white.value) for path, cube in kept.items()}
         return found
 
     def __len__(self) -> int:
@@ -154,12 +208,23 @@ class CubeSet:
         """
         name, path = self._entries[index]
         cube = self._cache.get(path)
-        return name, read_cube(path, self.bands, self.mat_key) if cube is None else cube, None
+        cube = read_cube(path, self.bands, self.mat_key, self.white) if cube is None else cube
+        return name, cube, None
 
     @property
     def names(self) -> list[str]:
         """The names in order."""
         return [name for name, _ in self._entries]
+
+
+def order_note(unordered: list[Path]) -> tuple[str, ...]:
+    """One note on cubes in HDF5 files that could be meant in MATLAB's order; none if there are none."""
+    if not unordered:
+        return ()
+    return (
+        f"{file_names(unordered)}: without MATLAB's attribute MATLAB_class, so the axes are taken as stored: "
+        "bands x height x width",
+    )
 
 
 @dataclass
@@ -170,11 +235,13 @@ class SpectralPairs:
         images: the RGB images.
         cubes: the cubes.
         skipped: files left out, each with the reason.
+        notes: on the cubes, as theirs.
     """
 
     images: ImageSet
     cubes: CubeSet
     skipped: list[tuple[Path, str]] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
     _pairs: list[tuple[int, int]] = field(default_factory=list)
 
     @classmethod
@@ -194,6 +261,7 @@ class SpectralPairs:
             DataError: a folder is missing or without usable files, or there is no pair.
         """
         found = cls(ImageSet.find(images, 3), CubeSet.find(cubes, bands, mat_key))
+        found.notes = found.cubes.notes
         found.skipped += found.images.skipped + found.cubes.skipped
         by_stem: dict[str, list[int]] = {}
         for index in range(len(found.images)):
@@ -219,6 +287,8 @@ class SpectralPairs:
         if sizes[0] != sizes[1]:
             (height, width), (cube_height, cube_width) = sizes
             reason = f"an image of another size: {width}x{height} against {cube_width}x{cube_height}"
+            if (height, width) == (cube_width, cube_height):
+                reason += ", as if the cube were transposed"
             self.skipped.append((path, reason))
             return
         self._pairs.append((images[0], cube))

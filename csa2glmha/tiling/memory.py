@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from csa2glmha.device import free_memory
 from csa2glmha.models.base import RestorationModel
 from csa2glmha.tiling.grid import Tile, divide_axis
 from csa2glmha.tiling.lockstep import lockstep
@@ -26,11 +25,6 @@ OVERHEAD = 1.6
 OVERHEAD_BYTES = 150 * 2**20
 #: For tensors that only wait, which nothing is reordered of.
 WAITING_OVERHEAD = 1.15
-
-_CGROUP_LIMITS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 
 
 @dataclass(frozen=True)
@@ -90,12 +84,7 @@ def available_bytes(device: torch.device) -> int:
         # PyTorch keeps what it has freed, for itself.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
-    found = [int(psutil.virtual_memory().available)]
-    for limit, usage in _CGROUP_LIMITS:
-        # No such files outside of Linux, and "max" where there is no limit.
-        with contextlib.suppress(OSError, ValueError):
-            found.append(int(Path(limit).read_text()) - int(Path(usage).read_text()))
-    return max(0, min(found))
+    return free_memory()
 
 
 def used_bytes(device: torch.device) -> int:
