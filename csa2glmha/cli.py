@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -14,9 +15,11 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from csa2glmha.errors import Csa2GlmhaError, InterruptedRunError, UsageError
+from csa2glmha.ending import run_safely
+from csa2glmha.errors import UsageError
 from csa2glmha.options import ConvertOptions, make_options, read_recipe
 from csa2glmha.progress import is_first_process
+from csa2glmha.text import one_line, writable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 EXISTING = click.Path(path_type=Path)
@@ -46,6 +49,26 @@ def cli() -> None:
     A Restormer, MST or MST++ checkpoint goes in; out come a compressed student whose channel attention is
     guided and low-rank (GLMHA), a checked ONNX file, and a report of what was saved and what it cost.
     """
+
+
+class Number(click.FloatRange):
+    """A number within limits, and finite: NaN passes every comparison that a range makes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number is not None and not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+def show(text: str) -> None:
+    """Print text for people: what names hold must not reach a terminal as commands."""
+    click.echo(writable(text))
+
+
+def show_line(text: str) -> None:
+    """Likewise one line, whatever names hold."""
+    click.echo(one_line(text))
 
 
 def settings(*names: str) -> Callable[[Command], Command]:
@@ -124,7 +147,7 @@ def given_only(values: dict[str, Any]) -> dict[str, Any]:
 @settings(*RANKS, *BUDGETS)
 @click.option(
     "--latency",
-    type=click.FloatRange(0, 10, min_open=True),
+    type=Number(0, 10, min_open=True),
     metavar="SHARE",
     help="Budget of --rank auto: a share of the teacher's time in ONNX Runtime.",
 )
@@ -163,8 +186,9 @@ def convert(
     values |= {"latency": False} if no_latency else {}
     values |= {"overwrite": True} if overwrite else {}
     result = run_conversion(checkpoint, make_options(**values))
-    click.echo(headline(result.report))
-    click.echo(f"\nreport: {result.output / 'report.html'}")
+    show(headline(result.report))
+    show("")
+    show_line(f"report: {result.output / 'report.html'}")
 
 
 @cli.command(context_settings=CONTEXT, short_help="Architecture and attention layers of a file.")
@@ -181,7 +205,7 @@ def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
         from csa2glmha.export.metadata import describe_onnx, inspect_onnx
 
         onnx_file = inspect_onnx(checkpoint)
-        click.echo(json.dumps(onnx_file, indent=2) if as_json else describe_onnx(onnx_file))
+        show(json.dumps(onnx_file, indent=2) if as_json else describe_onnx(onnx_file))
         return
     from csa2glmha.inspection import describe, inspect_model
 
@@ -191,7 +215,7 @@ def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
             "whole numbers, or use csa2glmha convert"
         )
     found = inspect_model(checkpoint, options.ranks, options.input_size)
-    click.echo(json.dumps(found, indent=2) if as_json else describe(found))
+    show(json.dumps(found, indent=2) if as_json else describe(found))
 
 
 @cli.command(context_settings=CONTEXT, short_help="Why low rank works for a checkpoint, and which.")
@@ -220,7 +244,7 @@ def analyze(
 
     options = make_options(**given_only(given), overwrite=overwrite)
     found = analyze_file(checkpoint, options, output, sensitivity)
-    click.echo(json.dumps(finite_values(found), indent=2) if as_json else describe_analysis(found))
+    show(json.dumps(finite_values(found), indent=2) if as_json else describe_analysis(found))
 
 
 @cli.command(context_settings=CONTEXT, short_help="Fine-tune a student further on your own images.")
@@ -237,9 +261,9 @@ def distill(student: Path, teacher: Path, output: Path | None, overwrite: bool, 
     written, result = distill_file(student, teacher, output, overwrite, options)
     if not is_first_process():
         return
-    click.echo(f"steps: {result.steps}")
-    click.echo(f"PSNR to teacher: {result.before:.2f} -> {result.after:.2f} dB on held-out crops")
-    click.echo(f"student: {written}")
+    show_line(f"steps: {result.steps}")
+    show_line(f"PSNR to teacher: {result.before:.2f} -> {result.after:.2f} dB on held-out crops")
+    show_line(f"student: {written}")
 
 
 @cli.command(context_settings=CONTEXT, short_help="Write a student or checkpoint as ONNX.")
@@ -282,12 +306,12 @@ def export(
     result, loss = export_file(model or teacher or Path(), output, choices, options)
     for size in result.parity:
         shape = " x ".join(map(str, size.shape))
-        click.echo(f"{shape}: largest difference {size.max_abs:.1e} ({size.relative:.1e} of the range)")
+        show_line(f"{shape}: largest difference {size.max_abs:.1e} ({size.relative:.1e} of the range)")
     for note in result.notes:
-        click.echo(f"note: {note}")
+        show_line(f"note: {note}")
     if loss is not None:
-        click.echo(loss.describe(precision))
-    click.echo(f"ONNX: {result.path} (opset {result.opset}, {result.size_bytes / 1e6:.1f} MB)")
+        show(loss.describe(precision))
+    show_line(f"ONNX: {result.path} (opset {result.opset}, {result.size_bytes / 1e6:.1f} MB)")
 
 
 @cli.command(context_settings=CONTEXT, short_help="PSNR and SSIM of any model on images.")
@@ -305,7 +329,7 @@ def evaluate(model: Path, teacher: Path | None, crop: int | None, as_json: bool,
     from csa2glmha.evaluation import describe_evaluation, evaluate_file
 
     found = evaluate_file(model, make_options(**given_only(given)), teacher, crop)
-    click.echo(json.dumps(found, indent=2) if as_json else describe_evaluation(found))
+    show(json.dumps(found, indent=2) if as_json else describe_evaluation(found))
 
 
 @cli.command(context_settings=CONTEXT, short_help="Restore images, whole folders of them, of any size.")
@@ -327,7 +351,7 @@ def evaluate(model: Path, teacher: Path | None, crop: int | None, as_json: bool,
     help="Attention of the whole image, or of each tile [default: global; ONNX: plain].",
 )
 @click.option(
-    "--memory", type=click.FloatRange(0, min_open=True), metavar="GB", help="To use at most [what is free]."
+    "--memory", type=Number(0, 1e6, min_open=True), metavar="GB", help="To use at most [what is free]."
 )
 @settings("mask", "mat_key")
 @click.option(
@@ -379,7 +403,7 @@ def run(
     )
     kept = f", {result.kept} were there" if result.kept else ""
     skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
-    click.echo(f"{len(result.written)} files written to {output}{kept}{skipped}")
+    show_line(f"{len(result.written)} files written to {output}{kept}{skipped}")
 
 
 @cli.command(context_settings=CONTEXT, short_help="Time and memory of models, side by side.")
@@ -395,7 +419,7 @@ def run(
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(0),
+    type=Number(0, 1e6),
     default=60.0,
     show_default=True,
     metavar="S",
@@ -420,7 +444,7 @@ def bench(
 
     settings = Settings(None if size is None else (size, size), threads, provider)
     found = run_bench(models, settings, Patience(seconds=seconds))
-    click.echo(json.dumps(found, indent=2) if as_json else describe_bench(found))
+    show(json.dumps(found, indent=2) if as_json else describe_bench(found))
 
 
 @cli.command(context_settings=CONTEXT, short_help="Several ranks of one checkpoint, compared.")
@@ -464,9 +488,10 @@ def sweep(
     points = parse_points(ranks, values)
     output = output or Path(f"{checkpoint.stem}-sweep")
     found = run_sweep(checkpoint, points, output, overwrite=overwrite, latency=not no_latency)
-    click.echo(json.dumps(found, indent=2) if as_json else describe_sweep(found))
+    show(json.dumps(found, indent=2) if as_json else describe_sweep(found))
     if not as_json:
-        click.echo(f"\nplot: {output / 'pareto.png'}")
+        show("")
+        show_line(f"plot: {output / 'pareto.png'}")
 
 
 @cli.command(context_settings=CONTEXT, short_help="Compress the denoiser that comes with the package.")
@@ -485,8 +510,9 @@ def demo(**given: Any) -> None:
     options = make_options(**demo_options(), **given_only(given))
     with embedded_teacher() as checkpoint:
         result = run_conversion(checkpoint, options)
-    click.echo(headline(result.report))
-    click.echo(f"\nreport: {(result.output / 'report.html').resolve()}")
+    show(headline(result.report))
+    show("")
+    show_line(f"report: {(result.output / 'report.html').resolve()}")
 
 
 def main() -> NoReturn:
@@ -496,37 +522,7 @@ def main() -> NoReturn:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
         signal.signal(signal.SIGTERM, _terminate)
-    try:
-        code = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        code = _fail("interrupted; nothing half-written was left behind", 130)
-    except click.UsageError as error:
-        hint = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
-        code = _fail(error.format_message() + hint, error.exit_code)
-    except click.ClickException as error:
-        code = _fail(error.format_message(), error.exit_code)
-    except Csa2GlmhaError as error:
-        code = _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        code = _fail("interrupted; nothing half-written was left behind", 130)
-    except BrokenPipeError:
-        # The reader of our output is gone (`| head`): keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except MemoryError:
-        code = _fail("out of memory; use smaller --batch, --crop, --calibration-size or --tile", 1)
-    except RuntimeError as error:
-        if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error).lower():
-            raise
-        code = _fail("out of memory; use smaller --batch, --crop, --calibration-size or --tile", 1)
-    sys.exit(code or 0)
-
-
-def _fail(message: str, code: int) -> int:
-    # Of several processes all see a wrong option or an interrupt; other failures may be those of one.
-    if is_first_process() or code not in (UsageError.exit_code, InterruptedRunError.exit_code):
-        click.echo(f"csa2glmha: {' '.join(message.split())}", err=True)
-    return code
+    sys.exit(run_safely(lambda: cli.main(standalone_mode=False)))
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -11,6 +11,7 @@ from csa2glmha.attention.ranks import Ranks, plan_layers
 from csa2glmha.report.complexity import count_complexity, format_macs, format_params
 from csa2glmha.report.document import render_table
 from csa2glmha.storage import load_model
+from csa2glmha.text import one_line
 
 
 def inspect_model(checkpoint: Path, ranks: Ranks, input_size: int) -> dict[str, Any]:
@@ -87,10 +88,10 @@ def describe(found: dict[str, Any]) -> str:
     """The same for people."""
     shape = " x ".join(str(n) for n in found["input_shapes"][0])
     lines = [
-        f"{found['file']}: {found['architecture']} ({found['kind']})",
-        *(f"  {key}: {value}" for key, value in found["hyperparameters"].items()),
-        *(f"  {key}: {value}" for key, value in found.get("student", {}).items()),
-        *(f"  note: {note}" for note in found["notes"]),
+        one_line(f"{found['file']}: {found['architecture']} ({found['kind']})"),
+        *(f"  {one_line(f'{key}: {value}')}" for key, value in found["hyperparameters"].items()),
+        *(f"  {one_line(f'{key}: {value}')}" for key, value in found.get("student", {}).items()),
+        *(f"  note: {one_line(note)}" for note in found["notes"]),
         "",
     ]
     if not found["layers"]:

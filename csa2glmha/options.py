@@ -6,18 +6,30 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
+from pydantic_core import PydanticCustomError
 
 from csa2glmha.errors import UsageError
+from csa2glmha.recipe import load_recipe
+from csa2glmha.text import shortened
 
 if TYPE_CHECKING:
     from csa2glmha.attention.ranks import Ranks
     from csa2glmha.search.budget import Budget
 
 
+def _without_nul(path: Path) -> Path:
+    """Refuse what no system takes, and what Python would raise ValueError for somewhere else."""
+    if "\0" in str(path):
+        raise PydanticCustomError("path", "a path has no NUL character")
+    return path
+
+
 #: A share of energy, where a rank may be given as one.
 Share = Annotated[StrictFloat, Field(gt=0, lt=1)]
+#: More than any network has channels: so large that no arithmetic with it overflows, either.
+Rank = Annotated[StrictInt, Field(le=1_000_000)]
+FilePath = Annotated[Path, AfterValidator(_without_nul)]
 
 
 class ConvertOptions(BaseModel):
@@ -27,9 +39,10 @@ class ConvertOptions(BaseModel):
     defaults and descriptions from here.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Infinities and NaN would pass every range.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    rank: StrictInt | Share | str = Field(
+    rank: Rank | Share | str = Field(
         8,
         description="Rank per head of keys and values: a number; a share of each layer's energy to keep, "
         "such as 0.99; full; or auto, which takes a budget.",
@@ -43,27 +56,27 @@ class ConvertOptions(BaseModel):
     max_drop: float | None = Field(
         None, gt=0, le=100, description="Budget of --rank auto: dB of PSNR to the truth, before distillation."
     )
-    rank_q: StrictInt | str | None = Field(None, description="Rank of queries; full unless given.")
-    rank_k: StrictInt | Share | str | None = Field(
+    rank_q: Rank | str | None = Field(None, description="Rank of queries; full unless given.")
+    rank_k: Rank | Share | str | None = Field(
         None, description="Rank of keys, instead of --rank; 0 leaves out queries and keys."
     )
-    rank_v: StrictInt | Share | str | None = Field(None, description="Rank of values, instead of --rank.")
-    rank_pos: StrictInt | str | None = Field(
+    rank_v: Rank | Share | str | None = Field(None, description="Rank of values, instead of --rank.")
+    rank_pos: Rank | str | None = Field(
         None, description="MST, MST++: rank of the values that the positional embedding is made from; full."
     )
     attention: Literal["expanded", "compact"] = Field(
         "expanded", description="expanded: softmax over c x c logits; compact: over r keys, as in the paper."
     )
-    data: Path | None = Field(
+    data: FilePath | None = Field(
         None, description="Folder to calibrate, distil and judge on: images, for MST also cubes."
     )
-    targets: Path | None = Field(
+    targets: FilePath | None = Field(
         None, description="Folder of their ground truth, paired by file name; for MST++ cubes."
     )
     degrade: str | None = Field(
         None, description="Make inputs of clean images: noise:25, blur:1-2+noise:5, motion:15, jpeg:40, none."
     )
-    mask: Path | None = Field(
+    mask: FilePath | None = Field(
         None, description="MST: file of the aperture mask; the student is made for this mask alone."
     )
     mat_key: str | None = Field(None, description="Name of the array in .mat and .npz files of --data.")
@@ -73,12 +86,14 @@ class ConvertOptions(BaseModel):
         False, description="Also make other methods' students, at equal MACs and steps, and compare."
     )
     distill: bool = Field(True, description="Fine-tune against the original.")
-    distill_steps: int | None = Field(None, ge=0, description="Distillation steps, instead of minutes.")
+    distill_steps: int | None = Field(
+        None, ge=0, le=1_000_000_000, description="Distillation steps, instead of minutes."
+    )
     distill_minutes: float = Field(6.0, gt=0, le=1e6, description="Time for distillation.")
     distill_stages: Literal["both", "layers", "end"] = Field(
         "both", description="layers: each against the teacher's; end: the output against the teacher's; both."
     )
-    batch: int = Field(2, ge=1, description="Crops per distillation step, on each process.")
+    batch: int = Field(2, ge=1, le=65536, description="Crops per distillation step, on each process.")
     accumulate: int = Field(1, ge=1, le=4096, description="Times as many, in parts one after another.")
     crop: int | None = Field(
         None, ge=16, le=4096, description="Their side in pixels; 96, for MST 128 or the mask's."
@@ -97,13 +112,13 @@ class ConvertOptions(BaseModel):
     workers: int = Field(0, ge=0, le=256, description="Processes that make batches beside each trainer.")
     resume: bool = Field(False, description="Continue an interrupted run where it was.")
     state_minutes: float = Field(5.0, ge=0, le=1e6, description="Minutes between states to resume from.")
-    tensorboard: Path | None = Field(None, description="Folder for TensorBoard's curves.")
+    tensorboard: FilePath | None = Field(None, description="Folder for TensorBoard's curves.")
     input_size: int = Field(256, ge=8, le=16384, description="Image side for MACs, latency and quality.")
     device: str = Field("auto", description="auto (a GPU when there is one), cpu, cuda, cuda:N or mps.")
     seed: int = Field(0, ge=0, lt=2**31, description="Of everything random.")
-    output: Path | None = Field(None, description="Output folder [CHECKPOINT-rankR].")
+    output: FilePath | None = Field(None, description="Output folder [CHECKPOINT-rankR].")
     overwrite: bool = Field(False, description="Replace existing results.")
-    latency: bool | float = Field(
+    latency: bool | Annotated[float, Field(gt=0, le=10)] = Field(
         True, description="Time the ONNX models side by side; a number is a budget of --rank auto."
     )
 
@@ -247,22 +262,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: not readable, not YAML, or not a mapping of known options.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"recipe {path}: {error.strerror or error}; give the path of a YAML file") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
-        where = getattr(error, "problem_mark", None)
-        line = f" in line {where.line + 1}" if where is not None else ""
-        raise UsageError(f"recipe {path}: not valid YAML{line}; see recipes/ for examples") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UsageError(f"recipe {path}: expected 'option: value' lines, found a {type(content).__name__}")
+    content = load_recipe(path)
     unknown = [str(key) for key in content if key not in ConvertOptions.model_fields]
     if unknown:
         raise UsageError(
-            f"recipe {path}: unknown option {unknown[0]!r}; known: {', '.join(ConvertOptions.model_fields)}"
+            f"recipe {path}: unknown option {shortened(unknown[0])!r}; "
+            f"known: {', '.join(ConvertOptions.model_fields)}"
         )
     try:
         ConvertOptions(**content)
@@ -272,9 +277,22 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
+    problems = error.errors()
+    first = problems[0]
+    # Of a value that may be of several types, the range that it is out of says more than a type it is not of.
+    alike = [each for each in problems if each["loc"][:1] == first["loc"][:1]]
+    first = next((each for each in alike if each["type"] in _RANGES), first)
     name = ".".join(str(part) for part in first["loc"][:1])
     flag = "--" + name.replace("_", "-")
     if first["type"] == "extra_forbidden":
         return f"unknown option {name!r}; known: {', '.join(ConvertOptions.model_fields)}"
-    return f"{flag} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{flag} {shortened(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+_RANGES = {
+    "finite_number",
+    "greater_than",
+    "greater_than_equal",
+    "less_than",
+    "less_than_equal",
+}

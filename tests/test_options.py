@@ -75,6 +75,17 @@ def test_ranks_of_options() -> None:
         ("seed", 2**31),
         ("distill", "perhaps"),
         ("data", 5),
+        ("latency", -3),
+        ("latency", float("nan")),
+        ("latency", float("inf")),
+        ("max_drop", float("nan")),
+        ("macs", float("inf")),
+        ("truth_weight", float("nan")),
+        ("state_minutes", float("inf")),
+        ("batch", 10**20),
+        ("distill_steps", 10**20),
+        ("rank", 10**20),
+        ("rank_q", 10**20),
     ],
 )
 def test_bad_values_name_option_and_value(name: str, value: Any) -> None:
@@ -90,6 +101,33 @@ def test_bad_values_name_option_and_value(name: str, value: Any) -> None:
 )
 def test_limits_are_allowed(name: str, value: int) -> None:
     assert getattr(make_options(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rank": "auto", "macs": "1e999"},
+        {"rank": "auto", "params": "1e300T"},
+        {"rank": 10**5000},
+        {"rank": "9" * 400},
+        {"rank": "9" * 5000},
+        {"batch": "9" * 5000},
+        {"seed": 10**5000},
+        {"distill_minutes": "1e999"},
+        {"data": "a\0b"},
+    ],
+)
+def test_numbers_beyond_all_arithmetic_and_paths_that_are_none(values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_options(**values)
+    assert len(message_of(caught)) < 250
+
+
+def test_a_budget_of_time_says_its_range() -> None:
+    with pytest.raises(UsageError, match="--latency -3: input should be greater than 0"):
+        make_options(latency=-3)
+    assert make_options(latency=False).latency is False
+    assert make_options(rank="auto", latency=0.5).latency == 0.5
 
 
 def test_unknown_option_is_named() -> None:
@@ -166,6 +204,20 @@ def test_unknown_key_of_a_recipe(tmp_path: Path) -> None:
         ("rank: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("rank: 2001-99-99", "not valid YAML"),
         ("rank: \x00", "not valid YAML"),
+        ("rank: !!timestamp x", "not valid YAML"),
+        ('rank: !!int ""', "not valid YAML"),
+        ("\trank: 8", "not valid YAML in line 1 (found character '\\t'"),
+        ("rank: " + "[" * 50_000, "nested too deeply"),
+        ("- " * 50_000, "nested too deeply"),
+        ("rank: &a [1]\nbatch: *a", "aliases are of no use"),
+        ("rank: 8\nbatch: 1\nrank: 4", "line 3 ('rank' is there twice, first in line 1)"),
+        ("rank: 0x" + "f" * 50_000, "--rank a number of thousands of digits"),
+        ("rank: " + "9" * 50_000, "not valid YAML"),
+        ("# " + "x" * (1 << 20), "larger than any recipe"),
+        ("latency: -3", "--latency -3: input should be greater than 0"),
+        ("latency: .nan", "--latency nan: "),
+        ("distill_minutes: .inf", "--distill-minutes inf: "),
+        ('data: "a\\0b"', "a path has no NUL"),
     ],
 )
 def test_bad_recipes(tmp_path: Path, text: str, expected: str) -> None:
@@ -175,6 +227,7 @@ def test_bad_recipes(tmp_path: Path, text: str, expected: str) -> None:
     message = message_of(caught)
     assert message.startswith(f"recipe {path}: ")
     assert expected in message
+    assert len(message) < 900 + len(str(path))  # the known options are named
 
 
 def test_recipe_that_cannot_be_read(tmp_path: Path) -> None:
@@ -183,5 +236,5 @@ def test_recipe_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="directory"):
         read_recipe(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("# Größe\nrank: 8\n".encode("latin-1"))
-    with pytest.raises(UsageError, match="not valid YAML"):
+    with pytest.raises(UsageError, match=r"not valid YAML \(not UTF-8\)"):
         read_recipe(tmp_path / "latin.yaml")

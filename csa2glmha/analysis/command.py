@@ -24,6 +24,7 @@ from csa2glmha.search.choices import all_choices
 from csa2glmha.search.plan import CROPS, gather_all, measure_choices, sensitivity_cache
 from csa2glmha.search.report import describe_sensitivity, sensitivity_report
 from csa2glmha.storage import load_model
+from csa2glmha.text import one_line
 
 JSON_FILE = "analysis.json"
 PLOT_FILES = ("analysis.png", "analysis.svg", "analysis-heads.png", "analysis-heads.svg")
@@ -125,8 +126,8 @@ def _title(found: dict[str, Any]) -> list[str]:
     degraded = f", {data['degradation']}" if data["degradation"] not in (None, "none") else ""
     count = len(found["layers"])
     return [
-        f"{Path(found['file']).name}: {found['architecture']}, {count} layers of channel attention",
-        f"{found['images']} crops of {height} x {width} from {data['source']}{degraded}",
+        f"{one_line(Path(found['file']).name)}: {found['architecture']}, {count} layers of channel attention",
+        f"{found['images']} crops of {height} x {width} from {one_line(data['source'])}{degraded}",
     ]
 
 

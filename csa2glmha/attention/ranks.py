@@ -9,6 +9,7 @@ from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.attention.layers import AttentionLayer
 from csa2glmha.attention.pointwise import full_values_are_cheaper, gram_is_cheaper
 from csa2glmha.errors import UsageError
+from csa2glmha.text import shortened
 
 #: Rank per head of the static logit bias. Measured on a denoising Restormer (c = 24 to 48): rank 8 is as
 #: good as the dense matrix, which in a full-size Restormer would cost as much as the keys it replaces.
@@ -17,6 +18,9 @@ BIAS_RANK = 8
 GUIDE_WIDTH = 4
 #: The same where there are no rows and columns, and modes make the whole attention. They touch no map.
 MODES_BIAS_RANK, MODES_GUIDE_WIDTH = 16, 8
+
+#: More than any network has channels.
+LARGEST_RANK = 1_000_000
 
 ATTENTION_FORMS = ("expanded", "compact")
 
@@ -79,11 +83,12 @@ def parse_rank(value: int | str | None, option: str, least: int = 1) -> int | No
         rank = None if isinstance(value, (bool, float)) else int(value)
     except ValueError:
         rank = None
-    if rank is None:
-        raise UsageError(f"{option} {value}: not a rank; give a whole number such as 8, or full")
+    if rank is None or rank > LARGEST_RANK:
+        raise UsageError(f"{option} {shortened(value)}: not a rank; give a whole number such as 8, or full")
     if rank < least:
         raise UsageError(
-            f"{option} {value}: a rank is at least {least} here; give a whole number such as 8, or full"
+            f"{option} {shortened(value)}: a rank is at least {least} here; give a whole number such as 8, "
+            "or full"
         )
     return rank
 

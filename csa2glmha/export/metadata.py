@@ -12,6 +12,7 @@ import onnx
 from csa2glmha import __version__
 from csa2glmha.errors import CheckpointError
 from csa2glmha.storage import STUDENT_FILE, LoadedModel
+from csa2glmha.text import one_line
 
 LICENSE_NOTE = (
     "The weights derive from the checkpoint whose SHA-256 is teacher_sha256; "
@@ -94,13 +95,17 @@ def describe_onnx(found: dict[str, Any]) -> str:
     custom = ", ".join(found["custom_operators"]) or "none"
     return "\n".join(
         [
-            f"{found['file']}: ONNX, opset {found['opset']}, {found['bytes'] / 1e6:.1f} MB",
-            *(f"  input {name}: {' x '.join(map(str, shape))}" for name, shape in found["inputs"].items()),
-            *(f"  output {name}: {' x '.join(map(str, shape))}" for name, shape in found["outputs"].items()),
-            f"  operators: {count} ({most}, ...); custom ones: {custom}",
-            *(f"  {key}: {value}" for key, value in found["metadata"].items()),
+            one_line(f"{found['file']}: ONNX, opset {found['opset']}, {found['bytes'] / 1e6:.1f} MB"),
+            *(f"  {_tensor('input', name, shape)}" for name, shape in found["inputs"].items()),
+            *(f"  {_tensor('output', name, shape)}" for name, shape in found["outputs"].items()),
+            f"  {one_line(f'operators: {count} ({most}, ...); custom ones: {custom}')}",
+            *(f"  {one_line(f'{key}: {value}')}" for key, value in found["metadata"].items()),
         ]
     )
+
+
+def _tensor(kind: str, name: str, shape: list[int | str]) -> str:
+    return one_line(f"{kind} {name}: {' x '.join(map(str, shape))}")
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[int | str]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from csa2glmha.files import atomic_path
 from csa2glmha.report.complexity import format_macs, format_params
-from csa2glmha.report.text import markdown_text, writable
+from csa2glmha.report.text import markdown_text
+from csa2glmha.text import one_line, writable
 
 Row = tuple[str, str, str, str]
 
@@ -87,7 +88,7 @@ def _number(value: float | str | None, digits: int) -> str:
 
 def render_table(rows: Iterable[Iterable[str]], header: Iterable[str]) -> str:
     """A plain-text table, the first column left-aligned."""
-    table = [list(header), *(list(row) for row in rows)]
+    table = [[one_line(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = []
     for index, row in enumerate(table):

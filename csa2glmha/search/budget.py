@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 from csa2glmha.errors import UsageError
+from csa2glmha.text import shortened
 
 MACS, PARAMS, LATENCY, MAX_DROP = "macs", "params", "latency", "max_drop"
 
@@ -50,16 +52,21 @@ def parse_amount(value: float | str, kind: str) -> Budget:
     match = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*([kmgt]?)\s*", str(value), re.IGNORECASE)
     if match is None:
         raise UsageError(
-            f"{flag} {value}: neither a share such as 0.75 nor an amount such as 110G; give one of them"
+            f"{flag} {shortened(value)}: neither a share such as 0.75 nor an amount such as 110G; give "
+            "one of them"
         )
     number, unit = float(match[1]), match[2].lower()
+    if not math.isfinite(number * _UNITS[unit]):
+        raise UsageError(f"{flag} {shortened(value)}: too large a number; give a share such as 0.75")
     if number <= 0:
-        raise UsageError(f"{flag} {value}: nothing would be left; give a share such as 0.75, or an amount")
+        raise UsageError(
+            f"{flag} {shortened(value)}: nothing would be left; give a share such as 0.75, or an amount"
+        )
     if not unit and number <= 1:
         return Budget(kind, number)
     if not unit and number < 1000:
         raise UsageError(
-            f"{flag} {value}: above 1 it is an amount, and too small for one; give a share such as 0.75, "
-            "or an amount such as 110G"
+            f"{flag} {shortened(value)}: above 1 it is an amount, and too small for one; give a share such "
+            "as 0.75, or an amount such as 110G"
         )
     return Budget(kind, number * _UNITS[unit], absolute=True)
