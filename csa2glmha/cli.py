@@ -17,6 +17,7 @@ import click
 
 from csa2glmha.ending import run_safely
 from csa2glmha.errors import UsageError
+from csa2glmha.help import SuggestingGroup
 from csa2glmha.options import ConvertOptions, make_options, read_recipe
 from csa2glmha.progress import is_first_process
 from csa2glmha.text import one_line, writable
@@ -34,7 +35,7 @@ def _show_versions(context: click.Context, option: click.Parameter, wanted: bool
         context.exit()
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=SuggestingGroup, context_settings=CONTEXT)
 @click.option(
     "--version",
     is_flag=True,
@@ -168,10 +169,7 @@ def convert(
     overwrite: bool,
     **given: Any,
 ) -> None:
-    """Compress CHECKPOINT and write student, ONNX file and report.
-
-    Example: csa2glmha convert denoiser.pth --rank 8 --data photos --degrade noise:25
-    """
+    """Compress CHECKPOINT and write student, ONNX file and report."""
     from csa2glmha.pipeline import run_conversion
     from csa2glmha.report.document import headline
 
@@ -235,10 +233,7 @@ def analyze(
     overwrite: bool,
     **given: Any,
 ) -> None:
-    """Show how much of CHECKPOINT's attention is static, its spectra, and what each rank would lose.
-
-    Example: csa2glmha analyze denoiser.pth --data photos --degrade noise:25 -o analysis
-    """
+    """Show how much of CHECKPOINT's attention is static, its spectra, and what each rank would lose."""
     from csa2glmha.analysis.command import analyze_file, describe_analysis
     from csa2glmha.report.quality import finite_values
 
