@@ -49,6 +49,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "learning_rate",
         "loss",
         "truth_weight",
+        "precision",
         "activation_checkpointing",
         "workers",
         "resume",
@@ -58,7 +59,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Export and timing": (
         "plain",
-        "precision",
         "io",
         "opset",
         "input_size",
