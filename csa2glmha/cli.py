@@ -18,12 +18,26 @@ import click
 from csa2glmha.ending import run_safely
 from csa2glmha.errors import UsageError
 from csa2glmha.help import SuggestingGroup
+from csa2glmha.hub import SCHEME, HubFile, local_file, parse_address
 from csa2glmha.options import ConvertOptions, make_options, read_recipe
 from csa2glmha.progress import is_first_process
 from csa2glmha.text import one_line, writable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Model = Path | HubFile
 EXISTING = click.Path(path_type=Path)
+
+
+class _ModelFile(click.Path):
+    """A path, or an address on the Hub, which is not downloaded before the options are known to be right."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and value.startswith(SCHEME):
+            return parse_address(value)
+        return super().convert(value, param, ctx)
+
+
+MODEL = _ModelFile(path_type=Path)
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -144,7 +158,7 @@ def given_only(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @cli.command(context_settings=CONTEXT, short_help="Compress a checkpoint: student, ONNX file, report.")
-@click.argument("checkpoint", type=EXISTING)
+@click.argument("checkpoint", type=MODEL)
 @settings(*RANKS, *BUDGETS)
 @click.option(
     "--latency",
@@ -162,7 +176,7 @@ def given_only(values: dict[str, Any]) -> dict[str, Any]:
 @click.option("-o", "--output", metavar="DIR", help="Output folder [default: CHECKPOINT-rankR].")
 @click.option("--overwrite", is_flag=True, help="Replace existing results.")
 def convert(
-    checkpoint: Path,
+    checkpoint: Model,
     recipe: Path | None,
     no_distill: bool,
     no_latency: bool,
@@ -183,26 +197,28 @@ def convert(
     values |= {"distill": False} if no_distill else {}
     values |= {"latency": False} if no_latency else {}
     values |= {"overwrite": True} if overwrite else {}
-    result = run_conversion(checkpoint, make_options(**values))
+    options = make_options(**values)
+    result = run_conversion(local_file(checkpoint), options)
     show(headline(result.report))
     show("")
     show_line(f"report: {result.output / 'report.html'}")
 
 
 @cli.command(context_settings=CONTEXT, short_help="Architecture and attention layers of a file.")
-@click.argument("checkpoint", type=EXISTING)
+@click.argument("checkpoint", type=MODEL)
 @settings(*RANKS, "input_size")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
+def inspect(checkpoint: Model, as_json: bool, **given: Any) -> None:
     """Show architecture, hyper-parameters and every attention layer of CHECKPOINT.
 
     For a teacher also what its layers would cost at --rank; of an ONNX file what it says of itself.
     """
     options = make_options(**given_only(given))
-    if checkpoint.suffix.lower() == ".onnx":
+    file = local_file(checkpoint)
+    if file.suffix.lower() == ".onnx":
         from csa2glmha.export.metadata import describe_onnx, inspect_onnx
 
-        onnx_file = inspect_onnx(checkpoint)
+        onnx_file = inspect_onnx(file)
         show(json.dumps(onnx_file, indent=2) if as_json else describe_onnx(onnx_file))
         return
     from csa2glmha.inspection import describe, inspect_model
@@ -212,12 +228,12 @@ def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
             f"--rank {options.rank}: inspect does not run the model, which these ranks follow from; give "
             "whole numbers, or use csa2glmha convert"
         )
-    found = inspect_model(checkpoint, options.ranks, options.input_size)
+    found = inspect_model(file, options.ranks, options.input_size)
     show(json.dumps(found, indent=2) if as_json else describe(found))
 
 
 @cli.command(context_settings=CONTEXT, short_help="Why low rank works for a checkpoint, and which.")
-@click.argument("checkpoint", type=EXISTING)
+@click.argument("checkpoint", type=MODEL)
 @settings(*DATA, "calibration_crops", "calibration_size", "device", "seed")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
@@ -226,7 +242,7 @@ def inspect(checkpoint: Path, as_json: bool, **given: Any) -> None:
 @click.option("--sensitivity", is_flag=True, help="Also measure what each layer's ranks cost; takes minutes.")
 @click.option("--overwrite", is_flag=True, help="Replace existing results.")
 def analyze(
-    checkpoint: Path,
+    checkpoint: Model,
     as_json: bool,
     output: Path | None,
     sensitivity: bool,
@@ -238,22 +254,22 @@ def analyze(
     from csa2glmha.report.quality import finite_values
 
     options = make_options(**given_only(given), overwrite=overwrite)
-    found = analyze_file(checkpoint, options, output, sensitivity)
+    found = analyze_file(local_file(checkpoint), options, output, sensitivity)
     show(json.dumps(finite_values(found), indent=2) if as_json else describe_analysis(found))
 
 
 @cli.command(context_settings=CONTEXT, short_help="Fine-tune a student further on your own images.")
-@click.argument("student", type=EXISTING)
-@click.option("--teacher", type=EXISTING, required=True, metavar="CKPT", help="The original checkpoint.")
+@click.argument("student", type=MODEL)
+@click.option("--teacher", type=MODEL, required=True, metavar="CKPT", help="The original checkpoint.")
 @settings(*DATA, *TRAINING, "device", "seed")
 @click.option("-o", "--output", type=EXISTING, metavar="FILE", help="New student file [STUDENT-distilled].")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-def distill(student: Path, teacher: Path, output: Path | None, overwrite: bool, **given: Any) -> None:
+def distill(student: Model, teacher: Model, output: Path | None, overwrite: bool, **given: Any) -> None:
     """Fine-tune STUDENT against its teacher on your own images."""
     from csa2glmha.pipeline import distill_file
 
     options = make_options(**given_only(given))
-    written, result = distill_file(student, teacher, output, overwrite, options)
+    written, result = distill_file(local_file(student), local_file(teacher), output, overwrite, options)
     if not is_first_process():
         return
     show_line(f"steps: {result.steps}")
@@ -262,10 +278,8 @@ def distill(student: Path, teacher: Path, output: Path | None, overwrite: bool, 
 
 
 @cli.command(context_settings=CONTEXT, short_help="Write a student or checkpoint as ONNX.")
-@click.argument("model", type=EXISTING, required=False)
-@click.option(
-    "--teacher", type=EXISTING, metavar="CKPT", help="In place of MODEL: an unconverted checkpoint."
-)
+@click.argument("model", type=MODEL, required=False)
+@click.option("--teacher", type=MODEL, metavar="CKPT", help="In place of MODEL: an unconverted checkpoint.")
 @click.option("-o", "--output", type=EXISTING, metavar="FILE", help="ONNX file [MODEL with .onnx].")
 @click.option("--plain", is_flag=True, help="As PyTorch's exporter does it, without rewrites, to compare.")
 @click.option("--precision", default="fp32", show_default=True, metavar="P", help="fp32, fp16 or int8.")
@@ -274,8 +288,8 @@ def distill(student: Path, teacher: Path, output: Path | None, overwrite: bool, 
 @settings(*DATA, "calibration_crops", "calibration_size", "input_size", "seed")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def export(
-    model: Path | None,
-    teacher: Path | None,
+    model: Model | None,
+    teacher: Model | None,
     output: Path | None,
     plain: bool,
     precision: str,
@@ -298,7 +312,7 @@ def export(
         raise UsageError(f"--io {io}: unknown; give fp32 or fp16")
     choices = ExportChoices(opset, plain, precision, io == "fp16", overwrite)
     options = make_options(**given_only(given))
-    result, loss = export_file(model or teacher or Path(), output, choices, options)
+    result, loss = export_file(local_file(model or teacher or Path()), output, choices, options)
     for size in result.parity:
         shape = " x ".join(map(str, size.shape))
         show_line(f"{shape}: largest difference {size.max_abs:.1e} ({size.relative:.1e} of the range)")
@@ -310,25 +324,27 @@ def export(
 
 
 @cli.command(context_settings=CONTEXT, short_help="PSNR and SSIM of any model on images.")
-@click.argument("model", type=EXISTING)
+@click.argument("model", type=MODEL)
 @settings(*DATA)
-@click.option("--teacher", type=EXISTING, metavar="CKPT", help="Also compare with this model's outputs.")
+@click.option("--teacher", type=MODEL, metavar="CKPT", help="Also compare with this model's outputs.")
 @click.option("--crop", type=int, metavar="N", help="Judge on the central square of this side only.")
 @settings("device", "seed")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, per image too.")
-def evaluate(model: Path, teacher: Path | None, crop: int | None, as_json: bool, **given: Any) -> None:
+def evaluate(model: Model, teacher: Model | None, crop: int | None, as_json: bool, **given: Any) -> None:
     """Measure PSNR and SSIM of MODEL (checkpoint, student or ONNX file) on images.
 
     ONNX files run on the CPU unless --device names a provider that ONNX Runtime has here, such as cuda.
     """
     from csa2glmha.evaluation import describe_evaluation, evaluate_file
 
-    found = evaluate_file(model, make_options(**given_only(given)), teacher, crop)
+    options = make_options(**given_only(given))
+    reference = None if teacher is None else local_file(teacher)
+    found = evaluate_file(local_file(model), options, reference, crop)
     show(json.dumps(found, indent=2) if as_json else describe_evaluation(found))
 
 
 @cli.command(context_settings=CONTEXT, short_help="Restore images, whole folders of them, of any size.")
-@click.argument("model", type=EXISTING)
+@click.argument("model", type=MODEL)
 @click.argument("images", type=EXISTING, nargs=-1, required=True)
 @click.option("-o", "--output", type=EXISTING, required=True, metavar="DIR", help="Folder of the results.")
 @click.option(
@@ -361,7 +377,7 @@ def evaluate(model: Path, teacher: Path | None, crop: int | None, as_json: bool,
 @click.option("--overwrite", is_flag=True, help="Replace existing results; never the inputs.")
 @click.option("--skip-existing", is_flag=True, help="Leave existing results and make the others.")
 def run(
-    model: Path,
+    model: Model,
     images: tuple[Path, ...],
     output: Path,
     tile: int | None,
@@ -385,7 +401,7 @@ def run(
     budget = None if memory is None else int(memory * 1e9)
     tiles = TileOptions(tile, overlap, tile_mode, budget)
     result = run_files(
-        model,
+        local_file(model),
         images,
         output,
         tiles=tiles,
@@ -402,7 +418,7 @@ def run(
 
 
 @cli.command(context_settings=CONTEXT, short_help="Time and memory of models, side by side.")
-@click.argument("models", type=EXISTING, nargs=-1, required=True)
+@click.argument("models", type=MODEL, nargs=-1, required=True)
 @click.option("--size", type=click.IntRange(8), metavar="N", help="Side of the input [default: 256].")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads [the runtimes' choice].")
 @click.option(
@@ -422,7 +438,7 @@ def run(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(
-    models: tuple[Path, ...],
+    models: tuple[Model, ...],
     size: int | None,
     threads: int | None,
     provider: str,
@@ -438,12 +454,12 @@ def bench(
     from csa2glmha.bench.rounds import Patience
 
     settings = Settings(None if size is None else (size, size), threads, provider)
-    found = run_bench(models, settings, Patience(seconds=seconds))
+    found = run_bench([local_file(model) for model in models], settings, Patience(seconds=seconds))
     show(json.dumps(found, indent=2) if as_json else describe_bench(found))
 
 
 @cli.command(context_settings=CONTEXT, short_help="Several ranks of one checkpoint, compared.")
-@click.argument("checkpoint", type=EXISTING)
+@click.argument("checkpoint", type=MODEL)
 @click.option(
     "--ranks",
     default="4,8,16,full",
@@ -463,7 +479,7 @@ def bench(
 @click.option("--overwrite", is_flag=True, help="Make points again that are there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def sweep(
-    checkpoint: Path,
+    checkpoint: Model,
     ranks: str,
     no_distill: bool,
     no_latency: bool,
@@ -481,8 +497,9 @@ def sweep(
 
     values = given_only(given) | ({"distill": False} if no_distill else {})
     points = parse_points(ranks, values)
-    output = output or Path(f"{checkpoint.stem}-sweep")
-    found = run_sweep(checkpoint, points, output, overwrite=overwrite, latency=not no_latency)
+    file = local_file(checkpoint)
+    output = output or Path(f"{file.stem}-sweep")
+    found = run_sweep(file, points, output, overwrite=overwrite, latency=not no_latency)
     show(json.dumps(found, indent=2) if as_json else describe_sweep(found))
     if not as_json:
         show("")

@@ -18,6 +18,7 @@ from csa2glmha.device import resolve_device
 from csa2glmha.errors import UsageError
 from csa2glmha.export.runtime import CPU_PROVIDER, OnnxModel, provider_name
 from csa2glmha.files import sha256_of
+from csa2glmha.hub import display_name
 from csa2glmha.models import RestorationModel
 from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import progress, say
@@ -135,7 +136,7 @@ def evaluate_file(
             f"{options.data}: no ground truth to compare with; give --teacher to compare with its outputs"
         )
     return {
-        "model": str(model),
+        "model": display_name(model),
         "data": None if options.data is None else str(options.data),
         "degradation": options.degrade,
         "seed": options.seed,

@@ -8,6 +8,7 @@ from typing import Any
 
 from csa2glmha.attention.layers import attention_layers, glmha_layers, replace_layers
 from csa2glmha.attention.ranks import Ranks, plan_layers
+from csa2glmha.hub import display_name
 from csa2glmha.report.complexity import count_complexity, format_macs, format_params
 from csa2glmha.report.document import render_table
 from csa2glmha.storage import load_model
@@ -28,7 +29,7 @@ def inspect_model(checkpoint: Path, ranks: Ranks, input_size: int) -> dict[str, 
     shapes = model.input_shapes(height, width)
     now = count_complexity(model, *shapes)
     found: dict[str, Any] = {
-        "file": str(checkpoint),
+        "file": display_name(checkpoint),
         "sha256": loaded.checkpoint.sha256,
         "kind": "student" if loaded.is_student else "teacher",
         "architecture": model.architecture,
@@ -40,7 +41,16 @@ def inspect_model(checkpoint: Path, ranks: Ranks, input_size: int) -> dict[str, 
         "flops": now.flops,
     }
     if loaded.is_student:
-        keep = ("tool_version", "teacher_sha256", "seed", "ranks", "task", "attention", "mask")
+        keep = (
+            "tool_version",
+            "teacher_sha256",
+            "teacher_source",
+            "seed",
+            "ranks",
+            "task",
+            "attention",
+            "mask",
+        )
         metadata = loaded.checkpoint.metadata
         found["student"] = {key: metadata[key] for key in keep if key in metadata}
         found["layers"] = [

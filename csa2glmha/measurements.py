@@ -16,6 +16,7 @@ from csa2glmha.bench.compare import FileTimings
 from csa2glmha.data.batches import Data
 from csa2glmha.distill.result import DistillResult
 from csa2glmha.export.onnx import ExportReport
+from csa2glmha.hub import source_of
 from csa2glmha.initialize import LayerFit
 from csa2glmha.options import ConvertOptions
 from csa2glmha.report.comparisons import Comparison
@@ -55,6 +56,7 @@ def build_report(measured: Measurements) -> dict[str, Any]:
     """Everything measured, as JSON values."""
     checkpoint, options, data = measured.teacher.checkpoint, measured.options, measured.data
     settings = options.model_dump(mode="json", exclude={"overwrite"})
+    source = source_of(checkpoint.path)
     report: dict[str, Any] = {
         "tool": f"csa2glmha {__version__}",
         "versions": {
@@ -68,6 +70,7 @@ def build_report(measured: Measurements) -> dict[str, Any]:
         "teacher": {
             "file": checkpoint.path.name,
             "sha256": checkpoint.sha256,
+            **({} if source is None else {"source": source}),
             "architecture": measured.teacher.model.architecture,
             "hyperparameters": measured.teacher.model.hyperparameters,
         },

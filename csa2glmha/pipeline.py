@@ -42,6 +42,7 @@ from csa2glmha.errors import ExportError, OutputError, UsageError
 from csa2glmha.export.metadata import onnx_metadata
 from csa2glmha.export.onnx import export_onnx
 from csa2glmha.files import atomic_path, ensure_writable, prepare_output_dir, sha256_of
+from csa2glmha.hub import beside, local_file, teacher_source
 from csa2glmha.initialize import initialise_student
 from csa2glmha.measurements import Measurements, build_report
 from csa2glmha.models import RestorationModel
@@ -81,7 +82,8 @@ def convert(checkpoint: str | Path, **options: Any) -> Conversion:
     """Compress a trained channel-attention model.
 
     Args:
-        checkpoint: .pth, .pt, .ckpt or .safetensors of a supported network.
+        checkpoint: .pth, .pt, .ckpt or .safetensors of a supported network; a path, or an address on the
+            Hugging Face Hub such as "hf://owner/name/file.pth".
         **options: fields of :class:`csa2glmha.options.ConvertOptions`, e.g. ``rank=8``, ``data="photos"``,
             ``degrade="noise:25"``, ``output="folder"``.
 
@@ -91,7 +93,8 @@ def convert(checkpoint: str | Path, **options: Any) -> Conversion:
     Raises:
         Csa2GlmhaError: one of its subclasses; the message says what to do.
     """
-    return run_conversion(Path(checkpoint), make_options(**options))
+    settings = make_options(**options)
+    return run_conversion(local_file(checkpoint), settings)
 
 
 def run_conversion(
@@ -232,7 +235,10 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         baselines=compared,
     )
     metadata = student_metadata(
-        student, loaded.checkpoint.sha256, options.seed, provenance(options, options.mask)
+        student,
+        loaded.checkpoint.sha256,
+        options.seed,
+        provenance(options, options.mask) | teacher_source(checkpoint),
     )
     save_student(output / STUDENT_FILE, student, metadata)
     for name in OUTPUT_FILES:
@@ -381,7 +387,7 @@ def distill_file(
     Raises:
         Csa2GlmhaError: a file is unusable, or the teacher is not the student's.
     """
-    output = output or student.with_name(f"{student.stem}-distilled.safetensors")
+    output = output or beside(student, f"{student.stem}-distilled.safetensors")
     with resumable(_beside(output, STATE_FOLDER)):
         return output, _distill_file(student, teacher, output, overwrite, options)
 

@@ -8,6 +8,7 @@ A student file is safetensors; its metadata says how to rebuild the network:
     hyperparameters   JSON, of the architecture
     layers            JSON, layer name to GLMHAConfig
     teacher_sha256    of the checkpoint it was made from
+    teacher_source    address of that on the Hugging Face Hub, with the commit, if it came from there
     tool_version, seed, ranks, task
 """
 
@@ -25,6 +26,7 @@ from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.attention.layers import glmha_layers, replace_layers
 from csa2glmha.checkpoint import Checkpoint, read_checkpoint, write_safetensors
 from csa2glmha.errors import CheckpointError
+from csa2glmha.hub import local_file
 from csa2glmha.models import RestorationModel, build, build_from_state
 from csa2glmha.models.registry import load_strictly
 
@@ -53,7 +55,8 @@ def load(path: str | Path) -> RestorationModel:
     """Load a teacher's checkpoint or a student file.
 
     Args:
-        path: .pth, .pt, .ckpt or .safetensors.
+        path: .pth, .pt, .ckpt or .safetensors; or an address on the Hugging Face Hub such as
+            "hf://owner/name/file.pth".
 
     Returns:
         The network in eval mode, float32, on the CPU.
@@ -61,7 +64,7 @@ def load(path: str | Path) -> RestorationModel:
     Raises:
         CheckpointError: the file cannot be read, or is of no supported architecture.
     """
-    return load_model(path).model
+    return load_model(local_file(path)).model
 
 
 def load_model(path: str | Path) -> LoadedModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from csa2glmha.data.batches import Inputs
 from csa2glmha.models.restormer import Restormer
+from tests.hub_server import Hub, serve
 
 # Networks this small are slower on several threads, and one thread adds up in one order.
 torch.set_num_threads(1)
@@ -88,3 +89,19 @@ def make_restormer() -> MakeRestormer:
 def tiny_restormer() -> Restormer:
     """One of them, for colour images."""
     return _tiny_restormer()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A stand-in for the Hugging Face Hub, with a cache of its own and nobody logged in."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # Its own protocol for uploads; Git LFS, which it falls back to, is what the stand-in speaks.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with serve() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        yield server

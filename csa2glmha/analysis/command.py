@@ -16,6 +16,7 @@ from csa2glmha.data.open import open_data
 from csa2glmha.device import resolve_device
 from csa2glmha.errors import UsageError
 from csa2glmha.files import atomic_path, prepare_output_dir
+from csa2glmha.hub import display_name
 from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import say
 from csa2glmha.report.document import render_table
@@ -70,7 +71,7 @@ def analyze_file(
     inputs = data.calibration(options.calibration_size, options.calibration_crops, options.seed)
     teacher.to(device).requires_grad_(False)
     found: dict[str, Any] = {
-        "file": str(checkpoint),
+        "file": display_name(checkpoint),
         "sha256": loaded.checkpoint.sha256,
         "architecture": teacher.architecture,
         "data": {

@@ -15,6 +15,7 @@ import torch
 from csa2glmha.bench.candidates import Candidate, Settings, open_candidates
 from csa2glmha.bench.memory import measure_apart
 from csa2glmha.bench.rounds import Patience, time_in_turns
+from csa2glmha.hub import display_name
 from csa2glmha.progress import manual_progress, progress, say
 from csa2glmha.report.document import render_table
 
@@ -51,7 +52,7 @@ def run_bench(paths: Sequence[Path], settings: Settings, patience: Patience) -> 
         "converged": timings.converged,
         "models": [
             {
-                "file": str(candidate.path),
+                "file": display_name(candidate.path),
                 "runtime": candidate.runtime,
                 "input_shapes": [list(shape) for shape in candidate.shapes],
                 "ms": {"median": latency.median_ms, "low": latency.low_ms, "high": latency.high_ms},

@@ -17,6 +17,7 @@ from csa2glmha.export.quantize import quantize
 from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.export.translate import LOWEST_OPSET
 from csa2glmha.files import atomic_path, ensure_writable
+from csa2glmha.hub import beside
 from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import say
 from csa2glmha.report.evaluate import judge, restore
@@ -164,7 +165,7 @@ def _output_file(model: Path, output: Path | None) -> Path:
     """The file to write, which no reader takes for something else, and which is not the model itself."""
     if output is not None and output.suffix.lower() != ".onnx":
         raise UsageError(f"-o {output}: run, evaluate and bench know ONNX files by the suffix .onnx; add it")
-    output = output or model.with_suffix(".onnx")
+    output = output or beside(model, f"{model.stem}.onnx")
     if output.exists() and output.samefile(model):
         raise UsageError(f"-o {output}: is the model itself, which is never replaced; give another name")
     return output

@@ -11,6 +11,7 @@ import onnx
 
 from csa2glmha import __version__
 from csa2glmha.errors import CheckpointError
+from csa2glmha.hub import repository_of, source_of, teacher_source
 from csa2glmha.storage import STUDENT_FILE, LoadedModel
 from csa2glmha.text import one_line
 
@@ -18,7 +19,16 @@ LICENSE_NOTE = (
     "The weights derive from the checkpoint whose SHA-256 is teacher_sha256; "
     "its license applies to this file."
 )
-_FROM_STUDENT = ("ranks", "task", "attention", "mask", "mask_sha256", "teacher_sha256", "seed")
+_FROM_STUDENT = (
+    "ranks",
+    "task",
+    "attention",
+    "mask",
+    "mask_sha256",
+    "teacher_sha256",
+    "teacher_source",
+    "seed",
+)
 
 
 def onnx_metadata(
@@ -45,11 +55,14 @@ def onnx_metadata(
 def metadata_of(loaded: LoadedModel) -> dict[str, str]:
     """The metadata of a loaded file's export."""
     checkpoint, model = loaded.checkpoint, loaded.model
-    provenance = checkpoint.metadata if loaded.is_student else {"teacher_sha256": checkpoint.sha256}
+    own = {"teacher_sha256": checkpoint.sha256} | teacher_source(checkpoint.path)
+    provenance = checkpoint.metadata if loaded.is_student else own
     name = checkpoint.path.stem
     if checkpoint.path.name == STUDENT_FILE:
         # All conversions call it that; the ONNX file that they write has the name of the folder, too.
-        name = checkpoint.path.resolve().parent.name or name
+        source = source_of(checkpoint.path)
+        folder = checkpoint.path.resolve().parent.name if source is None else repository_of(source)
+        name = folder.rpartition("/")[2] or name
     return onnx_metadata(name, model.architecture, model.hyperparameters, provenance)
 
 

@@ -185,6 +185,7 @@ def markdown(report: dict[str, Any]) -> str:
         "## How this was made",
         "",
         f"- teacher SHA-256: `{teacher['sha256']}`",
+        *([f"- teacher from: {markdown_text(teacher['source'])}"] if "source" in teacher else []),
         f"- seed {report['seed']}, {report['threads']} threads, "
         + ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         "- seconds: " + ", ".join(f"{stage} {value}" for stage, value in report["seconds"].items()),

@@ -77,7 +77,7 @@ def making_section(report: dict[str, Any]) -> Markup:
         ("made by", f"{report['tool']} on {report['device']}, {report['threads']} threads"),
         ("versions", versions),
         ("seed", str(report["seed"])),
-        ("teacher", teacher["file"]),
+        ("teacher", teacher.get("source", teacher["file"])),
         ("SHA-256", teacher["sha256"]),
         ("seconds", ", ".join(f"{stage} {value}" for stage, value in report["seconds"].items())),
         ("hyper-parameters", json.dumps(teacher["hyperparameters"])),
