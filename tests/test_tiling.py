@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from csa2glmha.attention import Ranks, attention_layers, glmha_layers, plan_layers, replace_layers
 from csa2glmha.data.cassi import shifted_mask
-from csa2glmha.errors import UsageError
+from csa2glmha.errors import Csa2GlmhaError, UsageError
 from csa2glmha.models import RestorationModel, build
 from csa2glmha.models.base import reflect_pad_to_multiple, run
 from csa2glmha.models.mst import MST
+from csa2glmha.models.restormer import TransformerBlock
 from csa2glmha.tiling.grid import divide, divide_axis, spread
 from csa2glmha.tiling.lockstep import lockstep
 from csa2glmha.tiling.memory import OVERHEAD, OVERHEAD_BYTES, tile_needs, whole_needs
@@ -139,6 +140,32 @@ def test_padding_counts_as_in_the_whole_image() -> None:
         whole = model(image)
         shared = restore_globally(model, (padded,), tiles, tiles)[..., :197, :203]
     assert error(shared, whole) < 1e-4
+
+
+class OtherBlock(nn.Module):
+    """What Restormer's block does, under a name that the tiles do not know."""
+
+    def __init__(self, block: TransformerBlock) -> None:
+        super().__init__()
+        self.norm1, self.attn = block.norm1, block.attn
+        self.norm2, self.ffn = block.norm2, block.ffn
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.ffn(self.norm2(x))
+
+
+def test_a_layer_that_makes_no_map_of_the_image_is_an_error_that_names_it() -> None:
+    model = network("restormer")
+    block = model.get_submodule("latent.0")
+    assert isinstance(block, TransformerBlock)
+    model.set_submodule("latent.0", OtherBlock(block))
+    inputs = scene(model, 64, 64)
+    tiles = divide(64, 64, 48, 16, model.size_multiple)
+    with pytest.raises(
+        Csa2GlmhaError, match=r"1 of 8 attention layers .* latent\.0\.attn.*--tile-mode plain"
+    ):
+        restore_globally(model, inputs, tiles, tiles)
 
 
 def test_the_network_is_given_back_as_it_was() -> None:

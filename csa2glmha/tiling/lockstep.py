@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from csa2glmha.errors import Csa2GlmhaError
 from csa2glmha.models.base import RestorationModel
 from csa2glmha.models.restormer import TransformerBlock
 from csa2glmha.models.spectral_blocks import SpectralBlocks
@@ -30,11 +31,26 @@ class SharedMaps:
         tiles: those in the batch, whose cores the maps are being made from; None: the maps are there.
         matrices: the maps by the ``id`` of their layer.
         on_layer: called after each map that was made.
+        layers: the names of all layers that are to make one, by their ``id``.
     """
 
     tiles: Sequence[Tile] | None = None
     matrices: dict[int, Tensor] = field(default_factory=dict)
     on_layer: Callable[[], object] | None = None
+    layers: dict[int, str] = field(default_factory=dict)
+
+    def check_complete(self) -> None:
+        """Make sure that no layer took the map of a single tile, without a word.
+
+        Raises:
+            Csa2GlmhaError: names the first layer that made no map of the image.
+        """
+        missing = [name for key, name in self.layers.items() if key not in self.matrices]
+        if missing:
+            raise Csa2GlmhaError(
+                f"{len(missing)} of {len(self.layers)} attention layers made no map of the whole image, "
+                f"first {missing[0]}: tiles of this network cannot share maps; use --tile-mode plain"
+            )
 
     def attend(self, layer: SplitAttention, x: Tensor, arguments: Callable[[int], tuple[Any, ...]]) -> Tensor:
         """x (tiles, C, H, W) plus the layer's output; ``arguments`` gives those of its call for one tile."""
@@ -70,8 +86,9 @@ def lockstep(model: RestorationModel) -> Iterator[SharedMaps]:
         Where to set the tiles before a batch of them, and ``tiles = None`` before running others by the
         maps that this has made.
     """
-    maps = SharedMaps()
     split = split_layers(model)
+    names = {id(split[id(module)]): name for name, module in model.named_modules() if id(module) in split}
+    maps = SharedMaps(layers=names)
     replaced = []
     for name, module in _parts(model, split):
         replaced.append((name, module))

@@ -72,10 +72,14 @@ def restore_globally(
 
     Returns:
         (1, C', H, W) on the CPU.
+
+    Raises:
+        Csa2GlmhaError: an attention layer took part in the first pass without making its map.
     """
     with lockstep(model) as maps:
         maps.tiles, maps.on_layer = sample, on_layer
         output = run(model, batch_of(inputs, sample))
+        maps.check_complete()
         if set(sample) == set(tiles):
             result = torch.empty(1, output.shape[1], *inputs[0].shape[-2:])
             for index, tile in enumerate(sample):
