@@ -9,6 +9,7 @@ A student file is safetensors; its metadata says how to rebuild the network:
     layers            JSON, layer name to GLMHAConfig
     teacher_sha256    of the checkpoint it was made from
     teacher_source    address of that on the Hugging Face Hub, with the commit, if it came from there
+    teacher_weights   what they are called in it, where it holds several
     tool_version, seed, ranks, task
 """
 
@@ -22,17 +23,18 @@ from pathlib import Path
 import torch
 
 from csa2glmha import __version__
-from csa2glmha.attention.glmha import GLMHAConfig
-from csa2glmha.attention.layers import glmha_layers, replace_layers
-from csa2glmha.checkpoint import Checkpoint, read_checkpoint, write_safetensors
+from csa2glmha.attention.layers import attention_layers, glmha_layers, replace_layers
+from csa2glmha.attention.reading import read_config
+from csa2glmha.checkpoint import STUDENT_FORMAT, Checkpoint, read_checkpoint, write_safetensors
 from csa2glmha.errors import CheckpointError
 from csa2glmha.hub import local_file
 from csa2glmha.models import RestorationModel, build, build_from_state
+from csa2glmha.models.hyperparameters import check_hyperparameters
 from csa2glmha.models.registry import load_strictly
+from csa2glmha.text import quoted, shown
 
 #: What a conversion calls it, in the folder that has the student's own name.
 STUDENT_FILE = "student.safetensors"
-STUDENT_FORMAT = "csa2glmha-student"
 FORMAT_VERSION = 1
 
 
@@ -51,25 +53,27 @@ class LoadedModel:
     is_student: bool
 
 
-def load(path: str | Path) -> RestorationModel:
+def load(path: str | Path, weights: str | None = None) -> RestorationModel:
     """Load a teacher's checkpoint or a student file.
 
     Args:
         path: .pth, .pt, .ckpt or .safetensors; or an address on the Hugging Face Hub such as
             "hf://owner/name/file.pth".
+        weights: which to take of a file that holds several, such as "state_dict_ema"; None: averaged ones.
 
     Returns:
         The network in eval mode, float32, on the CPU.
 
     Raises:
         CheckpointError: the file cannot be read, or is of no supported architecture.
+        UsageError: the file holds nothing that is called as ``weights``.
     """
-    return load_model(local_file(path)).model
+    return load_model(local_file(path), weights).model
 
 
-def load_model(path: str | Path) -> LoadedModel:
+def load_model(path: str | Path, weights: str | None = None) -> LoadedModel:
     """As :func:`load`, with what the file says about itself."""
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, weights)
     if checkpoint.metadata.get("format") == STUDENT_FORMAT:
         return LoadedModel(_build_student(checkpoint), checkpoint, True)
     return LoadedModel(build_from_state(checkpoint.state_dict, str(path)), checkpoint, False)
@@ -77,23 +81,39 @@ def load_model(path: str | Path) -> LoadedModel:
 
 def _build_student(checkpoint: Checkpoint) -> RestorationModel:
     metadata, source = checkpoint.metadata, str(checkpoint.path)
-    version = metadata.get("format_version", "")
+    version = shown(metadata.get("format_version", ""))
     if version != str(FORMAT_VERSION):
         raise CheckpointError(
-            f"{source}: student format {version or 'unknown'} is not {FORMAT_VERSION}, which this "
+            f"{shown(source)}: student format {version or 'unknown'} is not {FORMAT_VERSION}, which this "
             f"csa2glmha {__version__} reads; convert the teacher again, or install a matching version"
         )
     try:
         with torch.device("meta"):
-            model = build(metadata["architecture"], json.loads(metadata["hyperparameters"]))
-            configs = {name: GLMHAConfig(**config) for name, config in json.loads(metadata["layers"]).items()}
-            replace_layers(model, configs)
+            model = _described_network(metadata, len(checkpoint.state_dict))
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(
-            f"{source}: damaged student metadata ({error!r}); convert the teacher again"
+            f"{shown(source)}: damaged student metadata ({quoted(error, 300)}); convert the teacher again"
         ) from error
     load_strictly(model, checkpoint.state_dict, source)
     return model.eval()
+
+
+def _described_network(metadata: Mapping[str, str], tensors: int) -> RestorationModel:
+    """The network that the metadata of a student describe, without its weights."""
+    name = metadata["architecture"]
+    values = json.loads(metadata["hyperparameters"])
+    model = build(name, check_hyperparameters(name, values, tensors))
+    layers = attention_layers(model)
+    configs = {}
+    for layer, value in json.loads(metadata["layers"]).items():
+        if layer not in layers:
+            raise ValueError(f"layer {layer!r}: the network has no such attention")
+        try:
+            configs[layer] = read_config(value, layers[layer].form)
+        except ValueError as error:
+            raise ValueError(f"layer {layer!r}: {error}") from None
+    replace_layers(model, configs)
+    return model
 
 
 def student_metadata(

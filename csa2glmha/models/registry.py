@@ -17,6 +17,9 @@ from torch import Tensor
 from csa2glmha.errors import CheckpointError
 from csa2glmha.models import mst, mst_plus_plus, restormer
 from csa2glmha.models.base import RestorationModel
+from csa2glmha.models.hyperparameters import check_hyperparameters
+from csa2glmha.models.variants import describe_variant
+from csa2glmha.text import quoted, shown
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,15 @@ def recognise(state: Mapping[str, Tensor], source: str) -> str:
     Raises:
         CheckpointError: it is none of the known ones; names the closest and the first keys that differ.
     """
+    variant = describe_variant(state)
+    if variant is not None:
+        raise CheckpointError(
+            f"{shown(source)}: is {variant}, which is not supported. Supported: {', '.join(ARCHITECTURES)}"
+        )
     for name, architecture in ARCHITECTURES.items():
         if all(key in state for key in architecture.signature):
             return name
-    score = {
-        name: sum(key in state for key in architecture.signature) / len(architecture.signature)
-        for name, architecture in ARCHITECTURES.items()
-    }
+    score = {name: _share_of(architecture, state) for name, architecture in ARCHITECTURES.items()}
     closest = max(score, key=lambda name: score[name])
     signature = ARCHITECTURES[closest].signature
     missing = [key for key in signature if key not in state]
@@ -100,9 +105,19 @@ def recognise(state: Mapping[str, Tensor], source: str) -> str:
     else:
         hint = f"it has no key of theirs ({closest}, for one, would have {_quote(missing)})"
     raise CheckpointError(
-        f"{source}: not a supported architecture: {hint}; "
+        f"{shown(source)}: not a supported architecture: {hint}; "
         f"its first keys are {_quote(list(state))}. Supported: {', '.join(ARCHITECTURES)}"
     )
+
+
+def likeness(state: Mapping[str, Tensor]) -> float:
+    """How much of what the most similar architecture is known by is in a state dict, 0 to 1."""
+    return max(_share_of(architecture, state) for architecture in ARCHITECTURES.values())
+
+
+def _share_of(architecture: Architecture, state: Mapping[str, Tensor]) -> float:
+    signature = architecture.signature
+    return sum(key in state for key in signature) / len(signature)
 
 
 def build(name: str, hyperparameters: Mapping[str, Any]) -> RestorationModel:
@@ -121,12 +136,15 @@ def build_from_state(state: Mapping[str, Tensor], source: str) -> RestorationMod
     """
     name = recognise(state, source)
     try:
-        hyperparameters = ARCHITECTURES[name].hyperparameters_from(state)
+        hyperparameters = check_hyperparameters(
+            name, ARCHITECTURES[name].hyperparameters_from(state), len(state)
+        )
         with torch.device("meta"):
             model = build(name, hyperparameters)
-    except (KeyError, ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
+    except (LookupError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(
-            f"{source}: looks like {name}, but its hyper-parameters cannot be read from it ({error!r})"
+            f"{shown(source)}: looks like {name}, but its hyper-parameters cannot be read from it "
+            f"({quoted(error)})"
         ) from error
     load_strictly(model, state, f"{source} ({name})")
     return model
@@ -146,24 +164,25 @@ def load_strictly(model: RestorationModel, state: Mapping[str, Tensor], source: 
         if missing:
             parts.append(f"{len(missing)} missing: {_quote(missing)}")
         if extra:
-            near = difflib.get_close_matches(extra[0], missing, n=1)
+            # Its time grows with the length of names and their number.
+            near = difflib.get_close_matches(extra[0][:200], missing[:1000], n=1)
             parts.append(
                 f"{len(extra)} unexpected: {_quote(extra)}" + (f" (meant {near[0]}?)" if near else "")
             )
-        raise CheckpointError(f"{source}: keys do not fit: {'; '.join(parts)}")
+        raise CheckpointError(f"{shown(source)}: keys do not fit: {'; '.join(parts)}")
     wrong = [key for key in wanted if wanted[key].shape != state[key].shape]
     if wrong:
         key = wrong[0]
         raise CheckpointError(
-            f"{source}: {len(wrong)} tensors have an unexpected shape, first {key}: "
+            f"{shown(source)}: {len(wrong)} tensors have an unexpected shape, first {key}: "
             f"{tuple(state[key].shape)} where {tuple(wanted[key].shape)} is expected"
         )
     integers = [key for key in wanted if wanted[key].is_floating_point() > state[key].is_floating_point()]
     if integers:
         kind = str(state[integers[0]].dtype).removeprefix("torch.")
         raise CheckpointError(
-            f"{source}: {len(integers)} tensors hold no floating-point numbers, first {integers[0]}: {kind}; "
-            "give the checkpoint from before quantisation"
+            f"{shown(source)}: {len(integers)} tensors hold no floating-point numbers, first {integers[0]}: "
+            f"{kind}; give the checkpoint from before quantisation"
         )
     model.load_state_dict(dict(state), assign=True)
     for parameter in model.parameters():
@@ -171,5 +190,6 @@ def load_strictly(model: RestorationModel, state: Mapping[str, Tensor], source: 
 
 
 def _quote(keys: list[str], limit: int = 3) -> str:
-    shown = ", ".join(keys[:limit])
-    return shown + (f", ... ({len(keys)} in all)" if len(keys) > limit else "")
+    return ", ".join(shown(key) for key in keys[:limit]) + (
+        f", ... ({len(keys)} in all)" if len(keys) > limit else ""
+    )
