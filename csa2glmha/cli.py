@@ -117,6 +117,7 @@ METAVARS = {
     "attention": "FORM",
     "data": "DIR",
     "targets": "DIR",
+    "pair": "IN=TARGET",
     "degrade": "SPEC",
     "mask": "FILE",
     "mat_key": "NAME",
@@ -132,7 +133,7 @@ METAVARS = {
 }
 RANKS = ("rank", "rank_q", "rank_k", "rank_v", "rank_pos")
 BUDGETS = ("macs", "params", "max_drop")
-DATA = ("data", "targets", "degrade", "mask", "mat_key")
+DATA = ("data", "targets", "pair", "degrade", "mask", "mat_key")
 TRAINING = (
     "distill_steps",
     "distill_minutes",

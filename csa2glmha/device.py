@@ -16,6 +16,15 @@ _CGROUP_LIMITS = (
 )
 
 
+def total_memory() -> int:
+    """Bytes of memory that this machine has, or its container may use."""
+    found = [int(psutil.virtual_memory().total)]
+    for limit, _ in _CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(Path(limit).read_text()))
+    return min(found)
+
+
 def free_memory() -> int:
     """Bytes of main memory that can still be had, within the limit of the container."""
     found = [int(psutil.virtual_memory().available)]

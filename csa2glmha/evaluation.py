@@ -99,7 +99,7 @@ def evaluate_file(
 
     Args:
         model: checkpoint, student or ONNX file.
-        options: of them data, targets, degrade, mask, mat_key, device and seed.
+        options: of them data, targets, pair, degrade, mask, mat_key, device and seed.
         teacher: also compare with this model's outputs.
         crop: judge on the central square of this side; None takes whole images.
 
@@ -187,7 +187,7 @@ def _images(
         images: Any = MemoryImages(bundled_images(model.channels))
         say(f"no --data: judging on {len(images)} photographs bundled with scikit-image")
     else:
-        images, notes = open_inputs(data, model.channels, targets, model.bands, options.mat_key)
+        images, notes = open_inputs(data, model.channels, targets, model.bands, options.mat_key, options.pair)
         for note in notes:
             say(note)
     return _Lazy(

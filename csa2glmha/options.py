@@ -73,6 +73,11 @@ class ConvertOptions(BaseModel):
     targets: FilePath | None = Field(
         None, description="Folder of their ground truth, paired by file name; for MST++ cubes."
     )
+    pair: str | None = Field(
+        None,
+        description="How names of --data and --targets differ, where that is not seen by itself: "
+        "'{}_in={}_gt', many to one '{}_*={}', of folders blur=sharp.",
+    )
     degrade: str | None = Field(
         None, description="Make inputs of clean images: noise:25, blur:1-2+noise:5, motion:15, jpeg:40, none."
     )
@@ -222,6 +227,14 @@ def make_options(**values: Any) -> ConvertOptions:
         raise UsageError("--distill-steps and --distill-minutes exclude each other: give one of them")
     if options.targets is not None and options.data is None:
         raise UsageError("--targets needs --data: the folder of the inputs that the targets belong to")
+    if options.pair is not None:
+        from csa2glmha.data.pairing import parse_pattern  # not at the top, as above
+
+        parse_pattern(options.pair)
+        if options.targets is None:
+            raise UsageError(
+                f"--pair {options.pair}: says how inputs and --targets belong together; add those"
+            )
     if options.targets is not None and options.degrade is not None:
         raise UsageError("--targets and --degrade exclude each other: paired inputs are degraded already")
     return options

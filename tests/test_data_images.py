@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from csa2glmha.data import images as module
-from csa2glmha.data.images import ImageSet, MemoryImages, bundled_images, read_image, write_image
+from csa2glmha.data import image_set as module
+from csa2glmha.data.image_set import ImageSet
+from csa2glmha.data.images import MemoryImages, bundled_images, read_image, write_image
 from csa2glmha.errors import DataError, OutputError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
@@ -289,7 +290,7 @@ def test_no_pair_at_all(tmp_path):
     encode(tmp_path / "in/a.png", RGB)
     encode(tmp_path / "out/b.png", RGB)
     with pytest.raises(
-        DataError, match=r"with a target in .*out.*1 file skipped \(1 no target of that name\)"
+        DataError, match=r"with a target in .*out.*for 'a.png' a target 'a' was looked for.*'b.png'.*--pair"
     ):
         ImageSet.find(tmp_path / "in", 3, tmp_path / "out")
     with pytest.raises(DataError, match="nowhere"):
@@ -304,7 +305,7 @@ def test_cache_keeps_to_its_budget_and_changes_nothing(tmp_path, monkeypatch):
     uncached = ImageSet.find(tmp_path, 3, cache_bytes=0)
     decoded = []
     monkeypatch.setattr(
-        module, "_decode", lambda path, decode=module._decode: decoded.append(path.name) or decode(path)
+        module, "decode", lambda path, decode=module.decode: decoded.append(path.name) or decode(path)
     )
     read = [found.read(i)[1] for i in range(4)]
     # 8-bit files take a byte a sample, so exactly two of four fit.

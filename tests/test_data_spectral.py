@@ -19,7 +19,8 @@ from csa2glmha.data.cassi import (
     shifted_mask,
     windows,
 )
-from csa2glmha.data.images import ImageSet, MemoryImages, write_image
+from csa2glmha.data.image_set import ImageSet
+from csa2glmha.data.images import MemoryImages, write_image
 from csa2glmha.data.spectral import (
     CubeSet,
     SpectralPairs,

@@ -20,8 +20,9 @@ from csa2glmha.data.cassi import (
 )
 from csa2glmha.data.crops import ImageSource, augment, random_crop
 from csa2glmha.data.folders import list_files
-from csa2glmha.data.images import ImageSet, MemoryImages, bundled_images
-from csa2glmha.data.sources import bundled_source, skipped_note, split
+from csa2glmha.data.image_set import ImageSet, skipped_note
+from csa2glmha.data.images import MemoryImages, bundled_images
+from csa2glmha.data.sources import bundled_source, split
 from csa2glmha.data.spectral import CubeSet, SyntheticSpectra
 from csa2glmha.errors import DataError, UsageError
 from csa2glmha.models.mst import DISPERSION
@@ -293,7 +294,7 @@ def open_scenes(
     kind = folder_kind(folder, mat_key)
     if kind == "images":
         images = ImageSet.find(folder, 3)
-        notes += skipped_note(folder, images.skipped, images.describe_skipped())
+        notes += images.notes(folder)
         notes += (f"{folder} holds images: synthetic spectra are made of them",)
         return SyntheticSpectra(images, bands), aperture, False, f"synthetic spectra of {folder}", notes
     if kind == "cubes":

@@ -1,16 +1,20 @@
-"""Listing the files of a folder, and pairing them by name."""
+"""Listing the files of a folder."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from csa2glmha.errors import DataError
 
+Files = list[tuple[str, Path]]
 
-def list_files(folder: Path, suffixes: Collection[str], what: str, wanted: str) -> list[tuple[str, Path]]:
+
+def list_files(folder: Path, suffixes: Collection[str], what: str, wanted: str) -> Files:
     """List the files below a folder as (path inside it with ``/``, path), sorted.
+
+    Folders that are linked into it are searched too, each folder once.
 
     Args:
         folder: searched through, subfolders too.
@@ -20,8 +24,26 @@ def list_files(folder: Path, suffixes: Collection[str], what: str, wanted: str) 
     Raises:
         DataError: it is no folder, or cannot be listed.
     """
+    return list_with_foreign(folder, suffixes, {}, what, wanted)[0]
+
+
+def list_with_foreign(
+    folder: Path, suffixes: Collection[str], foreign: Mapping[str, str], what: str, wanted: str
+) -> tuple[Files, list[tuple[Path, str]]]:
+    """As :func:`list_files`, and the files of formats that are not read, each with the reason.
+
+    ``foreign`` has the names of these formats by suffix, lower case, with the dot.
+    """
     check_folder(folder, what, wanted)
-    return sorted((path.relative_to(folder).as_posix(), path) for path in _walk(folder, suffixes))
+    paths = sorted((path.relative_to(folder).as_posix(), path) for path in _walk(folder))
+    found, left_out = [], []
+    for name, path in paths:
+        suffix = path.suffix.lower()
+        if suffix in suffixes:
+            found.append((name, path))
+        elif suffix in foreign:
+            left_out.append((path, f"{foreign[suffix]} is not read"))
+    return found, left_out
 
 
 def check_folder(folder: Path, what: str, wanted: str) -> None:
@@ -31,14 +53,30 @@ def check_folder(folder: Path, what: str, wanted: str) -> None:
         raise DataError(f"{what} {str(folder)!r} {problem}; give a folder with {wanted}")
 
 
-def _walk(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+def stem(name: str) -> str:
+    """A name without its suffix: what pairs two files."""
+    return name.rpartition(".")[0]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files: those of real folders first, so that a folder which is also linked keeps its own name."""
+    root, seen, links = folder.resolve(), set[Path](), [folder]
+
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot list folder {error.filename!r}: {error.strerror}; check its permissions")
 
-    for parent, _, names in os.walk(folder, onerror=refuse):
-        yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in suffixes)
-
-
-def stem(name: str) -> str:
-    """What pairs two files: the path inside the folder without the suffix."""
-    return name.rpartition(".")[0]
+    while links:
+        start = links.pop(0)
+        # A link to a folder that holds this one would bring in all that lies around it.
+        if start != folder and root.is_relative_to(start.resolve()):
+            continue
+        for parent, folders, names in os.walk(start, onerror=refuse):
+            place = Path(parent).resolve()
+            if place in seen:
+                folders.clear()
+                continue
+            seen.add(place)
+            yield from (Path(parent, name) for name in names)
+            linked = sorted(name for name in folders if Path(parent, name).is_symlink())
+            links += [Path(parent, name) for name in linked]
+            folders[:] = sorted(set(folders) - set(linked))

@@ -17,7 +17,8 @@ def open_data(model: RestorationModel, options: ConvertOptions) -> Data:
 
     Args:
         model: the teacher.
-        options: of them data, targets, degrade, mask, mat_key, input_size, crop, calibration_size and seed.
+        options: of them data, targets, pair, degrade, mask, mat_key, input_size, crop, calibration_size
+            and seed.
 
     Raises:
         DataError, UsageError: nothing usable, or an option that this network has no use for.
@@ -33,6 +34,7 @@ def open_data(model: RestorationModel, options: ConvertOptions) -> Data:
         options.seed,
         model.out_channels,
         options.mat_key,
+        options.pair,
     )
 
 

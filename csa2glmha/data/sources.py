@@ -11,9 +11,11 @@ from torch import Tensor
 from csa2glmha.data.batches import Example, Inputs
 from csa2glmha.data.crops import ImageSource, TrainingCrops, calibration_crops
 from csa2glmha.data.degrade import Degradation, parse_degradation
-from csa2glmha.data.images import ImageSet, MemoryImages, bundled_images
+from csa2glmha.data.image_set import ImageSet, skipped_note
+from csa2glmha.data.images import MemoryImages, bundled_images
 from csa2glmha.data.spectral import CubeSet, SpectralPairs
 from csa2glmha.errors import DataError
+from csa2glmha.report.quality import SSIM_WINDOW
 
 #: Channels of gray and colour images, and of pairs of colour images.
 IMAGE_CHANNELS = (1, 3, 6)
@@ -170,21 +172,26 @@ def _centre(image: Tensor, size: int | None) -> Tensor:
 
 
 def open_images(
-    folder: Path, channels: int, targets: Path | None = None
+    folder: Path, channels: int, targets: Path | None = None, pair: str | None = None
 ) -> tuple[ImageSource, tuple[str, ...]]:
-    """All images of a folder, and notes on what was skipped.
+    """All images of a folder that quality can be measured on, and notes on what was skipped.
 
     Raises:
         DataError: nothing usable, or dual-pixel views that are not there.
     """
     if channels == DUAL_PIXEL_CHANNELS:
-        return _open_views(folder, targets)
-    images = ImageSet.find(folder, channels, targets)
-    return images, skipped_note(folder, images.skipped, images.describe_skipped())
+        return _open_views(folder, targets, pair)
+    images = ImageSet.find(folder, channels, targets, pair=pair, smallest=SSIM_WINDOW)
+    return images, images.notes(folder)
 
 
 def open_inputs(
-    folder: Path, channels: int, targets: Path | None, bands: int, mat_key: str | None
+    folder: Path,
+    channels: int,
+    targets: Path | None,
+    bands: int,
+    mat_key: str | None,
+    pair: str | None = None,
 ) -> tuple[ImageSource, tuple[str, ...]]:
     """Inputs of a network that makes ``bands`` channels of ``channels``, and notes on what was skipped.
 
@@ -200,9 +207,9 @@ def open_inputs(
         cubes = CubeSet.find(folder, channels, mat_key)
         return cubes, cubes.notes + skipped_note(folder, cubes.skipped)
     if targets is not None and is_spectral(channels, bands):
-        pairs = SpectralPairs.find(folder, targets, bands, mat_key)
+        pairs = SpectralPairs.find(folder, targets, bands, mat_key, pair)
         return pairs, pairs.notes + skipped_note(folder, pairs.skipped)
-    return open_images(folder, channels, targets)
+    return open_images(folder, channels, targets, pair)
 
 
 def is_spectral(channels: int, bands: int) -> bool:
@@ -218,6 +225,7 @@ def prepare_images(
     seed: int,
     bands: int | None = None,
     mat_key: str | None = None,
+    pair: str | None = None,
 ) -> ImageData:
     """Open the images, split off the held-out ones.
 
@@ -229,6 +237,7 @@ def prepare_images(
         seed: decides the split.
         bands: channels of the model's output, where that makes spectra.
         mat_key: name of the array in .mat and .npz files.
+        pair: how the names of images and targets differ; None finds it out.
 
     Raises:
         DataError, UsageError: no usable images, fewer than two, or a bad degradation.
@@ -253,7 +262,7 @@ def prepare_images(
             degradation = parse_degradation("none")
             notes += ("no --degrade: if the model removes noise or blur, say which, e.g. --degrade noise:25",)
     else:
-        images, notes = open_inputs(folder, channels, targets, bands or channels, mat_key)
+        images, notes = open_inputs(folder, channels, targets, bands or channels, mat_key, pair)
         source = str(folder)
     train, held_out = split(images, source, seed)
     return ImageData(
@@ -287,34 +296,21 @@ def split(images: ImageSource, source: str, seed: int) -> tuple[Subset, Subset]:
     return Subset(images, tuple(order[count:])), Subset(images, tuple(order[:count]))
 
 
-def _open_views(folder: Path, targets: Path | None) -> tuple[ImageSource, tuple[str, ...]]:
+def _open_views(folder: Path, targets: Path | None, pair: str | None) -> tuple[ImageSource, tuple[str, ...]]:
     for left_name, right_name in VIEW_FOLDERS:
         left, right = folder / left_name, folder / right_name
         if left.is_dir() and right.is_dir():
-            views = ImageSet.find(left, 3, right)
-            notes = skipped_note(left, views.skipped, views.describe_skipped())
+            views = ImageSet.find(left, 3, right, smallest=SSIM_WINDOW)
+            notes = views.notes(left)
             if targets is not None:
-                pairs = ImageSet.find(left, 3, targets)
+                pairs = ImageSet.find(left, 3, targets, pair=pair, smallest=SSIM_WINDOW)
                 truth: dict[str, tuple[ImageSource, int]] = {
-                    pairs.read(i)[0]: (pairs, i) for i in range(len(pairs))
+                    name: (pairs, index) for index, name in enumerate(pairs.names)
                 }
-                known = tuple(i for i in range(len(views)) if views.read(i)[0] in truth)
-                return DualViews(Subset(views, known), truth), notes + skipped_note(
-                    left, pairs.skipped, pairs.describe_skipped()
-                )
+                known = tuple(index for index, name in enumerate(views.names) if name in truth)
+                return DualViews(Subset(views, known), truth), notes + pairs.notes(left)
             return DualViews(views, {}), notes
     expected = ", ".join(f"{left}/ and {right}/" for left, right in VIEW_FOLDERS)
     raise DataError(
         f"{folder}: a dual-pixel model needs two views of each image; expected folders {expected}"
     )
-
-
-def skipped_note(
-    folder: Path, skipped: list[tuple[Path, str]], summary: str | None = None
-) -> tuple[str, ...]:
-    """One note on files that were left out, each with its reason; none if there are none."""
-    if not skipped:
-        return ()
-    first = ", ".join(f"{path.name} ({reason})" for path, reason in skipped[:3])
-    more = ", ..." if len(skipped) > 3 else ""
-    return (f"{folder}: {summary or f'{len(skipped)} files skipped'}: {first}{more}",)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from csa2glmha.data.arrays import SUFFIX_LIST, SUFFIXES, find_array, to_float32
 from csa2glmha.data.crops import ImageSource
-from csa2glmha.data.folders import list_files, stem
-from csa2glmha.data.images import ImageSet
+from csa2glmha.data.folders import list_files
+from csa2glmha.data.image_set import ImageSet
+from csa2glmha.data.pairing import pair_names
 from csa2glmha.data.units import Extent, file_names, judge_cubes, refuse_unknown
 from csa2glmha.errors import DataError, UnfitError
 from csa2glmha.files import atomic_path
@@ -235,7 +236,7 @@ class SpectralPairs:
         images: the RGB images.
         cubes: the cubes.
         skipped: files left out, each with the reason.
-        notes: on the cubes, as theirs.
+        notes: on the cubes, as theirs, and on how they were paired.
     """
 
     images: ImageSet
@@ -245,8 +246,10 @@ class SpectralPairs:
     _pairs: list[tuple[int, int]] = field(default_factory=list)
 
     @classmethod
-    def find(cls, images: Path, cubes: Path, bands: int, mat_key: str | None = None) -> SpectralPairs:
-        """Pair each cube with the image of the same name and subfolder, whatever the suffixes.
+    def find(
+        cls, images: Path, cubes: Path, bands: int, mat_key: str | None = None, pair: str | None = None
+    ) -> SpectralPairs:
+        """Pair each image with the cube of its name, as :func:`~csa2glmha.data.pairing.pair_names` does it.
 
         What cannot be read, has no partner or one of another size is left out, and listed in
         :attr:`skipped`.
@@ -256,27 +259,28 @@ class SpectralPairs:
             cubes: folder of cubes, as for :meth:`CubeSet.find`.
             bands: bands of every cube.
             mat_key: as in :func:`read_cube`.
+            pair: how the names differ; None finds it out.
 
         Raises:
             DataError: a folder is missing or without usable files, or there is no pair.
+            UsageError: ``pair`` is not valid.
         """
         found = cls(ImageSet.find(images, 3), CubeSet.find(cubes, bands, mat_key))
         found.notes = found.cubes.notes
         found.skipped += found.images.skipped + found.cubes.skipped
-        by_stem: dict[str, list[int]] = {}
-        for index in range(len(found.images)):
-            by_stem.setdefault(stem(found.images.read(index)[0]), []).append(index)
-        for index, name in enumerate(found.cubes.names):
-            found._pair(index, by_stem.get(stem(name), []), cubes / name)
+        pairing = pair_names(found.images.names, found.cubes.names, pair)
+        where = f"no pair of an image in {str(images)!r} and a cube in {str(cubes)!r}"
+        if pairing.problem:
+            raise DataError(f"{where}: {pairing.problem}")
+        found.notes += (f"{images}: {pairing.how}",) if pairing.how else ()
+        for cube, name in enumerate(found.cubes.names):
+            found._pair([image for image, other in pairing.pairs if other == cube], cube, cubes / name)
         if not found._pairs:
             reason = found.skipped[-1]
-            raise DataError(
-                f"no pair of an image in {str(images)!r} and a cube in {str(cubes)!r}: "
-                f"{reason[0].name} has {reason[1]}; give both the same names and sizes"
-            )
+            raise DataError(f"{where}: {reason[0].name} has {reason[1]}; give both the same sizes")
         return found
 
-    def _pair(self, cube: int, images: list[int], path: Path) -> None:
+    def _pair(self, images: list[int], cube: int, path: Path) -> None:
         if len(images) != 1:
             self.skipped.append((path, "several images of that name" if images else "no image of that name"))
             return

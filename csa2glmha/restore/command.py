@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor
 from csa2glmha.data.arrays import read_array
 from csa2glmha.data.batches import Inputs
 from csa2glmha.data.cassi import CassiScenes, initial_cube, load_mask, load_measurement, shifted_mask
-from csa2glmha.data.images import MemoryImages, largest_bits, read_image_and_bits, write_image
+from csa2glmha.data.encode import fits_profile, holds_alpha, holds_profile
+from csa2glmha.data.images import MemoryImages, largest_bits, read_stored, write_image
 from csa2glmha.data.open import refuse_mask
 from csa2glmha.data.sources import DUAL_PIXEL_CHANNELS, IMAGE_CHANNELS, is_spectral
 from csa2glmha.data.spectral import read_cube, write_cube
+from csa2glmha.data.stored import StoredImage
 from csa2glmha.device import resolve_device
 from csa2glmha.errors import DataError, UnfitError, UsageError
 from csa2glmha.evaluation import OpenModel, open_model
@@ -23,10 +26,24 @@ from csa2glmha.files import ensure_writable
 from csa2glmha.models.mst import DISPERSION
 from csa2glmha.progress import progress, say
 from csa2glmha.restore.jobs import Formats, Job, array_formats, find_jobs, image_formats
-from csa2glmha.restore.plan import Restorer, TileOptions
+from csa2glmha.restore.plan import Restorer, TileOptions, image_room
 
-#: Inputs with a batch axis of one, and the bits of a sample in an image that is made of them.
-Read = Callable[[Job], tuple[Inputs, int]]
+
+@dataclass(frozen=True)
+class Source:
+    """What was read for one output.
+
+    Attributes:
+        inputs: with a batch axis of one.
+        stored: the image's file as it is, None if it is none.
+    """
+
+    inputs: Inputs
+    stored: StoredImage | None = None
+
+
+#: Reads a job's files, in so many bytes of memory.
+Read = Callable[[Job, int], Source]
 
 
 @dataclass(frozen=True)
@@ -84,19 +101,19 @@ def run_files(
         raise UsageError("--overwrite and --skip-existing exclude each other: give one of them")
     opened = open_model(model, device)
     formats, read = _reader(opened, mask, mat_key, cube_suffix)
-    jobs, kept = find_jobs(sources, output, formats, overwrite, skip_existing)
+    found = find_jobs(sources, output, formats, overwrite, skip_existing)
+    if found.foreign:
+        say(left_out_line(found.foreign))
     place = torch.device("cpu") if opened.network is None else resolve_device(device)
-    restorer = Restorer(model, opened, place, tiles or TileOptions())
-    written, skipped = [], []
-    for job in progress(jobs, what="restoring", unit="file"):
+    tiles = tiles or TileOptions()
+    restorer, room = Restorer(model, opened, place, tiles), image_room(tiles)
+    written, skipped = [], list(found.foreign)
+    for job in progress(found.jobs, what="restoring", unit="file"):
         try:
-            inputs, bits = read(job)
+            source = read(job, room)
             ensure_writable(job.output, overwrite)
-            restored = restorer(job.sources[0].name, inputs)
-            if formats.output_suffix:
-                write_cube(job.output, restored)
-            else:
-                write_image(job.output, restored, _bits_held(job.output, bits))
+            restored = restorer(job.sources[0].name, source.inputs)
+            _write(job, restored, source.stored, bool(formats.output_suffix))
         # What concerns this file alone; a full disk, for one, ends the run.
         except (DataError, UnfitError) as error:
             if job.named:
@@ -110,17 +127,44 @@ def run_files(
             skipped.append((job.sources[0], reason))
             continue
         written.append(job.output)
-    if skipped and not written and not kept:
-        raise DataError(f"nothing could be used: {skipped[0][1]}")
-    return RunResult(tuple(written), tuple(skipped), kept)
+    if skipped and not written and not found.kept:
+        raise DataError(f"nothing could be used: {skipped[-1][1]}")
+    return RunResult(tuple(written), tuple(skipped), found.kept)
 
 
-def _bits_held(output: Path, bits: int) -> int:
-    """The bits to write: images may have more than their suffix says."""
-    held = min(bits, largest_bits(output))
-    if held < bits:
-        say(f"{output}: written with {held} bits, {output.suffix} files hold no more; its input has {bits}")
-    return held
+def left_out_line(foreign: Sequence[tuple[Path, str]]) -> str:
+    """One line on files whose format is not read."""
+    listed = ", ".join(f"{path}: {reason}" for path, reason in foreign[:3])
+    more = ", ..." if len(foreign) > 3 else ""
+    return f"left out: {len(foreign)} file{'s' * (len(foreign) > 1)} ({listed}{more})"
+
+
+def _write(job: Job, restored: Tensor, stored: StoredImage | None, cube: bool) -> None:
+    """Write what was restored, with what else the image's file held, and tell what is lost of it."""
+    if stored is not None and stored.further:
+        say(f"left out: {stored.further} of {job.sources[0]}")
+    if cube:
+        write_cube(job.output, restored)
+        return
+    assert stored is not None
+    suffix, lost = job.output.suffix.lower(), []
+    bits = min(stored.bits, largest_bits(job.output))
+    # Images may have more bits than their suffix says.
+    if bits < stored.bits:
+        lost.append(f"written with {bits} bits, {suffix} files hold no more; its input has {stored.bits}")
+    alpha, profile = stored.alpha, stored.profile
+    if alpha is not None and not holds_alpha(suffix):
+        alpha = None
+        lost.append(f"written without the alpha channel, which {suffix} files do not hold")
+    elif alpha is not None and alpha.shape != restored.shape[1:]:
+        alpha = None
+        lost.append("written without the alpha channel, which is of another size")
+    if profile is not None and not (holds_profile(suffix) and fits_profile(profile, restored.shape[0])):
+        profile = None
+        lost.append("written without the colour profile, which does not fit it")
+    write_image(job.output, restored, bits, alpha, profile)
+    for loss in lost:
+        say(f"{job.output}: {loss}")
 
 
 def _reader(
@@ -133,23 +177,23 @@ def _reader(
     if model.channels == DUAL_PIXEL_CHANNELS:
         return image_formats(suffix, model.bands, views=True), _read_views
     if model.channels in IMAGE_CHANNELS:
-        return image_formats(suffix, model.bands), lambda job: _read_image(job, model.channels)
+        return image_formats(suffix, model.bands), partial(_read_image, channels=model.channels)
     return (
         array_formats(suffix, model.bands),
-        lambda job: ((read_cube(job.sources[0], model.channels, mat_key).unsqueeze(0),), 16),
+        lambda job, room: Source((read_cube(job.sources[0], model.channels, mat_key).unsqueeze(0),)),
     )
 
 
-def _read_image(job: Job, channels: int) -> tuple[Inputs, int]:
-    image, bits = read_image_and_bits(job.sources[0], channels)
-    return (image.unsqueeze(0),), bits
+def _read_image(job: Job, room: int, channels: int) -> Source:
+    image, stored = read_stored(job.sources[0], channels, room)
+    return Source((image.unsqueeze(0),), stored)
 
 
-def _read_views(job: Job) -> tuple[Inputs, int]:
-    (left, bits), (right, _) = (read_image_and_bits(path, 3) for path in job.sources)
+def _read_views(job: Job, room: int) -> Source:
+    (left, stored), (right, _) = (read_stored(path, 3, room // 2) for path in job.sources)
     if left.shape != right.shape:
         raise DataError(f"{str(job.sources[0])!r} is not of the size of its right view")
-    return (torch.cat((left, right)).unsqueeze(0),), bits
+    return Source((torch.cat((left, right)).unsqueeze(0),), stored)
 
 
 def _snapshot_reader(model: OpenModel, mask_file: Path | None, mat_key: str | None) -> Read:
@@ -164,9 +208,9 @@ def _snapshot_reader(model: OpenModel, mask_file: Path | None, mat_key: str | No
     model.check_mask(mask_file)
     dispersed = shifted_mask(mask, model.channels)
 
-    def read(job: Job) -> tuple[Inputs, int]:
+    def read(job: Job, room: int) -> Source:
         cube = _initial_cube(job.sources[0], mask, model.channels, mat_key)
-        return (cube.unsqueeze(0), dispersed), 16
+        return Source((cube.unsqueeze(0), dispersed))
 
     return read
 

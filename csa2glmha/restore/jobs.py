@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from csa2glmha.data import arrays, images
-from csa2glmha.data.folders import list_files, stem
+from csa2glmha.data.folders import list_files, list_with_foreign, stem
+from csa2glmha.data.pairing import pair_names
 from csa2glmha.data.sources import VIEW_FOLDERS
 from csa2glmha.errors import DataError, OutputError, UsageError
 
@@ -59,25 +60,37 @@ def array_formats(output_suffix: str, output_channels: int) -> Formats:
     return Formats(arrays.SUFFIXES, wanted, False, output_suffix, output_channels)
 
 
+@dataclass
+class Found:
+    """What is to be done.
+
+    Attributes:
+        jobs: one for each output to make.
+        kept: how many more are left out because their outputs are there.
+        foreign: files of folders whose format is not read, with the reason.
+    """
+
+    jobs: list[Job] = field(default_factory=list)
+    kept: int = 0
+    foreign: list[tuple[Path, str]] = field(default_factory=list)
+
+
 def find_jobs(
     sources: Sequence[Path], folder: Path, formats: Formats, overwrite: bool, skip_existing: bool = False
-) -> tuple[list[Job], int]:
+) -> Found:
     """List what is to be done, and check that nothing is in the way.
 
     A file's output has its name, in ``folder``; files of folders keep their subfolders there.
-
-    Returns:
-        The jobs, and how many more are left out because their outputs are there.
 
     Raises:
         UsageError: two inputs have the same output, or an input would be replaced.
         DataError: an input is missing or of another kind, or a folder has none.
         OutputError: an output exists, and neither ``overwrite`` nor ``skip_existing`` says what then.
     """
-    jobs = []
+    found, jobs = Found(), list[Job]()
     for source in sources:
         if source.is_dir():
-            jobs += _of_folder(source, folder, formats)
+            jobs += _of_folder(source, folder, formats, found.foreign)
         else:
             jobs.append(_of_file(source, folder, formats))
     if not jobs:
@@ -86,14 +99,14 @@ def find_jobs(
     existing = [job.output for job in jobs if os.path.lexists(job.output)]
     if skip_existing:
         there = set(existing)
-        return [job for job in jobs if job.output not in there], len(existing)
+        return replace(found, jobs=[job for job in jobs if job.output not in there], kept=len(existing))
     if existing and not overwrite:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise OutputError(
             f"output {str(existing[0])!r}{more} already exists: pass --skip-existing to make only what "
             "is missing, --overwrite to replace, or choose another folder with -o"
         )
-    return jobs, 0
+    return replace(found, jobs=jobs)
 
 
 def _of_file(source: Path, folder: Path, formats: Formats) -> Job:
@@ -106,14 +119,17 @@ def _of_file(source: Path, folder: Path, formats: Formats) -> Job:
     return Job((source,), folder / _output_name(source.name, formats), True)
 
 
-def _of_folder(source: Path, folder: Path, formats: Formats) -> list[Job]:
+def _of_folder(source: Path, folder: Path, formats: Formats, foreign: list[tuple[Path, str]]) -> list[Job]:
     if formats.views:
         return _of_views(source, folder, formats)
-    files = list_files(source, formats.suffixes, "input folder", formats.wanted)
-    if not files:
-        raise DataError(f"no {formats.wanted} in {str(source)!r}")
+    others = {} if formats.suffixes is arrays.SUFFIXES else images.FOREIGN_SUFFIXES
+    files, left_out = list_with_foreign(source, formats.suffixes, others, "input folder", formats.wanted)
     # What an earlier run wrote into a folder inside is not its own input.
     inside = folder.resolve()
+    foreign += left_out
+    if not files:
+        names = f"; {left_out[0][0].name}: {left_out[0][1]}" if left_out else ""
+        raise DataError(f"no {formats.wanted} in {str(source)!r}{names}")
     return [
         Job((path,), folder / _output_name(name, formats), False)
         for name, path in files
@@ -125,17 +141,16 @@ def _of_views(source: Path, folder: Path, formats: Formats) -> list[Job]:
     for names in VIEW_FOLDERS:
         left, right = (source / name for name in names)
         if left.is_dir() and right.is_dir():
-            partners = {
-                stem(name): path
-                for name, path in list_files(right, formats.suffixes, "input folder", formats.wanted)
-            }
-            lefts = list_files(left, formats.suffixes, "input folder", formats.wanted)
-            for name, path in lefts:
-                if stem(name) not in partners:
-                    raise DataError(f"{str(path)!r} has no right view of that name in {str(right)!r}")
+            lefts, rights = (
+                list_files(side, formats.suffixes, "input folder", formats.wanted) for side in (left, right)
+            )
+            pairing = pair_names([name for name, _ in lefts], [name for name, _ in rights])
+            if pairing.unpaired:
+                path = lefts[pairing.unpaired[0][0]][1]
+                raise DataError(f"{str(path)!r} has no right view of that name in {str(right)!r}")
             return [
-                Job((path, partners[stem(name)]), folder / _output_name(name, formats), False)
-                for name, path in lefts
+                Job((lefts[one][1], rights[other][1]), folder / _output_name(lefts[one][0], formats), False)
+                for one, other in pairing.pairs
             ]
     raise DataError(f"{str(source)!r}: a dual-pixel model takes a folder with {formats.wanted}")
 

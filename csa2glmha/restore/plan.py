@@ -12,13 +12,20 @@ import torch
 from torch import Tensor
 
 from csa2glmha.data.batches import Inputs
+from csa2glmha.device import total_memory
 from csa2glmha.errors import DataError, UsageError
 from csa2glmha.evaluation import OpenModel
 from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.models.base import RestorationModel, reflect_pad_to_multiple
 from csa2glmha.progress import manual_progress, say
 from csa2glmha.tiling.grid import Tile, divide, spread, tile_step
-from csa2glmha.tiling.memory import MemoryNeeds, available_bytes, tile_needs, used_bytes, whole_needs
+from csa2glmha.tiling.memory import (
+    MemoryNeeds,
+    available_bytes,
+    tile_needs,
+    used_bytes,
+    whole_needs,
+)
 from csa2glmha.tiling.restore import restore_globally, restore_separately
 from csa2glmha.tiling.split import split_layers
 
@@ -37,6 +44,7 @@ _PROBE = 256
 _ONNX_OVERHEAD = 2.5
 _SMALLEST_SAMPLE = 64
 _GB = 1e9
+_SMALL_IMAGE = 2**24
 #: Smallest pieces that ONNX files are cut into; networks of ours say their own.
 _ONNX_MULTIPLE = 8
 
@@ -57,6 +65,16 @@ class TileOptions:
     overlap: int | None = None
     mode: str | None = None
     memory: int | None = None
+
+
+def image_room(options: TileOptions) -> int:
+    """Bytes that an image may take before it is run on: what the user allows, or half of all there are.
+
+    Small images are let through: where nothing is left for the network either, that says so.
+    """
+    memory = options.memory
+    room = total_memory() // 2 if memory is None else memory - used_bytes(torch.device("cpu"))
+    return max(room, _SMALL_IMAGE)
 
 
 @dataclass
