@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,15 +127,17 @@ class BaselineJob:
         }
 
     def _rank(self, kind: str, macs: int) -> int:
-        """The rank whose multiply-accumulates come closest."""
+        """The rank whose multiply-accumulates come closest; they grow with it."""
         layers = attention_layers(self.teacher)
         widest = max(layer.form.head_channels for layer in layers.values())
         frame = self.data.frame(self.options.input_size)
-        return min(
-            (rank for rank in RANKS if rank < widest),
-            key=lambda rank: abs(
-                count_configs(self.teacher, baseline_configs(layers, kind, rank), frame, self.finish).macs
-                - macs
-            ),
-            default=widest,
-        )
+
+        @functools.cache
+        def macs_of(rank: int) -> int:
+            configs = baseline_configs(layers, kind, rank)
+            return count_configs(self.teacher, configs, frame, self.finish).macs
+
+        ranks = [rank for rank in RANKS if rank < widest]
+        above = bisect.bisect_left(ranks, macs, key=macs_of)
+        nearest = ranks[max(above - 1, 0) : above + 1]
+        return min(nearest, key=lambda rank: abs(macs_of(rank) - macs), default=widest)

@@ -99,40 +99,16 @@ def test_glmha_starts_closer_than_any_of_them() -> None:
         assert error(student, teacher) < error(initialise_baseline(teacher, kind, 4, BATCHES)[0], teacher)
 
 
-def test_conversion_with_baselines(tmp_path: Path) -> None:
-    teacher = make("restormer")
-    torch.save(teacher.state_dict(), tmp_path / "tiny.pth")
-    found = convert(
-        tmp_path / "tiny.pth",
-        rank=8,
-        baselines=True,
-        output=tmp_path / "out",
-        latency=False,
-        calibration_crops=4,
-        calibration_size=32,
-        input_size=32,
-        crop=32,
-        distill_steps=2,
-        degrade="noise:25",
-    )
-    macs = found.report["complexity"]["after"]["macs"]
-    assert [each["name"] for each in found.report["baselines"]] == [SVD, STATIC, COMPACT]
-    for each in found.report["baselines"]:
-        # Compact attention makes smaller products, so it may have a higher rank.
-        assert each["rank"] >= 8 and each["macs"] == pytest.approx(macs, rel=0.03)
-        assert each["before"]["psnr_to_teacher"] > 0 and each["after"]["psnr_drop"] is not None
-    assert "Linformer" in (tmp_path / "out" / "report.html").read_text()
-    assert not list((tmp_path / "out").glob("state*"))
-
-
-def test_a_method_that_was_distilled_is_not_distilled_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.save(make("restormer").state_dict(), tmp_path / "tiny.pth")
+@pytest.fixture(scope="module")
+def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[int]]:
+    """A conversion that was killed when all was trained, and resumed; its folder, its report, and how many
+    training steps had been taken when it was killed and at its end."""
+    folder = tmp_path_factory.mktemp("baselines")
+    torch.save(make("restormer").state_dict(), folder / "tiny.pth")
     options: dict[str, Any] = {
         "rank": 8,
         "baselines": True,
-        "output": tmp_path / "out",
+        "output": folder / "out",
         "latency": False,
         "calibration_crops": 4,
         "calibration_size": 32,
@@ -141,25 +117,43 @@ def test_a_method_that_was_distilled_is_not_distilled_again(
         "distill_steps": 2,
         "degrade": "noise:25",
     }
-    steps: list[int] = []
+    steps, taken = [0], []
 
     def killed(*arguments: Any, **named: Any) -> Any:
         raise SystemExit(137)
 
     def count(original: Any) -> Any:
         def step(*arguments: Any) -> bool:
-            steps.append(1)
+            steps[0] += 1
             return bool(original(*arguments))
 
         return step
 
-    monkeypatch.setattr(_Training, "step", count(_Training.step))
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(pipeline, "write_report", killed)
-        convert(tmp_path / "tiny.pth", **options)
-    assert len(steps) == 8  # of the student and three methods
-    found = convert(tmp_path / "tiny.pth", **options, resume=True)
-    assert len(steps) == 8
-    assert [each["name"] for each in found.report["baselines"]] == [SVD, STATIC, COMPACT]
-    assert all(each["after"]["psnr_to_teacher"] > 0 for each in found.report["baselines"])
-    assert not list((tmp_path / "out").glob("state*"))
+    with pytest.MonkeyPatch.context() as counted:
+        counted.setattr(_Training, "step", count(_Training.step))
+        with counted.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(pipeline, "write_report", killed)
+            convert(folder / "tiny.pth", **options)
+        taken.append(steps[0])
+        found = convert(folder / "tiny.pth", **options, resume=True)
+        taken.append(steps[0])
+    return folder / "out", found.report, taken
+
+
+def test_conversion_with_baselines(killed_and_resumed: tuple[Path, dict[str, Any], list[int]]) -> None:
+    output, report, _ = killed_and_resumed
+    macs = report["complexity"]["after"]["macs"]
+    assert [each["name"] for each in report["baselines"]] == [SVD, STATIC, COMPACT]
+    for each in report["baselines"]:
+        # Compact attention makes smaller products, so it may have a higher rank.
+        assert each["rank"] >= 8 and each["macs"] == pytest.approx(macs, rel=0.03)
+        assert each["before"]["psnr_to_teacher"] > 0 and each["after"]["psnr_to_teacher"] > 0
+        assert each["after"]["psnr_drop"] is not None
+    assert "Linformer" in (output / "report.html").read_text()
+    assert not list(output.glob("state*"))
+
+
+def test_a_method_that_was_distilled_is_not_distilled_again(
+    killed_and_resumed: tuple[Path, dict[str, Any], list[int]],
+) -> None:
+    assert killed_and_resumed[2] == [8, 8]  # of the student and three methods, and no more
