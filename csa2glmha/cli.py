@@ -120,6 +120,8 @@ METAVARS = {
     "pair": "IN=TARGET",
     "degrade": "SPEC",
     "mask": "FILE",
+    "mask_key": "NAME",
+    "measurement_scale": "S",
     "mat_key": "NAME",
     "distill_minutes": "M",
     "distill_stages": "STAGES",
@@ -133,7 +135,7 @@ METAVARS = {
 }
 RANKS = ("rank", "rank_q", "rank_k", "rank_v", "rank_pos")
 BUDGETS = ("macs", "params", "max_drop")
-DATA = ("data", "targets", "pair", "degrade", "mask", "mat_key")
+DATA = ("data", "targets", "pair", "degrade", "mask", "mask_key", "measurement_scale", "mat_key")
 TRAINING = (
     "distill_steps",
     "distill_minutes",
@@ -365,7 +367,7 @@ def evaluate(model: Model, teacher: Model | None, crop: int | None, as_json: boo
 @click.option(
     "--memory", type=Number(0, 1e6, min_open=True), metavar="GB", help="To use at most [what is free]."
 )
-@settings("mask", "mat_key")
+@settings("mask", "mask_key", "measurement_scale", "mat_key")
 @click.option(
     "--format",
     "cube_format",
@@ -406,10 +408,8 @@ def run(
         images,
         output,
         tiles=tiles,
-        mask=options.mask,
-        mat_key=options.mat_key,
+        options=options,
         cube_suffix=f".{cube_format}",
-        device=options.device,
         overwrite=overwrite,
         skip_existing=skip_existing,
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ from csa2glmha.data.cassi_data import CassiData, open_scenes
 from csa2glmha.data.degrade import parse_degradation
 from csa2glmha.data.folders import check_folder
 from csa2glmha.data.images import MemoryImages, bundled_images
-from csa2glmha.data.open import refuse_image_options, refuse_mask
+from csa2glmha.data.masks import is_made_for
+from csa2glmha.data.open import refuse_cassi_options, refuse_image_options
 from csa2glmha.data.sources import IMAGE_CHANNELS, image_example, is_spectral, open_inputs
 from csa2glmha.device import resolve_device
 from csa2glmha.errors import UsageError
 from csa2glmha.export.runtime import CPU_PROVIDER, OnnxModel, provider_name
-from csa2glmha.files import sha256_of
 from csa2glmha.hub import display_name
 from csa2glmha.models import RestorationModel
 from csa2glmha.options import ConvertOptions
@@ -38,7 +38,7 @@ class OpenModel:
         channels, bands: of its (first) input and its output.
         size: height and width, if it holds for one size only.
         network: the PyTorch network; None for an ONNX file.
-        mask_sha256: of the file of the mask that is baked in, if one is and the file says so.
+        metadata: what the file says of itself.
     """
 
     run: Restore
@@ -47,11 +47,11 @@ class OpenModel:
     bands: int
     size: tuple[int, int] | None
     network: RestorationModel | None = None
-    mask_sha256: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
-    def check_mask(self, mask: Path) -> None:
-        """Raise UsageError for the file of another mask than the one that is baked in."""
-        if self.mask_sha256 is not None and sha256_of(mask) != self.mask_sha256:
+    def check_mask(self, mask: Path, key: str | None) -> None:
+        """Raise UsageError for another mask than the one that is baked in."""
+        if not is_made_for(self.metadata, mask, key):
             raise UsageError(f"--mask {mask}: is not the mask that this model was made for")
 
 
@@ -77,7 +77,7 @@ def open_model(path: Path, device: str) -> OpenModel:
             network.in_channels,
             network.out_channels,
             network.fixed_size,
-            mask_sha256=network.metadata.get("mask_sha256"),
+            metadata=network.metadata,
         )
     loaded = load_model(path)
     model = loaded.model.to(resolve_device(device))
@@ -88,7 +88,7 @@ def open_model(path: Path, device: str) -> OpenModel:
         model.out_channels,
         model.fixed_size,
         model,
-        loaded.checkpoint.metadata.get("mask_sha256"),
+        loaded.checkpoint.metadata,
     )
 
 
@@ -99,7 +99,7 @@ def evaluate_file(
 
     Args:
         model: checkpoint, student or ONNX file.
-        options: of them data, targets, pair, degrade, mask, mat_key, device and seed.
+        options: of them those on data, device and seed.
         teacher: also compare with this model's outputs.
         crop: judge on the central square of this side; None takes whole images.
 
@@ -172,7 +172,7 @@ class _Lazy(Sequence[Example]):
 def _images(
     model: OpenModel, options: ConvertOptions, teacher: Path | None, crop: int | None
 ) -> Sequence[Example]:
-    refuse_mask(model.architecture or "this model", options.mask)
+    refuse_cassi_options(model.architecture or "this model", options)
     data, targets, degrade = options.data, options.targets, options.degrade
     spectral = is_spectral(model.channels, model.bands)
     if data is not None:  # before the question for a truth of images that are not there
@@ -205,7 +205,14 @@ def _cassi(
     if model.size is not None and options.mask is None:
         raise UsageError(f"{model.architecture} with a mask baked in: give the file of that mask, --mask")
     scenes, mask, recorded, _, notes = open_scenes(
-        options.data, options.mask, options.mat_key, model.channels, options.input_size, options.seed
+        options.data,
+        options.mask,
+        options.mat_key,
+        model.channels,
+        options.input_size,
+        options.seed,
+        options.mask_key,
+        options.measurement_scale,
     )
     for note in notes:
         say(note)
@@ -216,7 +223,7 @@ def _cassi(
             f"{height}x{width}"
         )
     if options.mask is not None:
-        model.check_mask(options.mask)
+        model.check_mask(options.mask, options.mask_key)
     if recorded and teacher is None:
         raise UsageError(
             f"nothing to compare with: {options.data} holds recorded measurements; give --teacher"

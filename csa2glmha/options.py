@@ -84,6 +84,16 @@ class ConvertOptions(BaseModel):
     mask: FilePath | None = Field(
         None, description="MST: file of the aperture mask; the student is made for this mask alone."
     )
+    mask_key: str | None = Field(
+        None, description="Name of the mask in a .mat or .npz file of several arrays."
+    )
+    measurement_scale: float | None = Field(
+        None,
+        gt=0,
+        le=1e9,
+        description="MST: the stored value of a measurement that is 1, white through a half-open mask: 4095 "
+        "for counts of 12 bits, half the number of bands for plain sums; recognised unless given.",
+    )
     mat_key: str | None = Field(None, description="Name of the array in .mat and .npz files of --data.")
     calibration_crops: int = Field(32, ge=2, le=100_000, description="Crops for the attention statistics.")
     calibration_size: int = Field(128, ge=16, le=4096, description="Their side in pixels.")
@@ -225,6 +235,8 @@ def make_options(**values: Any) -> ConvertOptions:
         _ = options.ranks
     if options.distill_steps is not None and "distill_minutes" in options.model_fields_set:
         raise UsageError("--distill-steps and --distill-minutes exclude each other: give one of them")
+    if options.mask_key is not None and options.mask is None:
+        raise UsageError(f"--mask-key {options.mask_key}: needs --mask, the file that it names an array of")
     if options.targets is not None and options.data is None:
         raise UsageError("--targets needs --data: the folder of the inputs that the targets belong to")
     if options.pair is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from csa2glmha.bench.compare import compare_with_teacher
 from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import write_image
+from csa2glmha.data.masks import is_made_for, mask_provenance
 from csa2glmha.data.open import CassiData, open_data
 from csa2glmha.device import resolve_device
 from csa2glmha.distill import DistillResult, State, StateFolder
@@ -41,7 +42,7 @@ from csa2glmha.distill.state import resumable
 from csa2glmha.errors import ExportError, OutputError, UsageError
 from csa2glmha.export.metadata import onnx_metadata
 from csa2glmha.export.onnx import export_onnx
-from csa2glmha.files import atomic_path, ensure_writable, prepare_output_dir, sha256_of
+from csa2glmha.files import atomic_path, ensure_writable, prepare_output_dir
 from csa2glmha.hub import beside, local_file, teacher_source
 from csa2glmha.initialize import initialise_student
 from csa2glmha.measurements import Measurements, build_report
@@ -238,7 +239,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         student,
         loaded.checkpoint.sha256,
         options.seed,
-        provenance(options, options.mask) | teacher_source(checkpoint),
+        provenance(options) | teacher_source(checkpoint),
     )
     save_student(output / STUDENT_FILE, student, metadata)
     for name in OUTPUT_FILES:
@@ -303,10 +304,10 @@ def _bake(student: RestorationModel, data: Data) -> RestorationModel:
     return bake_mask(student, data.dispersed_mask)
 
 
-def provenance(options: ConvertOptions, mask: Path | None) -> dict[str, str]:
+def provenance(options: ConvertOptions) -> dict[str, str]:
     """What a student file says of its making."""
     made = {"ranks": options.ranks_in_words(), "task": options.degrade or "", "attention": options.attention}
-    return made if mask is None else made | {"mask": mask.name, "mask_sha256": sha256_of(mask)}
+    return made if options.mask is None else made | mask_provenance(options.mask, options.mask_key)
 
 
 def default_output(checkpoint: Path, options: ConvertOptions) -> str:
@@ -413,7 +414,7 @@ def _distill_file(
             f"--teacher {teacher}: is not the checkpoint this student was made from (its SHA-256 begins with "
             f"{original.checkpoint.sha256[:12]}, the student's teacher's with {str(expected)[:12]})"
         )
-    _check_mask(student, loaded.checkpoint.metadata.get("mask_sha256"), options.mask)
+    _check_mask(student, loaded.checkpoint.metadata, options)
     data = open_data(original.model, options)
     check_truth(options, data, original.model.out_channels)
     hashes = {"the teacher": original.checkpoint.sha256, "the student": loaded.checkpoint.sha256}
@@ -444,12 +445,13 @@ def _distill_file(
     return result
 
 
-def _check_mask(student: Path, expected: str | None, mask: Path | None) -> None:
+def _check_mask(student: Path, metadata: Mapping[str, str], options: ConvertOptions) -> None:
     """Refuse a mask other than the one that a student was made for, or none where it needs one."""
-    if expected is None:
+    mask = options.mask
+    if "mask_sha256" not in metadata:
         if mask is not None:
             raise UsageError(f"--mask {mask}: {student} has no mask baked in; leave it out")
     elif mask is None:
         raise UsageError(f"{student}: has a mask baked in; give its file, --mask")
-    elif sha256_of(mask) != expected:
+    elif not is_made_for(metadata, mask, options.mask_key):
         raise UsageError(f"--mask {mask}: is not the mask that {student} was made for")

@@ -21,8 +21,9 @@ from csa2glmha.attention import (
     replace_layers,
 )
 from csa2glmha.attention.pointwise import full_values_are_cheaper, gram_is_cheaper
-from csa2glmha.data.cassi import CassiScenes, initial_cube, load_mask, shifted_mask
+from csa2glmha.data.cassi import CassiScenes, initial_cube, shifted_mask
 from csa2glmha.data.image_set import ImageSet
+from csa2glmha.data.masks import load_mask
 from csa2glmha.data.spectral import SyntheticSpectra
 from csa2glmha.errors import DataError, UsageError
 from csa2glmha.export.onnx import export_onnx

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+import scipy.io
 import torch
 
+from csa2glmha.data.cassi import initial_cube
 from csa2glmha.data.cassi_data import open_scenes
+from csa2glmha.data.masks import load_mask
 from csa2glmha.data.spectral import SpectralPairs
+from csa2glmha.errors import DataError
+from csa2glmha.evaluation import OpenModel
+from csa2glmha.options import make_options
+from csa2glmha.restore.inputs import input_kind
+from csa2glmha.restore.jobs import find_jobs
 
 
 def test_cubes_in_counts(cases: Path) -> None:
@@ -31,3 +40,44 @@ def test_cubes_that_h5py_wrote(cases: Path) -> None:
         found = torch.corrcoef(torch.stack([green.flatten(), band.flatten()]))[0, 1]
         turned = torch.corrcoef(torch.stack([green.flatten(), band.T.flatten()]))[0, 1]
         assert found > 0.99 > turned
+
+
+def inputs_of(folder: Path, mask: Path, **choices: object) -> list[torch.Tensor]:
+    """What `run` feeds MST with."""
+    bands = 28
+    model = OpenModel(lambda inputs: inputs[0][0], "mst", bands, bands, None)
+    kind = input_kind(model, make_options(mask=mask, **choices), ".npy")
+    jobs = find_jobs([folder], folder / "out", kind.formats, overwrite=True).jobs
+    read = kind.reader(jobs)
+    return [read(job, 2**30).inputs[0][0] for job in jobs]
+
+
+def test_measurements_in_counts(cases: Path, shared: Path) -> None:
+    mask = cases / "cassi/real_mask.mat"
+    real = scipy.io.loadmat(shared / "data/cassi/real_scene1.mat")["meas_real"][:256, :310]
+    for name in ("measurement_12bit", "measurement_12bit_uint16"):
+        (start,) = inputs_of(cases / "cassi" / name, mask)
+        for band in (0, 27):
+            stored = torch.from_numpy(real[:, 2 * band : 2 * band + 256])
+            assert (start[band] - stored).abs().max() <= 0.51 / 4095
+        scenes, _, recorded, _, notes = open_scenes(cases / "cassi" / name, mask, None, 28, 256, 0)
+        assert recorded and "counts of 12 bits" in notes[0]
+        assert torch.equal(initial_cube(scenes.read(0)[1][0]), start)
+
+
+def test_measurements_that_are_sums(cases: Path, shared: Path) -> None:
+    """They lead to what the cubes that they were made of lead to."""
+    mask = shared / "data/cassi/simu_mask.mat"
+    found = inputs_of(cases / "cassi/measurement_sum", mask)
+    for start, wanted in zip(found, inputs_of(cases / "cassi/unit", mask), strict=True):
+        assert (start - wanted).abs().max() < 1e-5
+    told = inputs_of(cases / "cassi/measurement_sum", mask, measurement_scale=14)
+    assert all(torch.equal(one, other) for one, other in zip(told, found, strict=True))
+
+
+def test_masks(cases: Path, shared: Path) -> None:
+    wanted = load_mask(shared / "data/cassi/simu_mask.mat")
+    assert torch.equal(load_mask(cases / "cassi/mask_3d_shift.mat"), wanted)
+    assert torch.equal(load_mask(cases / "cassi/mask_two.mat", "Mask"), wanted)
+    with pytest.raises(DataError, match=r"Mask \(256x256\), CA \(256x256\); say which with --mask-key"):
+        load_mask(cases / "cassi/mask_two.mat")

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import onnxruntime
 import pytest
+import scipy.io
 import torch
 
 from csa2glmha.data.cassi import initial_cube, shifted_mask
@@ -242,6 +243,31 @@ def test_mistakes_with_students_and_masks(
     wrong = ["evaluate", place / "mstpp.pth", "--data", place / "rgb"]
     assert "give --targets DIR of cubes" in complaint(*wrong, capsys=capsys, code=2)
     assert "takes no mask" in complaint(*wrong, *other, capsys=capsys, code=2)
+
+
+def test_a_mask_is_known_by_its_values_in_whatever_file(
+    converted: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = np.load(place / "mask.npy")
+    stack = shifted_mask(torch.from_numpy(mask), BANDS)[0].permute(1, 2, 0).numpy()
+    scipy.io.savemat(tmp_path / "masks.mat", {"Mask": mask, "CA": mask[::-1], "stack": stack})
+    given = ["--mat-key", "cube", "--mask", tmp_path / "masks.mat"]
+    for file in (converted / "student.safetensors", converted / "model.onnx"):
+        evaluate = ["evaluate", file, "--data", place / "cubes", *given]
+        assert "say which with --mask-key" in complaint(*evaluate, capsys=capsys, code=1)
+        assert "is not the mask" in complaint(*evaluate, "--mask-key", "CA", capsys=capsys, code=2)
+        for key in ("Mask", "stack"):
+            code, _, err = run(*evaluate, "--mask-key", key, capsys=capsys)
+            assert code == 0, err
+    restore = ["run", converted / "model.onnx", place / "cubes", "-o", tmp_path / "out", *given]
+    assert "is not the mask" in complaint(*restore, "--mask-key", "CA", capsys=capsys, code=2)
+    scale = ["--mask-key", "Mask", "--measurement-scale", "14"]
+    assert "no input is a measurement" in complaint(*restore, *scale, capsys=capsys, code=2)
+    code, _, err = run(*restore, "--mask-key", "Mask", capsys=capsys)
+    assert code == 0, err
+    wrong = ["evaluate", place / "mstpp.pth", "--data", place / "rgb", "--measurement-scale", "14"]
+    assert "takes no mask and no measurements" in complaint(*wrong, capsys=capsys, code=2)
+    assert "needs --mask" in complaint(*wrong[:4], "--mask-key", "a", capsys=capsys, code=2)
 
 
 def test_another_mask_of_the_same_size_is_refused(

@@ -78,7 +78,8 @@ def test_recorded_measurements(recorded: Path, mask: Path) -> None:
     np.save(recorded / "mask of another camera.npy", np.ones((5, 5), np.float32))
     data = prepared(recorded, mask)
     assert data.recorded and (data.training_images, data.held_out_images) == (2, 1)
-    assert "mask of another camera.npy (5x5, the mask needs 24x42)" in data.notes[0]
+    assert "mask of another camera.npy (5x5, the mask needs 24x42)" in data.notes[1]
+    assert "taken as relative to white" in data.notes[0]
     (example,) = data.examples(0, 0)
     assert example.truth is None
     stored = torch.from_numpy(np.load(recorded / example.name))

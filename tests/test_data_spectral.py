@@ -13,14 +13,14 @@ from csa2glmha.data.cassi import (
     CassiScenes,
     disperse,
     initial_cube,
-    load_mask,
-    load_measurement,
     measure,
     shifted_mask,
     windows,
 )
 from csa2glmha.data.image_set import ImageSet
 from csa2glmha.data.images import MemoryImages, write_image
+from csa2glmha.data.masks import load_mask
+from csa2glmha.data.recorded import Measurements, read_stored_measurement, scale_measurement
 from csa2glmha.data.spectral import (
     CubeSet,
     SpectralPairs,
@@ -317,16 +317,17 @@ def test_masks_from_files(tmp_path):
     ):
         scipy.io.savemat(path, {"mask": values, "other": np.ones((3, 3))})
         assert torch.equal(load_mask(path), torch.eye(3))
-    scipy.io.savemat(path, {"mask": np.eye(3) * 2, "cube": np.ones((3, 3, 3))})
+    scipy.io.savemat(path, {"mask": np.eye(3) * 2, "cube": np.random.default_rng(0).random((3, 3, 3))})
     assert "from 0 to 2" in refused(load_mask, path)
     assert "'aperture'" in refused(load_mask, path, "aperture")
-    assert "cube (3x3x3)" in refused(load_mask, path, "cube")
+    assert "not all the same mask" in refused(load_mask, path, "cube")
 
 
 def test_initial_cube_of_a_recorded_measurement_has_the_stored_values(tmp_path):
     stored = np.random.default_rng(0).random((3, 60), np.float32)
-    scipy.io.savemat(tmp_path / "scene.mat", {"meas_real": stored})
-    start = initial_cube(load_measurement(tmp_path / "scene.mat"))
+    scipy.io.savemat(tmp_path / "scene.mat", {"meas_real": stored, "other": stored})
+    found = Measurements.find(tmp_path, torch.ones(3, 6), 28)
+    start = initial_cube(found.read(0)[1][0])
     assert start.shape == (28, 3, 6)
     assert np.allclose(start[5], stored[:, 10:16])
 
@@ -338,7 +339,7 @@ def test_official_initial_cube(shared):
 
 
 def test_real_measurement(shared):
-    measurement = load_measurement(shared / "data/cassi/real_scene1.mat")
+    measurement = scale_measurement(read_stored_measurement(shared / "data/cassi/real_scene1.mat"), 1.0, 28)
     mask = load_mask(shared / "data/cassi/real_mask.mat")
     parts = windows(measurement, mask)
     assert [(part.top, part.left) for part in parts][:4] == [(0, 0), (0, 256), (0, 404), (256, 0)]

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from csa2glmha.checkpoint import read_checkpoint
-from csa2glmha.data.cassi import disperse, initial_cube, load_mask, shifted_mask
+from csa2glmha.data.cassi import disperse, initial_cube, shifted_mask
+from csa2glmha.data.masks import load_mask
 from csa2glmha.errors import CheckpointError, DataError
 from csa2glmha.models import build, build_from_state, recognise
 from csa2glmha.models.mst import MSMSA, MST, MaskGuidance

@@ -22,6 +22,7 @@ from csa2glmha.errors import DataError, OutputError, UsageError
 from csa2glmha.export import runtime
 from csa2glmha.models import RestorationModel, build
 from csa2glmha.models.mst import bake_mask
+from csa2glmha.options import make_options
 from csa2glmha.restore import command, plan
 from csa2glmha.restore.command import run_files
 from csa2glmha.restore.plan import TileOptions
@@ -291,7 +292,7 @@ def test_onnx_files_run_where_they_are_told_to_or_not_at_all(
     )
     for device in ("cuda", "cuda:0", "mps", "toaster", ""):
         with pytest.raises(UsageError, match=f"^--device {device}: this ONNX Runtime has azure, cpu"):
-            run_files(model, [tmp_path / "x.png"], tmp_path / "no", device=device)
+            run_files(model, [tmp_path / "x.png"], tmp_path / "no", options=make_options(device=device))
     assert not (tmp_path / "no").exists()
     providers = []
     monkeypatch.setattr(runtime.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
@@ -303,7 +304,7 @@ def test_onnx_files_run_where_they_are_told_to_or_not_at_all(
 
     monkeypatch.setattr(runtime, "_open_session", on_the_cpu)
     for device in ("cuda", "auto"):
-        run_files(model, [tmp_path / "x.png"], tmp_path / device, device=device)
+        run_files(model, [tmp_path / "x.png"], tmp_path / device, options=make_options(device=device))
     assert providers == ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
@@ -332,7 +333,7 @@ def test_mst_takes_measurements_and_cubes(tmp_path: Path) -> None:
     with torch.inference_mode():
         wanted = model(initial_cube(measurement, 4)[None], shifted_mask(mask, 4))[0].permute(1, 2, 0)
     sources = [tmp_path / "scene.npy", tmp_path / "shot.mat"]
-    result = run_files(path, sources, tmp_path / "out", mask=tmp_path / "mask.npy")
+    result = run_files(path, sources, tmp_path / "out", options=make_options(mask=tmp_path / "mask.npy"))
     assert [written.name for written in result.written] == ["scene.npy", "shot.npy"]
     for written in result.written:
         np.testing.assert_allclose(np.load(written), wanted.numpy(), atol=1e-4)
@@ -341,10 +342,18 @@ def test_mst_takes_measurements_and_cubes(tmp_path: Path) -> None:
     baked = tmp_path / "baked.safetensors"
     baked_model = bake_mask(model, shifted_mask(mask, 4))
     save_student(baked, baked_model, student_metadata(baked_model, "0" * 64, 0, {}))
-    (written,) = run_files(baked, sources[:1], tmp_path / "baked", mask=tmp_path / "mask.npy").written
+    (written,) = run_files(
+        baked, sources[:1], tmp_path / "baked", options=make_options(mask=tmp_path / "mask.npy")
+    ).written
     np.testing.assert_allclose(np.load(written), wanted.numpy(), atol=1e-4)
     with pytest.raises(UsageError, match="36x40 pixels only"):
-        run_files(baked, sources, tmp_path / "no", mask=tmp_path / "mask.npy", tiles=TileOptions(32, 8))
+        run_files(
+            baked,
+            sources,
+            tmp_path / "no",
+            options=make_options(mask=tmp_path / "mask.npy"),
+            tiles=TileOptions(32, 8),
+        )
 
 
 def test_dual_pixel_models_take_pairs_of_views(tmp_path: Path) -> None:

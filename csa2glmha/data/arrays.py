@@ -32,6 +32,10 @@ _MATLAB_NUMBERS = {"double": 8, "single": 4, "logical": 1} | {
 }
 
 
+class AmbiguousArrayError(DataError):
+    """A file holds several arrays that fit, and nothing says which is meant."""
+
+
 @dataclass(frozen=True)
 class StoredArray:
     """One array of a file that was found but not read yet.
@@ -162,7 +166,9 @@ def _choose(
             f"or name another array with {key_option}"
         )
     if len(fitting) > 1:
-        raise DataError(f"{where} holds several {ndim}-D arrays: {held}; say which with {key_option}")
+        raise AmbiguousArrayError(
+            f"{where} holds several {ndim}-D arrays: {held}; say which with {key_option}"
+        )
     return next(iter(fitting))
 
 

@@ -8,12 +8,10 @@ convention is that of Cai et al., CVPR 2022 (arXiv 2111.07910).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from csa2glmha.data.arrays import read_array, to_float32
 from csa2glmha.data.crops import ImageSource
 from csa2glmha.data.degrade import reflect_pad
 from csa2glmha.errors import DataError
@@ -21,42 +19,6 @@ from csa2glmha.models.mst import DISPERSION
 
 BANDS = 28
 """Bands of the published MST."""
-
-
-def load_mask(path: Path, key: str | None = None) -> Tensor:
-    """Read an aperture mask (H, W) of transmissions in [0, 1], float32.
-
-    Args:
-        path: a .mat, .npy, .npz or .tif file.
-        key: the mask's name in a .mat or .npz file; without, it is "mask" or the only 2-D array.
-
-    Raises:
-        DataError: the file cannot be read, or holds no such 2-D array or values outside [0, 1].
-    """
-    mask = _read_plane(path, key, "mask")
-    low, high = mask.min().item(), mask.max().item()
-    if low < 0 or high > 1:
-        raise DataError(
-            f"mask {str(path)!r} has values from {low:g} to {high:g}; give transmissions in [0, 1]"
-        )
-    return mask
-
-
-def load_measurement(path: Path, key: str | None = None, bands: int = BANDS) -> Tensor:
-    """Read a recorded measurement (H, W') stored relative to white, in the scale of :func:`measure`.
-
-    A stored value of 1 becomes ``bands / 2``: what a white scene gives through a mask that is half open. The
-    initial cube then has the values of the file.
-
-    Args:
-        path: a .mat, .npy, .npz or .tif file.
-        key: the measurement's name in a .mat or .npz file; without, it is "meas_real" or the only 2-D array.
-        bands: bands of the model.
-
-    Raises:
-        DataError: the file cannot be read or holds no such 2-D array.
-    """
-    return _read_plane(path, key, "meas_real") * (bands / 2)
 
 
 def disperse(cube: Tensor, step: int = DISPERSION) -> Tensor:
@@ -190,11 +152,3 @@ def _centre(cube: Tensor, height: int, width: int) -> Tensor:
         cube = reflect_pad(cube, 0, missing[1], 0, missing[0])
     top, left = (cube.shape[-2] - height) // 2, (cube.shape[-1] - width) // 2
     return cube[..., top : top + height, left : left + width]
-
-
-def _read_plane(path: Path, key: str | None, usual: str) -> Tensor:
-    plane = read_array(path, 2, key, usual=usual)
-    # A mask of zeros and ones may be stored as truth values, or as integers of any kind.
-    if plane.dtype.kind in "biu" and plane.size and plane.min() >= 0 and plane.max() <= 1:
-        return torch.from_numpy(plane.astype("float32"))
-    return torch.from_numpy(to_float32(plane, path).copy())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,8 +13,6 @@ from csa2glmha.data.batches import Batch, Example, Inputs, seeded, shuffled
 from csa2glmha.data.cassi import (
     CassiScenes,
     initial_cube,
-    load_mask,
-    load_measurement,
     measure,
     shifted_mask,
 )
@@ -22,73 +20,17 @@ from csa2glmha.data.crops import ImageSource, augment, random_crop
 from csa2glmha.data.folders import list_files
 from csa2glmha.data.image_set import ImageSet, skipped_note
 from csa2glmha.data.images import MemoryImages, bundled_images
+from csa2glmha.data.masks import load_mask
+from csa2glmha.data.recorded import USUAL, Measurements
 from csa2glmha.data.sources import bundled_source, split
 from csa2glmha.data.spectral import CubeSet, SyntheticSpectra
 from csa2glmha.errors import DataError, UsageError
-from csa2glmha.models.mst import DISPERSION
-from csa2glmha.progress import progress
 
 #: Side of the parts that distillation trains on. Of parts of 96 x 96, MST-S learned nothing that held on
 #: whole scenes (45.14 to 45.24 dB in six minutes).
 TRAINING_SIDE = 128
 #: Largest side of what distillation is judged on.
 MAX_JUDGING_SIZE = 256
-
-
-@dataclass
-class Measurements:
-    """The recorded measurements of a folder, all through one mask.
-
-    Attributes:
-        mask: (H, W).
-        bands: of the model.
-        skipped: files left out, each with the reason.
-    """
-
-    mask: Tensor
-    bands: int
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
-    _entries: list[tuple[str, Tensor]] = field(default_factory=list)
-
-    @classmethod
-    def find(cls, folder: Path, mask: Tensor, bands: int, mat_key: str | None = None) -> Measurements:
-        """Search a folder and its subfolders for measurements that fit the mask.
-
-        Args:
-            folder: searched for mat, npy, npz, tif and tiff files, in any case.
-            mask: (H, W); measurements are of the same height, and wider by the dispersion.
-            bands: of the model.
-            mat_key: name of the measurement in .mat and .npz files; without, each must hold one 2-D array.
-
-        Raises:
-            DataError: the folder is missing, or nothing in it can be used; the first reason is given.
-        """
-        found = cls(mask, bands)
-        height, width = mask.shape[0], mask.shape[1] + DISPERSION * (bands - 1)
-        for name, path in progress(_array_files(folder), what="reading measurements", unit="file"):
-            try:
-                measurement = load_measurement(path, mat_key, bands)
-            except DataError as error:
-                found.skipped.append((path, str(error)))
-                continue
-            if tuple(measurement.shape) != (height, width):
-                found.skipped.append((path, f"{_size(measurement)}, the mask needs {height}x{width}"))
-            else:
-                found._entries.append((name, measurement))
-        if not found._entries:
-            path, reason = found.skipped[0] if found.skipped else (folder, f"it has no {SUFFIX_LIST} file")
-            raise DataError(
-                f"no measurement in {str(folder)!r} fits a mask of {_size(mask)}: {path.name}: {reason}"
-            )
-        return found
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def read(self, index: int) -> tuple[str, Tensor, Tensor | None]:
-        """Return the name (path inside the folder, with ``/``), the measurement (1, H, W'), and None."""
-        name, measurement = self._entries[index]
-        return name, measurement.unsqueeze(0), None
 
 
 @dataclass(frozen=True)
@@ -246,6 +188,8 @@ def prepare_cassi(
     multiple: int,
     size: int,
     seed: int,
+    mask_key: str | None = None,
+    scale: float | None = None,
 ) -> CassiData:
     """Open scenes and mask, split off the held-out scenes.
 
@@ -257,13 +201,17 @@ def prepare_cassi(
         bands, multiple: of the model.
         size: of the mask, if there is no file.
         seed: decides the split, and the random mask.
+        mask_key: name of the mask in its file.
+        scale: of recorded measurements, as in :func:`~csa2glmha.data.recorded.judge_measurements`.
 
     Raises:
         DataError, UsageError: nothing usable, fewer than two scenes, or no mask for recorded measurements.
     """
     if mask is None and size % multiple:
         raise UsageError(f"--input-size {size}: this model needs a multiple of {multiple}")
-    scenes, aperture, recorded, source, notes = open_scenes(folder, mask, mat_key, bands, size, seed)
+    scenes, aperture, recorded, source, notes = open_scenes(
+        folder, mask, mat_key, bands, size, seed, mask_key, scale
+    )
     bad = [side for side in aperture.shape if side % multiple]
     if bad:
         raise DataError(
@@ -274,16 +222,29 @@ def prepare_cassi(
 
 
 def open_scenes(
-    folder: Path | None, mask: Path | None, mat_key: str | None, bands: int, size: int, seed: int
+    folder: Path | None,
+    mask: Path | None,
+    mat_key: str | None,
+    bands: int,
+    size: int,
+    seed: int,
+    mask_key: str | None = None,
+    scale: float | None = None,
 ) -> tuple[ImageSource, Tensor, bool, str, tuple[str, ...]]:
-    """Scenes, mask (H, W), whether they are recorded, the report's name for them, and notes."""
+    """Scenes, mask (H, W), whether they are recorded, the report's name for them, and notes.
+
+    Raises:
+        DataError, UsageError: as :func:`prepare_cassi`.
+    """
     notes: tuple[str, ...] = ()
     if mask is None:
         aperture = (torch.rand(size, size, generator=seeded("aperture", seed)) < 0.5).float()
         notes += (f"no --mask: a random one of {size}x{size} is used, and the student keeps its mask input",)
     else:
-        aperture = load_mask(mask)
+        aperture = load_mask(mask, mask_key)
     if folder is None:
+        if scale is not None:
+            raise UsageError(f"--measurement-scale {scale:g}: needs measurements; give their folder, --data")
         photographs = bundled_images(3)
         notes += (
             f"no --data: using synthetic spectra of {len(photographs)} photographs bundled with "
@@ -292,6 +253,8 @@ def open_scenes(
         scenes: ImageSource = SyntheticSpectra(MemoryImages(photographs), bands)
         return scenes, aperture, False, f"synthetic spectra of {bundled_source(photographs)}", notes
     kind = folder_kind(folder, mat_key)
+    if scale is not None and kind != "measurements":
+        raise UsageError(f"--measurement-scale {scale:g}: {folder} holds {kind}; leave it out")
     if kind == "images":
         images = ImageSet.find(folder, 3)
         notes += images.notes(folder)
@@ -299,13 +262,25 @@ def open_scenes(
         return SyntheticSpectra(images, bands), aperture, False, f"synthetic spectra of {folder}", notes
     if kind == "cubes":
         cubes = CubeSet.find(folder, bands, mat_key)
-        return cubes, aperture, False, str(folder), notes + cubes.notes + skipped_note(folder, cubes.skipped)
+        notes += cubes.notes + _padded_note(cubes, aperture) + skipped_note(folder, cubes.skipped)
+        return cubes, aperture, False, str(folder), notes
     if mask is None:
         raise UsageError(
             f"{folder} holds recorded measurements: give the mask they were taken through, --mask"
         )
-    recorded = Measurements.find(folder, aperture, bands, mat_key)
-    return recorded, aperture, True, str(folder), notes + skipped_note(folder, recorded.skipped)
+    recorded = Measurements.find(folder, aperture, bands, mat_key, scale)
+    notes += recorded.notes + skipped_note(folder, recorded.skipped)
+    return recorded, aperture, True, str(folder), notes
+
+
+def _padded_note(cubes: CubeSet, mask: Tensor) -> tuple[str, ...]:
+    """One note on cubes that do not fill the mask; none if all do."""
+    height, width = mask.shape
+    small = [name for name, (rows, columns) in cubes.sizes.items() if rows < height or columns < width]
+    if not small:
+        return ()
+    more = f" and {len(small) - 1} more" if len(small) > 1 else ""
+    return (f"{small[0]}{more}: smaller than the mask of {_size(mask)}, so padded by reflection",)
 
 
 def folder_kind(folder: Path, mat_key: str | None) -> str:
@@ -334,7 +309,7 @@ def folder_kind(folder: Path, mat_key: str | None) -> str:
 
 def _shape(path: Path, ndim: int, mat_key: str | None) -> tuple[int, ...] | None:
     try:
-        return find_array(path, ndim, mat_key).shape
+        return find_array(path, ndim, mat_key, usual=USUAL).shape
     except DataError:
         return None
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from csa2glmha.data.batches import Data
 from csa2glmha.data.cassi_data import CassiData, prepare_cassi
 from csa2glmha.data.sources import ImageData, prepare_images
@@ -17,15 +15,14 @@ def open_data(model: RestorationModel, options: ConvertOptions) -> Data:
 
     Args:
         model: the teacher.
-        options: of them data, targets, pair, degrade, mask, mat_key, input_size, crop, calibration_size
-            and seed.
+        options: of them those on data, input_size, crop, calibration_size and seed.
 
     Raises:
         DataError, UsageError: nothing usable, or an option that this network has no use for.
     """
     if "mask" in model.input_names:
         return _open_cassi(model, options)
-    refuse_mask(model.architecture, options.mask)
+    refuse_cassi_options(model.architecture, options)
     return prepare_images(
         options.data,
         options.targets,
@@ -38,10 +35,15 @@ def open_data(model: RestorationModel, options: ConvertOptions) -> Data:
     )
 
 
-def refuse_mask(architecture: str, mask: Path | None) -> None:
-    """Raise UsageError for a mask where the network takes none."""
-    if mask is not None:
-        raise UsageError(f"--mask {mask}: {architecture} takes no mask; leave it out")
+def refuse_cassi_options(architecture: str, options: ConvertOptions) -> None:
+    """Raise UsageError for options on masks and measurements where the network takes none."""
+    for name in ("mask", "mask_key", "measurement_scale"):
+        value = getattr(options, name)
+        if value is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {value}: {architecture} takes no mask and no measurements; "
+                "leave it out"
+            )
 
 
 def refuse_image_options(architecture: str, options: ConvertOptions) -> None:
@@ -67,6 +69,8 @@ def _open_cassi(model: RestorationModel, options: ConvertOptions) -> CassiData:
         model.size_multiple,
         options.input_size,
         options.seed,
+        options.mask_key,
+        options.measurement_scale,
     )
     # Defaults shrink to a small mask; what was asked for is done or refused.
     for name in ("calibration_size", "crop"):
@@ -79,4 +83,4 @@ def _open_cassi(model: RestorationModel, options: ConvertOptions) -> CassiData:
     return data
 
 
-__all__ = ["CassiData", "ImageData", "open_data", "refuse_image_options", "refuse_mask"]
+__all__ = ["CassiData", "ImageData", "open_data", "refuse_cassi_options", "refuse_image_options"]

@@ -146,6 +146,7 @@ class CubeSet:
         skipped: files left out, each with the reason.
         white: what floats are divided by.
         notes: what was taken for white, and the like.
+        sizes: height and width by name.
     """
 
     bands: int
@@ -153,6 +154,7 @@ class CubeSet:
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     white: float = 1.0
     notes: tuple[str, ...] = ()
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     _entries: list[tuple[str, Path]] = field(default_factory=list)
     _cache: dict[Path, Tensor] = field(default_factory=dict, repr=False)
 
@@ -184,6 +186,7 @@ class CubeSet:
                 found.skipped.append((path, str(error)))
                 continue
             found._entries.append((name, path))
+            found.sizes[name] = (int(cube.values.shape[1]), int(cube.values.shape[2]))
             extents[path] = cube.extent
             if not cube.ordered:
                 unordered.append(path)

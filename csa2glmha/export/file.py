@@ -26,7 +26,7 @@ from csa2glmha.storage import LoadedModel, load_model
 #: Held-out images that the loss of a lower precision is measured on, at most.
 JUDGED_IMAGES = 8
 #: Options on the data that int8 is calibrated on, and that it and fp16 are judged on.
-_DATA = ("data", "targets", "pair", "degrade", "mask", "mat_key")
+_DATA = ("data", "targets", "pair", "degrade", "mask", "mask_key", "measurement_scale", "mat_key")
 _CALIBRATION = ("calibration_crops", "calibration_size")
 
 

@@ -25,6 +25,7 @@ _FROM_STUDENT = (
     "attention",
     "mask",
     "mask_sha256",
+    "mask_values_sha256",
     "teacher_sha256",
     "teacher_source",
     "seed",

@@ -208,7 +208,16 @@ def sensitivity_cache(
     beside = output.parent / name
     usable = os.access(beside if beside.exists() else output.parent, os.W_OK)
     path = beside if usable else output / name
-    names = ("degrade", "pair", "mat_key", "calibration_crops", "calibration_size", "seed")
+    names = (
+        "degrade",
+        "pair",
+        "mat_key",
+        "mask_key",
+        "measurement_scale",
+        "calibration_crops",
+        "calibration_size",
+        "seed",
+    )
     identity: dict[str, Any] = {name: getattr(options, name) for name in names}
     for name in ("data", "targets"):
         folder = getattr(options, name)

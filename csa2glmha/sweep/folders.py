@@ -89,7 +89,7 @@ def _check_student(folder: Path, point: Point, teacher_sha256: str) -> None:
         return
     made = read_checkpoint(folder / STUDENT_FILE).metadata
     wanted = {"checkpoint": ("teacher_sha256", teacher_sha256), "seed": ("seed", str(point.options.seed))}
-    wanted |= {name: (name, value) for name, value in provenance(point.options, point.options.mask).items()}
+    wanted |= {name: (name, value) for name, value in provenance(point.options).items()}
     _refuse(folder, [name for name, (key, value) in wanted.items() if made.get(key) != value])
 
 
