@@ -77,17 +77,17 @@ def input_kind(model: OpenModel, options: ConvertOptions, cube_suffix: str) -> I
         UsageError: options that do not fit the network.
         DataError: the mask cannot be used.
     """
-    suffix = cube_suffix if is_spectral(model.channels, model.bands) else ""
-    arrays = array_formats(suffix, model.bands)
     if model.architecture == "mst":
-        snapshots = _snapshots(model, options)
-        return InputKind(arrays, snapshots.reader)
+        # Cubes whatever their number of bands: six are no dual-pixel views here.
+        return InputKind(array_formats(cube_suffix, model.bands), _snapshots(model, options).reader)
+    suffix = cube_suffix if is_spectral(model.channels, model.bands) else ""
     refuse_cassi_options(model.architecture or "this model", options)
     if model.channels == DUAL_PIXEL_CHANNELS:
         return InputKind(image_formats(suffix, model.bands, views=True), lambda jobs: _read_views)
     if model.channels in IMAGE_CHANNELS:
         read = partial(_read_image, channels=model.channels)
         return InputKind(image_formats(suffix, model.bands), lambda jobs: read)
+    arrays = array_formats(suffix, model.bands)
     return InputKind(arrays, lambda jobs: _cube_reader(jobs, model.channels, options.mat_key))
 
 
