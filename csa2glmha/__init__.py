@@ -6,9 +6,13 @@ result = csa2glmha.convert("restormer.pth", rank=8, data="photos", degrade="nois
 model = csa2glmha.load("restormer-rank8/student.safetensors")
 """
 
-from __future__ import annotations
+# First, and without the import that annotations elsewhere begin with: see csa2glmha/environment.py.
+from csa2glmha import environment
 
-from typing import TYPE_CHECKING, Any
+environment.leave_start_folder()
+environment.prepare()
+
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "convert", "load"]

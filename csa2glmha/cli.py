@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -38,6 +37,8 @@ class _ModelFile(click.Path):
 
 
 MODEL = _ModelFile(path_type=Path)
+#: More than any machine has use for; ONNX Runtime ends the process where the system refuses it threads.
+MOST_THREADS = 1024
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -421,7 +422,12 @@ def run(
 @cli.command(context_settings=CONTEXT, short_help="Time and memory of models, side by side.")
 @click.argument("models", type=MODEL, nargs=-1, required=True)
 @click.option("--size", type=click.IntRange(8), metavar="N", help="Side of the input [default: 256].")
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads [the runtimes' choice].")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, MOST_THREADS),
+    metavar="N",
+    help="Threads [one for each core that may be used].",
+)
 @click.option(
     "--provider",
     default="cpu",
@@ -530,9 +536,6 @@ def demo(**given: Any) -> None:
 
 def main() -> NoReturn:
     """Run the command line; errors are one line on standard error."""
-    # On Linux PyTorch then takes large maps in huge pages: a third of a full-size network's time went
-    # into page faults otherwise. To be set before the first tensor is made.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
         signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run_safely(lambda: cli.main(standalone_mode=False)))

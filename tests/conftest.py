@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Networks this small are slower on several threads, and one thread adds up in one order: of processes that
+# tests start, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import csa2glmha  # noqa: F401  # before PyTorch: it says how threads wait, here and in child processes
+
+# isort: split
 import torch
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
@@ -19,7 +27,6 @@ from csa2glmha.data.batches import Inputs
 from csa2glmha.models.restormer import Restormer
 from tests.hub_server import Hub, serve
 
-# Networks this small are slower on several threads, and one thread adds up in one order.
 torch.set_num_threads(1)
 
 # How long an example takes says how busy the machine is.

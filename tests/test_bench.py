@@ -176,11 +176,12 @@ def test_networks_with_a_mask_get_one(tmp_path: Path) -> None:
 def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     path = identity_onnx(tmp_path / "copies.onnx", "height", "width")
     small, large = (memory.measure_apart(path, Settings(size)) for size in ((16, 16), (1024, 2048)))
-    assert small is not None and large is not None
+    assert isinstance(small, memory.Memory) and isinstance(large, memory.Memory)
     # Three channels of 4 bytes: input, intermediate result and output at least.
     assert large.model - small.model > 2 * 3 * 4 * 1024 * 2048
     assert large.peak > large.model
-    assert memory.measure_apart(tmp_path / "missing.onnx", Settings((16, 16))) is None
+    missing = memory.measure_apart(tmp_path / "missing.onnx", Settings((16, 16)))
+    assert isinstance(missing, str) and "missing.onnx" in missing and "no such file" in missing
 
 
 def test_providers(checkpoint: Path, tmp_path: Path) -> None:

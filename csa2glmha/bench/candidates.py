@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from csa2glmha.bench.noise import noise
+from csa2glmha.environment import thread_count
 from csa2glmha.errors import UsageError
 from csa2glmha.export.runtime import OnnxModel, provider_name
 from csa2glmha.models.mst import DISPERSION
@@ -25,7 +26,7 @@ class Settings:
 
     Attributes:
         size: height and width; None: that of the models that take one size only, otherwise 256.
-        threads: within an operator; None leaves the choice to the runtimes.
+        threads: within an operator; None: one for each core that may be used.
         provider: of ONNX Runtime in lower case, such as "cpu" or "cuda"; PyTorch knows these two.
     """
 
@@ -109,8 +110,7 @@ def _open_pytorch(path: Path, settings: Settings) -> _Opened:
         )
     device = torch.device(settings.provider)
     model = load_model(path).model.to(device)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads or thread_count())
 
     def make(height: int, width: int) -> Candidate:
         shapes = model.input_shapes(height, width)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -15,6 +14,7 @@ import torch
 from csa2glmha.bench.candidates import Candidate, Settings, open_candidates
 from csa2glmha.bench.memory import measure_apart
 from csa2glmha.bench.rounds import Patience, time_in_turns
+from csa2glmha.environment import cpu_count, thread_count
 from csa2glmha.hub import display_name
 from csa2glmha.progress import manual_progress, progress, say
 from csa2glmha.report.document import render_table
@@ -43,8 +43,8 @@ def run_bench(paths: Sequence[Path], settings: Settings, patience: Patience) -> 
         timings = time_in_turns([candidate.run for candidate in candidates], patience, bar.update)
     return {
         "provider": settings.provider,
-        "threads": settings.threads,
-        "cores": os.cpu_count(),
+        "threads": settings.threads or thread_count(),
+        "cores": cpu_count(),
         "machine": platform.processor() or platform.machine(),
         "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
         "rounds": timings.latencies[0].runs,
@@ -57,7 +57,8 @@ def run_bench(paths: Sequence[Path], settings: Settings, patience: Patience) -> 
                 "input_shapes": [list(shape) for shape in candidate.shapes],
                 "ms": {"median": latency.median_ms, "low": latency.low_ms, "high": latency.high_ms},
                 "ratio": asdict(ratio),
-                "memory": None if used is None else asdict(used),
+                "memory": None if isinstance(used, str) else asdict(used),
+                **({"memory_error": used} if isinstance(used, str) else {}),
             }
             for candidate, latency, ratio, used in zip(
                 candidates, timings.latencies, timings.ratios, memory, strict=True
@@ -84,14 +85,18 @@ def describe_bench(found: dict[str, Any]) -> str:
             )
         )
     header = ("model", "runtime", "input", "median", "quartiles", "of the first's time", "peak memory")
-    threads = found["threads"] or "the runtimes' choice of"
+    notes = [
+        f"{model['file']}: memory could not be measured: {model['memory_error']}"
+        for model in found["models"]
+        if "memory_error" in model
+    ]
     note = (
-        f"{found['rounds']} rounds in random order, {found['provider']}, {threads} threads; "
+        f"{found['rounds']} rounds in random order, {found['provider']}, {found['threads']} threads; "
         "memory without Python and libraries"
     )
     if not found["converged"]:
         note += f"\nout of time: a ratio is not known to {found['tolerance']:.1%} yet; give more --seconds"
-    return f"{render_table(rows, header)}\n{note}"
+    return "\n".join((render_table(rows, header), note, *notes))
 
 
 def _size(candidate: Candidate) -> tuple[int, int]:

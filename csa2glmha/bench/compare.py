@@ -52,7 +52,7 @@ def compare_files(
         files: by name; all take inputs of the same shapes, some may need the first few only.
         shapes: of the inputs in call order, as ``RestorationModel.input_shapes`` gives them.
         patience: when to stop.
-        threads: of ONNX Runtime within an operator; None leaves the choice to it.
+        threads: of ONNX Runtime within an operator; None: one for each core that may be used.
 
     Raises:
         CheckpointError: a file is missing, is not ONNX or cannot be run.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +10,12 @@ from pathlib import Path
 import psutil
 
 from csa2glmha.bench.candidates import Settings, open_candidates
+from csa2glmha.child import ChildError, run_module
 from csa2glmha.errors import Csa2GlmhaError
 
 _RUNS = 2
+#: A model that has not run twice by then is given up.
+_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,21 @@ class Memory:
     model: int
 
 
-def measure_apart(path: Path, settings: Settings) -> Memory | None:
-    """Measure in a new process; None if that fails, which must not spoil the timings.
+def measure_apart(path: Path, settings: Settings) -> Memory | str:
+    """Measure in a new process; the reason if that fails, which must not spoil the timings.
 
     Args:
         path: of the model.
         settings: as for the timings, with the size.
     """
     request = {"path": str(path), "settings": asdict(settings)}
-    command = [sys.executable, "-m", "csa2glmha.bench.memory", json.dumps(request)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return None
-    return Memory(**json.loads(done.stdout.splitlines()[-1]))
+    try:
+        answer = run_module("csa2glmha.bench.memory", [json.dumps(request)], _SECONDS)
+        return Memory(**json.loads(answer.splitlines()[-1]))
+    except ChildError as error:
+        return str(error)
+    except (ValueError, TypeError, IndexError):
+        return "its process gave no answer"
 
 
 def measure_here(path: Path, settings: Settings) -> Memory:

@@ -41,7 +41,7 @@ def profile_modules(
         shapes: of the inputs in call order; it may need the first few only.
         runs: that count, at least one.
         warmup: runs before those.
-        threads: of ONNX Runtime within an operator; None leaves the choice to it.
+        threads: of ONNX Runtime within an operator; None: one for each core that may be used.
 
     Raises:
         CheckpointError: the file is missing, is not ONNX or cannot be run.

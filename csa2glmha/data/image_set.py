@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from csa2glmha.data.images import FOREIGN_SUFFIXES, SUFFIX_LIST, SUFFIXES, check
 from csa2glmha.data.pairing import pair_names
 from csa2glmha.data.stored import Pixels, StoredImage, UnreadableError
 from csa2glmha.device import total_memory
+from csa2glmha.environment import cpu_count
 from csa2glmha.errors import DataError, UsageError
 
 
@@ -92,7 +92,7 @@ class ImageSet:
             entries = [_Entry(name, path, None) for name, path in found._list(folder)]
         else:
             entries = found._pair(folder, targets, pair)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, cpu_count())) as pool:
             # Half of it: an image is more than its samples while a network runs on it.
             read = partial(_decode_entry, smallest=smallest, room=total_memory() // 2)
             results = pool.map(read, entries)

@@ -6,8 +6,6 @@ import contextlib
 import copy
 import io
 import logging
-import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from csa2glmha.child import run_module
 from csa2glmha.deploy import deploy, to_half
 from csa2glmha.errors import CheckpointError, DataError, ExportError, UsageError
 from csa2glmha.export import translate
@@ -366,19 +365,17 @@ def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ExportError: onnxsim failed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder, "plain.onnx"), Path(folder, "simplified.onnx")
-        try:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder, "plain.onnx"), Path(folder, "simplified.onnx")
             source.write_bytes(proto.SerializeToString())
-            subprocess.run(
-                [sys.executable, "-m", "onnxsim", str(source), str(target)],
-                check=True,
-                capture_output=True,
-                timeout=_SIMPLIFY_SECONDS,
-            )
+            run_module("onnxsim", [str(source), str(target)], _SIMPLIFY_SECONDS)
             return _clean(onnx.load(target))
-        except (OSError, subprocess.SubprocessError) as error:
-            raise ExportError(f"onnxsim failed: {_first_line(error)}") from error
+    except OSError as error:
+        raise ExportError(f"onnxsim failed: {error.strerror or error}; temporary files: $TMPDIR") from error
+    # What onnx raises of a file that is not whole has no base class that onnx says to use.
+    except Exception as error:
+        raise ExportError(f"onnxsim failed: {_first_line(error)}") from error
 
 
 @contextlib.contextmanager
