@@ -94,7 +94,12 @@ def settings(*names: str) -> Callable[[Command], Command]:
         for name in reversed(names):
             field = ConvertOptions.model_fields[name]
             flag = "--" + name.replace("_", "-")
-            if field.annotation is bool:
+            if field.annotation is bool and field.default:
+                flags = (f"--no-{name.replace('_', '-')}", name)
+                option = click.option(
+                    *flags, is_flag=True, flag_value=False, default=None, help=field.description
+                )
+            elif field.annotation is bool:
                 option = click.option(flag, is_flag=True, default=None, help=field.description)
             else:
                 shown = "" if field.default is None else f" [default: {field.default}]"
@@ -136,7 +141,7 @@ METAVARS = {
 }
 RANKS = ("rank", "rank_q", "rank_k", "rank_v", "rank_pos")
 BUDGETS = ("macs", "params", "max_drop")
-DATA = ("data", "targets", "pair", "degrade", "mask", "mask_key", "measurement_scale", "mat_key")
+DATA = ("data", "targets", "pair", "degrade", "mask", "mask_key", "measurement_scale", "mat_key", "stretch")
 TRAINING = (
     "distill_steps",
     "distill_minutes",
@@ -368,7 +373,7 @@ def evaluate(model: Model, teacher: Model | None, crop: int | None, as_json: boo
 @click.option(
     "--memory", type=Number(0, 1e6, min_open=True), metavar="GB", help="To use at most [what is free]."
 )
-@settings("mask", "mask_key", "measurement_scale", "mat_key")
+@settings("mask", "mask_key", "measurement_scale", "mat_key", "stretch")
 @click.option(
     "--format",
     "cube_format",

@@ -13,8 +13,10 @@ from csa2glmha.data.degrade import parse_degradation
 from csa2glmha.data.folders import check_folder
 from csa2glmha.data.images import MemoryImages, bundled_images
 from csa2glmha.data.masks import is_made_for
-from csa2glmha.data.open import refuse_cassi_options, refuse_image_options
-from csa2glmha.data.sources import IMAGE_CHANNELS, image_example, is_spectral, open_inputs
+from csa2glmha.data.open import as_trained, refuse_cassi_options, refuse_image_options, refuse_no_stretch
+from csa2glmha.data.sources import IMAGE_CHANNELS, image_example, is_spectral, open_inputs, wants_stretch
+from csa2glmha.data.stretch import NOTE as STRETCH_NOTE
+from csa2glmha.data.stretch import Stretched
 from csa2glmha.device import resolve_device
 from csa2glmha.errors import UsageError
 from csa2glmha.export.runtime import CPU_PROVIDER, OnnxModel, provider_name
@@ -48,6 +50,16 @@ class OpenModel:
     size: tuple[int, int] | None
     network: RestorationModel | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def stretches(self, options: ConvertOptions) -> bool:
+        """Whether whole images are stretched to [0, 1] for it.
+
+        Raises:
+            UsageError: the options leave out what is not done.
+        """
+        wanted = self.architecture != "mst" and wants_stretch(self.channels, self.bands)
+        refuse_no_stretch(self.architecture or "this model", wanted, options)
+        return wanted and as_trained(self.metadata, options).stretch
 
     def check_mask(self, mask: Path, key: str | None) -> None:
         """Raise UsageError for another mask than the one that is baked in."""
@@ -118,6 +130,7 @@ def evaluate_file(
         )
     reference = None if other is None else other.run
     cassi = opened.architecture == "mst"
+    stretched = opened.stretches(options)
     examples = (_cassi if cassi else _images)(opened, options, teacher, crop)
     spectral = cassi or is_spectral(opened.channels, opened.bands)
     meters = {name: QualityMeter(spectral) for name in ("input", "truth", "teacher")}
@@ -139,6 +152,7 @@ def evaluate_file(
         "model": display_name(model),
         "data": None if options.data is None else str(options.data),
         "degradation": options.degrade,
+        "stretched": stretched,
         "seed": options.seed,
         "images": len(examples),
         **{
@@ -190,6 +204,9 @@ def _images(
         images, notes = open_inputs(data, model.channels, targets, model.bands, options.mat_key, options.pair)
         for note in notes:
             say(note)
+    if model.stretches(options):
+        images = Stretched(images)
+        say(STRETCH_NOTE)
     return _Lazy(
         len(images),
         lambda index: image_example(images, index, degradation, options.seed, crop, not spectral),

@@ -119,6 +119,7 @@ def build_report(measured: Measurements) -> dict[str, Any]:
             "judged_on": f"central {measured.frame[0]} x {measured.frame[1]} pixels of held-out images",
             "degradation": data.degradation,
             "spectral": data.spectral,
+            "stretched": data.stretched,
             "notes": list(data.notes),
         }
     if measured.baselines is not None:

@@ -94,6 +94,10 @@ class ConvertOptions(BaseModel):
         description="MST: the stored value of a measurement that is 1, white through a half-open mask: 4095 "
         "for counts of 12 bits, half the number of bands for plain sums; recognised unless given.",
     )
+    stretch: bool = Field(
+        True,
+        description="RGB to spectra: take images as they are, not stretched to [0, 1] as MST++ has them.",
+    )
     mat_key: str | None = Field(None, description="Name of the array in .mat and .npz files of --data.")
     calibration_crops: int = Field(32, ge=2, le=100_000, description="Crops for the attention statistics.")
     calibration_size: int = Field(128, ge=16, le=4096, description="Their side in pixels.")

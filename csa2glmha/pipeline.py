@@ -23,7 +23,7 @@ from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import write_image
 from csa2glmha.data.masks import is_made_for, mask_provenance
-from csa2glmha.data.open import CassiData, open_data
+from csa2glmha.data.open import CassiData, as_trained, open_data, stretch_provenance
 from csa2glmha.device import resolve_device
 from csa2glmha.distill import DistillResult, State, StateFolder
 from csa2glmha.distill.job import (
@@ -239,7 +239,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         student,
         loaded.checkpoint.sha256,
         options.seed,
-        provenance(options) | teacher_source(checkpoint),
+        provenance(options) | teacher_source(checkpoint) | stretch_provenance(teacher, options),
     )
     save_student(output / STUDENT_FILE, student, metadata)
     for name in OUTPUT_FILES:
@@ -415,6 +415,7 @@ def _distill_file(
             f"{original.checkpoint.sha256[:12]}, the student's teacher's with {str(expected)[:12]})"
         )
     _check_mask(student, loaded.checkpoint.metadata, options)
+    options = as_trained(loaded.checkpoint.metadata, options)
     data = open_data(original.model, options)
     check_truth(options, data, original.model.out_channels)
     hashes = {"the teacher": original.checkpoint.sha256, "the student": loaded.checkpoint.sha256}
@@ -440,7 +441,13 @@ def _distill_file(
         return result
     if options.mask is not None:
         network = _bake(network, data)
-    save_student(output, network.cpu(), loaded.checkpoint.metadata | {"seed": str(options.seed)})
+    save_student(
+        output,
+        network.cpu(),
+        loaded.checkpoint.metadata
+        | {"seed": str(options.seed)}
+        | stretch_provenance(original.model, options),
+    )
     states.clear()
     return result
 

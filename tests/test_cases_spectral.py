@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scipy.io
 import torch
+from PIL import Image
 
 from csa2glmha.data.cassi import initial_cube
 from csa2glmha.data.cassi_data import open_scenes
@@ -15,8 +17,10 @@ from csa2glmha.data.spectral import SpectralPairs
 from csa2glmha.errors import DataError
 from csa2glmha.evaluation import OpenModel
 from csa2glmha.options import make_options
+from csa2glmha.restore.command import run_files
 from csa2glmha.restore.inputs import input_kind
 from csa2glmha.restore.jobs import find_jobs
+from csa2glmha.storage import load
 
 
 def test_cubes_in_counts(cases: Path) -> None:
@@ -81,3 +85,20 @@ def test_masks(cases: Path, shared: Path) -> None:
     assert torch.equal(load_mask(cases / "cassi/mask_two.mat", "Mask"), wanted)
     with pytest.raises(DataError, match=r"Mask \(256x256\), CA \(256x256\); say which with --mask-key"):
         load_mask(cases / "cassi/mask_two.mat")
+
+
+def test_images_of_little_contrast(cases: Path, shared: Path, tmp_path: Path) -> None:
+    """As the official code has it: whole images stretched, outputs clipped."""
+    checkpoint = shared / "parity/mstpp_stage1.pth"
+    result = run_files(checkpoint, [cases / "rgb/low_contrast"], tmp_path / "out")
+    model = load(checkpoint)
+    for path in result.written:
+        image = torch.from_numpy(np.array(Image.open(cases / "rgb/low_contrast" / f"{path.stem}.png")))
+        image = image.float().permute(2, 0, 1)
+        with torch.no_grad():
+            official = model(((image - image.min()) / (image.max() - image.min()))[None])[0]
+            unstretched = model(image[None] / 255)[0]
+        found = torch.from_numpy(np.load(path)).permute(2, 0, 1)
+        clipped, scale = official.clamp(0, 1), official.abs().max()  # random weights: far beyond 1
+        assert (found - clipped).abs().max() < 1e-4 * scale
+        assert (unstretched.clamp(0, 1) - clipped).abs().mean() > 0.05

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from csa2glmha import cli
 from csa2glmha.data.cassi import initial_cube, measure, shifted_mask
 from csa2glmha.data.images import read_image, write_image
+from csa2glmha.data.stretch import stretch
 from csa2glmha.errors import DataError, OutputError, UsageError
 from csa2glmha.export import runtime
 from csa2glmha.models import RestorationModel, build
@@ -312,7 +313,8 @@ def test_rgb_to_spectra(tmp_path: Path) -> None:
     model = saved(tmp_path / "pp.pth", "mst_plus_plus", n_feat=4, stage=1, num_blocks=[1, 1, 1])
     write_image(tmp_path / "x.png", torch.rand(3, 21, 30, generator=torch.Generator().manual_seed(0)))
     with torch.inference_mode():
-        cube = load(model)(read_image(tmp_path / "x.png", 3)[None])[0].permute(1, 2, 0).numpy()
+        image = stretch(read_image(tmp_path / "x.png", 3))
+        cube = load(model)(image[None])[0].permute(1, 2, 0).clamp(0, 1).numpy()
     (npy,) = run_files(model, [tmp_path / "x.png"], tmp_path / "out").written
     (mat,) = run_files(model, [tmp_path / "x.png"], tmp_path / "out", cube_suffix=".mat").written
     assert (npy.name, mat.name) == ("x.npy", "x.mat")

@@ -77,6 +77,7 @@ def analyze_file(
         "data": {
             "source": data.source,
             "degradation": data.degradation,
+            "stretched": data.stretched,
             "crop": list(inputs[0][0].shape[-2:]),
             "notes": list(data.notes),
         },

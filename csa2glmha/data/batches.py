@@ -57,6 +57,7 @@ class Data(Protocol):
         degradation: how inputs are made of clean images, as the user wrote it; None where they are not.
         training_images, held_out_images: how many.
         spectral: the outputs' channels are bands of a spectrum.
+        stretched: each whole image is brought to [0, 1] first.
     """
 
     @property
@@ -71,6 +72,8 @@ class Data(Protocol):
     def held_out_images(self) -> int: ...
     @property
     def spectral(self) -> bool: ...
+    @property
+    def stretched(self) -> bool: ...
 
     def frame(self, size: int) -> tuple[int, int]:
         """Height and width of the examples where a side of ``size`` is asked for."""

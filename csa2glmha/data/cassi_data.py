@@ -118,6 +118,10 @@ class CassiData:
         return True
 
     @property
+    def stretched(self) -> bool:
+        return False
+
+    @property
     def dispersed_mask(self) -> Tensor:
         """MST's second input, (1, bands, H, W')."""
         return shifted_mask(self.mask, self.bands)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from csa2glmha.data.batches import Data
 from csa2glmha.data.cassi_data import CassiData, prepare_cassi
-from csa2glmha.data.sources import ImageData, prepare_images
+from csa2glmha.data.sources import ImageData, prepare_images, wants_stretch
 from csa2glmha.errors import UsageError
 from csa2glmha.models import RestorationModel
 from csa2glmha.options import ConvertOptions
+
+#: What metadata call it whether images are stretched: "yes" or "no", nothing where they never are.
+STRETCH = "stretch"
 
 
 def open_data(model: RestorationModel, options: ConvertOptions) -> Data:
@@ -21,8 +26,11 @@ def open_data(model: RestorationModel, options: ConvertOptions) -> Data:
         DataError, UsageError: nothing usable, or an option that this network has no use for.
     """
     if "mask" in model.input_names:
+        refuse_no_stretch(model.architecture, False, options)
         return _open_cassi(model, options)
     refuse_cassi_options(model.architecture, options)
+    wanted = wants_stretch(model.in_channels, model.out_channels)
+    refuse_no_stretch(model.architecture, wanted, options)
     return prepare_images(
         options.data,
         options.targets,
@@ -32,7 +40,29 @@ def open_data(model: RestorationModel, options: ConvertOptions) -> Data:
         model.out_channels,
         options.mat_key,
         options.pair,
+        wanted and options.stretch,
     )
+
+
+def as_trained(metadata: Mapping[str, str], options: ConvertOptions) -> ConvertOptions:
+    """The options with what a student's metadata say of how its images are prepared."""
+    return options.model_copy(update={"stretch": False}) if metadata.get(STRETCH) == "no" else options
+
+
+def stretch_provenance(model: RestorationModel, options: ConvertOptions) -> dict[str, str]:
+    """What a student's metadata say of how its images are prepared."""
+    if not wants_stretch(model.in_channels, model.out_channels) or "mask" in model.input_names:
+        return {}
+    return {STRETCH: "yes" if options.stretch else "no"}
+
+
+def refuse_no_stretch(architecture: str, wanted: bool, options: ConvertOptions) -> None:
+    """Raise UsageError for --no-stretch where nothing is stretched; ``wanted``: it would be."""
+    if not (wanted or options.stretch):
+        raise UsageError(
+            f"--no-stretch: {architecture} takes images as they are, only networks from RGB to spectra have "
+            "them stretched; leave it out"
+        )
 
 
 def refuse_cassi_options(architecture: str, options: ConvertOptions) -> None:
@@ -83,4 +113,14 @@ def _open_cassi(model: RestorationModel, options: ConvertOptions) -> CassiData:
     return data
 
 
-__all__ = ["CassiData", "ImageData", "open_data", "refuse_cassi_options", "refuse_image_options"]
+__all__ = [
+    "STRETCH",
+    "CassiData",
+    "ImageData",
+    "as_trained",
+    "open_data",
+    "refuse_cassi_options",
+    "refuse_image_options",
+    "refuse_no_stretch",
+    "stretch_provenance",
+]

@@ -14,6 +14,8 @@ from csa2glmha.data.degrade import Degradation, parse_degradation
 from csa2glmha.data.image_set import ImageSet, skipped_note
 from csa2glmha.data.images import MemoryImages, bundled_images
 from csa2glmha.data.spectral import CubeSet, SpectralPairs
+from csa2glmha.data.stretch import NOTE as STRETCH_NOTE
+from csa2glmha.data.stretch import Stretched
 from csa2glmha.errors import DataError
 from csa2glmha.report.quality import SSIM_WINDOW
 
@@ -78,6 +80,7 @@ class ImageData:
         source, notes: as in :class:`csa2glmha.data.batches.Data`.
         has_truth: a reference exists for the outputs.
         spectral: the outputs' channels are bands of a spectrum.
+        stretched: each whole image is brought to [0, 1] first.
     """
 
     train: ImageSource
@@ -87,6 +90,7 @@ class ImageData:
     notes: tuple[str, ...]
     has_truth: bool
     spectral: bool = False
+    stretched: bool = False
 
     @property
     def degradation(self) -> str | None:
@@ -212,6 +216,11 @@ def open_inputs(
     return open_images(folder, channels, targets, pair)
 
 
+def wants_stretch(channels: int, bands: int) -> bool:
+    """Whether a network of so many channels in and out is of those that take stretched images."""
+    return channels == 3 and is_spectral(channels, bands)
+
+
 def is_spectral(channels: int, bands: int) -> bool:
     """Whether a network of so many channels in and out makes spectra, not images."""
     return bands not in IMAGE_CHANNELS or (bands != channels and channels != DUAL_PIXEL_CHANNELS)
@@ -226,6 +235,7 @@ def prepare_images(
     bands: int | None = None,
     mat_key: str | None = None,
     pair: str | None = None,
+    stretched: bool = False,
 ) -> ImageData:
     """Open the images, split off the held-out ones.
 
@@ -238,6 +248,7 @@ def prepare_images(
         bands: channels of the model's output, where that makes spectra.
         mat_key: name of the array in .mat and .npz files.
         pair: how the names of images and targets differ; None finds it out.
+        stretched: bring each whole image to [0, 1] first.
 
     Raises:
         DataError, UsageError: no usable images, fewer than two, or a bad degradation.
@@ -264,6 +275,8 @@ def prepare_images(
     else:
         images, notes = open_inputs(folder, channels, targets, bands or channels, mat_key, pair)
         source = str(folder)
+    if stretched:
+        images, notes = Stretched(images), (*notes, STRETCH_NOTE)
     train, held_out = split(images, source, seed)
     return ImageData(
         train,
@@ -273,6 +286,7 @@ def prepare_images(
         notes,
         targets is not None or (degradation is not None and not spectral),
         spectral,
+        stretched,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from csa2glmha.data.batches import Data
 from csa2glmha.data.images import bundled_images
-from csa2glmha.data.open import open_data
+from csa2glmha.data.open import as_trained, open_data
 from csa2glmha.errors import ExportError, UsageError
 from csa2glmha.export.metadata import metadata_of
 from csa2glmha.export.onnx import PRECISIONS, ExportReport, check_opset, export_onnx
@@ -26,7 +26,7 @@ from csa2glmha.storage import LoadedModel, load_model
 #: Held-out images that the loss of a lower precision is measured on, at most.
 JUDGED_IMAGES = 8
 #: Options on the data that int8 is calibrated on, and that it and fp16 are judged on.
-_DATA = ("data", "targets", "pair", "degrade", "mask", "mask_key", "measurement_scale", "mat_key")
+_DATA = ("data", "targets", "pair", "degrade", "mask", "mask_key", "measurement_scale", "mat_key", "stretch")
 _CALIBRATION = ("calibration_crops", "calibration_size")
 
 
@@ -90,7 +90,7 @@ def export_file(
     _check_choices(choices)
     loaded = load_model(model)
     judged = choices.precision == "int8" or (
-        choices.precision == "fp16" and any(getattr(options, name) is not None for name in _DATA)
+        choices.precision == "fp16" and not options.model_fields_set.isdisjoint(_DATA)
     )
     if loaded.model.fixed_size is not None and judged:
         raise UsageError(
@@ -104,7 +104,7 @@ def export_file(
     _say_unused(choices.precision, options)
     if not judged:
         return _export(loaded, output, choices), None
-    options = _with_task(loaded, options)
+    options = as_trained(loaded.checkpoint.metadata, _with_task(loaded, options))
     data = open_data(loaded.model, options)
     for note in data.notes:
         say(note)
@@ -144,7 +144,10 @@ def _check_choices(choices: ExportChoices) -> None:
 def _say_unused(precision: str, options: ConvertOptions) -> None:
     """Tell of options on data that were given and change nothing."""
     unused = {"fp32": (*_DATA, *_CALIBRATION), "fp16": _CALIBRATION, "int8": ()}[precision]
-    given = [f"--{name.replace('_', '-')}" for name in unused if name in options.model_fields_set]
+    flags = {"stretch": "--no-stretch"}
+    given = [
+        flags.get(name, f"--{name.replace('_', '-')}") for name in unused if name in options.model_fields_set
+    ]
     if given:
         say(f"{', '.join(given)}: not used with --precision {precision}")
 

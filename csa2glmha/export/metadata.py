@@ -23,6 +23,7 @@ _FROM_STUDENT = (
     "ranks",
     "task",
     "attention",
+    "stretch",
     "mask",
     "mask_sha256",
     "mask_values_sha256",

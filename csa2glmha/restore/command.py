@@ -13,6 +13,7 @@ from csa2glmha.data.encode import fits_profile, holds_alpha, holds_profile
 from csa2glmha.data.images import largest_bits, write_image
 from csa2glmha.data.spectral import write_cube
 from csa2glmha.data.stored import StoredImage
+from csa2glmha.data.stretch import NOTE as STRETCH_NOTE
 from csa2glmha.device import resolve_device
 from csa2glmha.errors import DataError, UnfitError, UsageError
 from csa2glmha.evaluation import open_model
@@ -85,12 +86,16 @@ def run_files(
     place = torch.device("cpu") if opened.network is None else resolve_device(options.device)
     tiles = tiles or TileOptions()
     restorer, room = Restorer(model, opened, place, tiles), image_room(tiles)
+    stretched = opened.stretches(options)
+    if stretched:
+        say(STRETCH_NOTE)
     written, skipped = [], list(found.foreign)
     for job in progress(found.jobs, what="restoring", unit="file"):
         try:
             source = read(job, room)
             ensure_writable(job.output, overwrite)
             restored = restorer(job.sources[0].name, source.inputs)
+            restored = restored.clamp(0, 1) if stretched else restored
             _write(job, restored, source.stored, bool(formats.output_suffix))
         # What concerns this file alone; a full disk, for one, ends the run.
         except (DataError, UnfitError) as error:

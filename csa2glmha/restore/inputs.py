@@ -27,6 +27,7 @@ from csa2glmha.data.recorded import (
 from csa2glmha.data.sources import DUAL_PIXEL_CHANNELS, IMAGE_CHANNELS, is_spectral
 from csa2glmha.data.spectral import order_note, read_cube, read_stored_cube
 from csa2glmha.data.stored import StoredImage
+from csa2glmha.data.stretch import stretch
 from csa2glmha.data.units import Extent, judge_cubes
 from csa2glmha.errors import DataError, UsageError
 from csa2glmha.evaluation import OpenModel
@@ -82,17 +83,19 @@ def input_kind(model: OpenModel, options: ConvertOptions, cube_suffix: str) -> I
         return InputKind(array_formats(cube_suffix, model.bands), _snapshots(model, options).reader)
     suffix = cube_suffix if is_spectral(model.channels, model.bands) else ""
     refuse_cassi_options(model.architecture or "this model", options)
+    model.stretches(options)  # or a word on --no-stretch
     if model.channels == DUAL_PIXEL_CHANNELS:
         return InputKind(image_formats(suffix, model.bands, views=True), lambda jobs: _read_views)
     if model.channels in IMAGE_CHANNELS:
-        read = partial(_read_image, channels=model.channels)
+        read = partial(_read_image, channels=model.channels, stretched=model.stretches(options))
         return InputKind(image_formats(suffix, model.bands), lambda jobs: read)
     arrays = array_formats(suffix, model.bands)
     return InputKind(arrays, lambda jobs: _cube_reader(jobs, model.channels, options.mat_key))
 
 
-def _read_image(job: Job, room: int, channels: int) -> Source:
+def _read_image(job: Job, room: int, channels: int, stretched: bool) -> Source:
     image, stored = read_stored(job.sources[0], channels, room)
+    image = stretch(image) if stretched else image
     return Source((image.unsqueeze(0),), stored)
 
 

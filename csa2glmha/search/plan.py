@@ -214,6 +214,7 @@ def sensitivity_cache(
         "mat_key",
         "mask_key",
         "measurement_scale",
+        "stretch",
         "calibration_crops",
         "calibration_size",
         "seed",

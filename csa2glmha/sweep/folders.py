@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from csa2glmha.checkpoint import read_checkpoint
+from csa2glmha.data.open import STRETCH
 from csa2glmha.distill import StateFolder
 from csa2glmha.distill.job import STATE_FOLDER
 from csa2glmha.errors import OutputError
@@ -90,7 +91,8 @@ def _check_student(folder: Path, point: Point, teacher_sha256: str) -> None:
     made = read_checkpoint(folder / STUDENT_FILE).metadata
     wanted = {"checkpoint": ("teacher_sha256", teacher_sha256), "seed": ("seed", str(point.options.seed))}
     wanted |= {name: (name, value) for name, value in provenance(point.options).items()}
-    _refuse(folder, [name for name, (key, value) in wanted.items() if made.get(key) != value])
+    other = [name for name, (key, value) in wanted.items() if made.get(key) != value]
+    _refuse(folder, other + ["no-stretch"] * ((made.get(STRETCH) == "no") == point.options.stretch))
 
 
 def _refuse(folder: Path, other: list[str]) -> None:
