@@ -337,9 +337,18 @@ def export(
 @settings(*DATA)
 @click.option("--teacher", type=MODEL, metavar="CKPT", help="Also compare with this model's outputs.")
 @click.option("--crop", type=int, metavar="N", help="Judge on the central square of this side only.")
+@click.option(
+    "--channel",
+    type=click.Choice(["rgb", "y"]),
+    default="rgb",
+    show_default=True,
+    help="What PSNR and SSIM are of: y is that of YCbCr, as in papers on deraining.",
+)
 @settings("device", "seed")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, per image too.")
-def evaluate(model: Model, teacher: Model | None, crop: int | None, as_json: bool, **given: Any) -> None:
+def evaluate(
+    model: Model, teacher: Model | None, crop: int | None, channel: str, as_json: bool, **given: Any
+) -> None:
     """Measure PSNR and SSIM of MODEL (checkpoint, student or ONNX file) on images.
 
     ONNX files run on the CPU unless --device names a provider that ONNX Runtime has here, such as cuda.
@@ -348,7 +357,7 @@ def evaluate(model: Model, teacher: Model | None, crop: int | None, as_json: boo
 
     options = make_options(**given_only(given))
     reference = None if teacher is None else local_file(teacher)
-    found = evaluate_file(local_file(model), options, reference, crop)
+    found = evaluate_file(local_file(model), options, reference, crop, channel)
     show(json.dumps(found, indent=2) if as_json else describe_evaluation(found))
 
 

@@ -24,9 +24,9 @@ from csa2glmha.hub import display_name
 from csa2glmha.models import RestorationModel
 from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import progress, say
-from csa2glmha.report.document import METRICS, render_table
+from csa2glmha.report.document import metrics_of, render_table
 from csa2glmha.report.evaluate import Restore, restore
-from csa2glmha.report.quality import QualityMeter, json_value
+from csa2glmha.report.quality import CHANNEL_NAMES, SSIM_WINDOW, QualityMeter, json_value
 from csa2glmha.storage import load_model
 
 
@@ -105,7 +105,7 @@ def open_model(path: Path, device: str) -> OpenModel:
 
 
 def evaluate_file(
-    model: Path, options: ConvertOptions, teacher: Path | None, crop: int | None
+    model: Path, options: ConvertOptions, teacher: Path | None, crop: int | None, channel: str = "rgb"
 ) -> dict[str, Any]:
     """Quality of a model, per image and on average, as JSON values.
 
@@ -114,13 +114,14 @@ def evaluate_file(
         options: of them those on data, device and seed.
         teacher: also compare with this model's outputs.
         crop: judge on the central square of this side; None takes whole images.
+        channel: "rgb", or "y": PSNR and SSIM of :func:`~csa2glmha.report.quality.luma`.
 
     Raises:
         UsageError: nothing to compare with: neither targets, a degradation, nor a teacher.
         Csa2GlmhaError: a file or folder cannot be used.
     """
-    if crop is not None and crop < 1:
-        raise UsageError(f"--crop {crop}: give a side in pixels, e.g. 256")
+    if crop is not None and crop < SSIM_WINDOW:
+        raise UsageError(f"--crop {crop}: give a side in pixels, at least {SSIM_WINDOW}, which SSIM needs")
     opened = open_model(model, options.device)
     other = None if teacher is None else open_model(teacher, options.device)
     if other is not None and (other.channels, other.bands) != (opened.channels, opened.bands):
@@ -131,9 +132,18 @@ def evaluate_file(
     reference = None if other is None else other.run
     cassi = opened.architecture == "mst"
     stretched = opened.stretches(options)
-    examples = (_cassi if cassi else _images)(opened, options, teacher, crop)
     spectral = cassi or is_spectral(opened.channels, opened.bands)
-    meters = {name: QualityMeter(spectral) for name in ("input", "truth", "teacher")}
+    if channel == "y" and (spectral or opened.bands != 3):
+        raise UsageError(f"--channel y: {model} makes no colour images; leave it out")
+    examples, notes = (_cassi if cassi else _images)(opened, options, teacher, crop)
+    for note in notes:
+        say(note)
+    # Read to the first that is fit for it, before any is run on.
+    if reference is None and all(example.truth is None for example in examples):
+        raise UsageError(
+            f"{options.data}: no ground truth to compare with; give --teacher to compare with its outputs"
+        )
+    meters = {name: QualityMeter(spectral, of_luma=channel == "y") for name in ("input", "truth", "teacher")}
     for index in progress(range(len(examples)), what="evaluating", unit="image"):
         example = examples[index]
         output = opened.run(example.inputs).clamp(0, 1)
@@ -144,16 +154,14 @@ def evaluate_file(
                 meters["input"].add(example.name, given.clamp(0, 1), example.truth)
         if reference is not None:
             meters["teacher"].add(example.name, output, reference(example.inputs).clamp(0, 1))
-    if not any(meter.images for meter in meters.values()):
-        raise UsageError(
-            f"{options.data}: no ground truth to compare with; give --teacher to compare with its outputs"
-        )
     return {
         "model": display_name(model),
         "data": None if options.data is None else str(options.data),
         "degradation": options.degrade,
         "stretched": stretched,
         "seed": options.seed,
+        "channel": channel if channel == "y" else None if spectral else CHANNEL_NAMES.get(opened.bands),
+        "notes": list(notes),
         "images": len(examples),
         **{
             name: {
@@ -185,7 +193,7 @@ class _Lazy(Sequence[Example]):
 
 def _images(
     model: OpenModel, options: ConvertOptions, teacher: Path | None, crop: int | None
-) -> Sequence[Example]:
+) -> tuple[Sequence[Example], tuple[str, ...]]:
     refuse_cassi_options(model.architecture or "this model", options)
     data, targets, degrade = options.data, options.targets, options.degrade
     spectral = is_spectral(model.channels, model.bands)
@@ -199,23 +207,24 @@ def _images(
         if model.channels not in IMAGE_CHANNELS:
             raise UsageError(f"no images of {model.channels} channels come with this tool: give --data DIR")
         images: Any = MemoryImages(bundled_images(model.channels))
-        say(f"no --data: judging on {len(images)} photographs bundled with scikit-image")
+        notes: tuple[str, ...] = (
+            f"no --data: judging on {len(images)} photographs bundled with scikit-image",
+        )
     else:
         images, notes = open_inputs(data, model.channels, targets, model.bands, options.mat_key, options.pair)
-        for note in notes:
-            say(note)
     if model.stretches(options):
         images = Stretched(images)
-        say(STRETCH_NOTE)
-    return _Lazy(
+        notes += (STRETCH_NOTE,)
+    examples = _Lazy(
         len(images),
         lambda index: image_example(images, index, degradation, options.seed, crop, not spectral),
     )
+    return examples, notes
 
 
 def _cassi(
     model: OpenModel, options: ConvertOptions, teacher: Path | None, crop: int | None
-) -> Sequence[Example]:
+) -> tuple[Sequence[Example], tuple[str, ...]]:
     refuse_image_options(model.architecture, options)
     if crop is not None:
         raise UsageError(f"--crop {crop}: a scene belongs to its place under the mask; leave it out")
@@ -231,8 +240,6 @@ def _cassi(
         options.mask_key,
         options.measurement_scale,
     )
-    for note in notes:
-        say(note)
     if model.size is not None and tuple(mask.shape) != model.size:
         height, width = model.size
         raise UsageError(
@@ -246,7 +253,7 @@ def _cassi(
             f"nothing to compare with: {options.data} holds recorded measurements; give --teacher"
         )
     data = CassiData(scenes, scenes, recorded, mask, model.channels, 1, str(options.data), notes)
-    return _Lazy(len(scenes), lambda index: data.example(scenes, index))
+    return _Lazy(len(scenes), lambda index: data.example(scenes, index)), notes
 
 
 def describe_evaluation(found: dict[str, Any]) -> str:
@@ -257,7 +264,7 @@ def describe_evaluation(found: dict[str, Any]) -> str:
         "teacher": "output against teacher",
     }
     known = [key for key in labels if key in found]
-    metrics = [metric for metric in METRICS if metric[0] in found[known[0]]["mean"]]
+    metrics = [metric for metric in metrics_of(found["channel"]) if metric[0] in found[known[0]]["mean"]]
     rows = []
     for key in known:
         mean = found[key]["mean"]

@@ -24,7 +24,7 @@ from csa2glmha.report.complexity import Complexity
 from csa2glmha.report.evaluate import Judged
 from csa2glmha.report.html.pictures import all_pictures, choose_quality
 from csa2glmha.report.pictures import DIFFERENCE_GAIN
-from csa2glmha.report.quality import finite_values
+from csa2glmha.report.quality import CHANNEL_NAMES, finite_values
 from csa2glmha.storage import LoadedModel
 
 
@@ -120,6 +120,7 @@ def build_report(measured: Measurements) -> dict[str, Any]:
             "degradation": data.degradation,
             "spectral": data.spectral,
             "stretched": data.stretched,
+            "channel": None if data.spectral else CHANNEL_NAMES.get(measured.teacher.model.out_channels),
             "notes": list(data.notes),
         }
     if measured.baselines is not None:

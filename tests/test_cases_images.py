@@ -101,3 +101,12 @@ def test_gopro_in_its_own_folders(cases: Path) -> None:
         folder / name.replace("blur", "sharp") for name in found.names
     ]
     assert not found.skipped and "8 files do not fit it" in found.how
+
+
+def test_psnr_of_rgb_and_of_y(shared: Path, identity: Path) -> None:
+    folder = shared / "data" / "rain100l"
+    options = make_options(data=folder / "input", targets=folder / "target")
+    for channel, wanted in (("rgb", 20.497), ("y", 21.87)):
+        found = evaluate_file(identity, options, None, None, channel)
+        assert found["channel"] == channel
+        assert found["truth"]["mean"]["psnr"] == pytest.approx(wanted, abs=0.005)

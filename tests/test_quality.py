@@ -46,6 +46,25 @@ def test_psnr_and_ssim_agree_with_scikit_image_on_every_image(pair):
         assert quality.ssim(output, reference) == pytest.approx(expected)
 
 
+def test_luma_is_that_of_matlab():
+    # rgb2ycbcr gives these for the primaries, white and black, in 255ths.
+    colours = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1], [0, 0, 0]]).T[..., None].double()
+    wanted = [81.481, 144.553, 40.966, 235, 16]
+    assert (quality.luma(colours)[0, :, 0] * 255).tolist() == pytest.approx(wanted)
+    with pytest.raises(DataError, match="three channels"):
+        quality.luma(torch.zeros(1, 8, 8))
+
+
+def test_psnr_and_ssim_of_luma(pair):
+    output, reference = pair[0][0], pair[1][0]
+    measured = QualityMeter(of_luma=True).add("a", output, reference).values
+    a, b = quality.luma(output), quality.luma(reference)
+    assert measured["psnr"] == pytest.approx(peak_signal_noise_ratio(b.numpy(), a.numpy(), data_range=1))
+    assert measured["ssim"] == pytest.approx(
+        structural_similarity(a[0].numpy(), b[0].numpy(), data_range=1)
+    )
+
+
 @pytest.mark.parametrize("metric", [quality.psnr, quality.ssim, quality.sam, quality.mrae, quality.rmse])
 def test_a_batch_gives_the_mean_over_its_images(pair, metric):
     outputs, references = pair

@@ -124,6 +124,17 @@ def test_headline_rows() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("channel", "label"), [("rgb", "PSNR (RGB)"), ("gray", "PSNR (gray)"), (None, "PSNR")]
+)
+def test_rows_say_what_psnr_is_of(channel: str | None, label: str) -> None:
+    known = report()
+    known["data"]["channel"] = channel
+    rows = [row[0] for row in headline_rows(known)]
+    assert f"{label} to teacher" in rows and f"{label} to truth" in rows
+    assert f"| {label} to truth |" in markdown(known)
+
+
 def test_rows_without_measurements_are_left_out() -> None:
     assert [row[0] for row in headline_rows(report(*OPTIONAL))] == ["parameters", "MACs", "FLOPs"]
     unknown = report()

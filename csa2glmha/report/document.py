@@ -31,6 +31,20 @@ METRICS = (
 )
 
 
+#: How reports name what PSNR and SSIM are of.
+CHANNELS = {"rgb": "RGB", "y": "Y of YCbCr", "gray": "gray"}
+
+
+def metrics_of(channel: str | None) -> tuple[tuple[str, str, str, int, int], ...]:
+    """:data:`METRICS`, PSNR and SSIM labelled by what they are of; spectra and older reports do not say."""
+    if channel not in CHANNELS:
+        return METRICS
+    return tuple(
+        (name, f"{label} ({CHANNELS[channel]})" if name in ("psnr", "ssim") else label, unit, digits, more)
+        for name, label, unit, digits, more in METRICS
+    )
+
+
 def headline_rows(report: dict[str, Any]) -> list[Row]:
     """The table: what, before, after, ratio."""
     before, after = report["complexity"]["before"], report["complexity"]["after"]
@@ -47,13 +61,14 @@ def headline_rows(report: dict[str, Any]) -> list[Row]:
         rows.append(("ONNX latency", teacher, student, f"{time_share(latency):.3f}"))
     quality = report.get("quality", {})
     student_quality = quality.get("student", {})
-    for metric, label, unit, digits, _ in METRICS:
+    metrics = metrics_of(report.get("data", {}).get("channel"))
+    for metric, label, unit, digits, _ in metrics:
         start = quality.get("initialisation", {}).get("teacher", {}).get(metric)
         value = student_quality.get("teacher", {}).get(metric)
         if value is not None:
             note = "" if start is None else f"{_number(start, digits)} before distillation"
             rows.append((f"{label} to teacher", "", _number(value, digits) + unit, note))
-    for metric, label, unit, _, digits in METRICS:
+    for metric, label, unit, _, digits in metrics:
         teacher_value = quality.get("teacher", {}).get("truth", {}).get(metric)
         value = student_quality.get("truth", {}).get(metric)
         if isinstance(teacher_value, float) and isinstance(value, float):

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from csa2glmha.errors import DataError, UsageError
 
+#: What the metrics of images are of, by their number of channels.
+CHANNEL_NAMES = {1: "gray", 3: "rgb"}
+_LUMA_WEIGHTS = (65.481, 128.553, 24.966)
 SSIM_WINDOW = 7
 """Side of the SSIM window in pixels, scikit-image's default."""
 
@@ -72,6 +75,21 @@ def per_band_ssim(output: Tensor, reference: Tensor, data_range: float = 1.0) ->
     """
     _check_range(data_range)
     return _mean_over_images_per_band(lambda a, b: _ssim(a, b, data_range), output, reference)
+
+
+def luma(image: Tensor) -> Tensor:
+    """Y of YCbCr (..., 1, H, W) of an RGB image (..., 3, H, W) in [0, 1], in double precision.
+
+    ITU-R BT.601 in studio swing, 16 to 235 of 255, as MATLAB's ``rgb2ycbcr`` has it, which the figures in
+    papers on deraining are made with; their rounding to 8 bits is left out.
+
+    Raises:
+        DataError: the image does not have three channels.
+    """
+    if image.ndim < 3 or image.shape[-3] != 3:
+        raise DataError(f"an image of shape {_shape(image)} has no luma: give three channels, R, G and B")
+    weights = torch.tensor(_LUMA_WEIGHTS, dtype=torch.float64, device=image.device)
+    return (torch.einsum("c,...chw->...hw", weights, image.double()).unsqueeze(-3) + 16) / 255
 
 
 def sam(output: Tensor, reference: Tensor) -> float:
@@ -143,12 +161,14 @@ class QualityMeter:
     Attributes:
         spectral: whether the channels are spectral bands.
         data_range: the distance between black and white.
+        of_luma: PSNR and SSIM are of :func:`luma`, not of the channels.
         images: what was measured so far, in order.
     """
 
     spectral: bool = False
     data_range: float = 1.0
     images: list[Quality] = field(default_factory=list)
+    of_luma: bool = False
 
     def add(self, name: str, output: Tensor, reference: Tensor) -> Quality:
         """Measure one image, (C, H, W) or (1, C, H, W), and keep the result under this name.
@@ -163,6 +183,8 @@ class QualityMeter:
                 f"{name}: a batch of shape {_shape(output)} is not one image; add its images singly"
             )
         try:
+            if self.of_luma:
+                output, reference = luma(output), luma(reference)
             quality = Quality(name, *self._measure(output, reference))
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
