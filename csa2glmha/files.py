@@ -102,6 +102,26 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def reachable(path: Path) -> Iterator[Path]:
+    """Yield a path of an existing file that libraries written in C++ find: they take names as UTF-8.
+
+    That is the path itself, or a link to it where the file's name or folder is in another encoding, as after
+    unpacking old archives, or with LC_ALL=C.
+    """
+    try:
+        foreign = os.name != "nt" and str(path).encode() != os.fsencode(path)
+    except UnicodeEncodeError:
+        foreign = True
+    if not foreign:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY_PREFIX) as folder:
+        link = Path(folder, "file")
+        link.symlink_to(path.resolve())
+        yield link
+
+
 def digest_of(folder: Path) -> str:
     """Hash of the names and sizes of a folder's files, in hexadecimal: what changes when they do, fast."""
     digest = hashlib.sha256()

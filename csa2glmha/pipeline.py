@@ -53,7 +53,7 @@ from csa2glmha.progress import is_first_process, say
 from csa2glmha.report.comparisons import compare_images
 from csa2glmha.report.complexity import count_complexity
 from csa2glmha.report.document import PICTURE_FILE, REPORT_FILES, SPECTRA_FILE, write_report
-from csa2glmha.report.evaluate import judge, restore
+from csa2glmha.report.evaluate import check_sizes, judge, restore
 from csa2glmha.report.html import HTML_FILE, write_html
 from csa2glmha.report.pictures import comparison, plot_spectra, spectral_comparison
 from csa2glmha.search.costs import Finish, unchanged
@@ -146,8 +146,10 @@ def check_data(teacher: RestorationModel, data: Data, options: ConvertOptions) -
 
     Raises:
         UsageError: a ground truth is needed and not there, or the budget cannot be met.
+        DataError: a held-out image cannot be judged on.
     """
     check_truth(options, data, teacher.out_channels)
+    check_sizes(data.examples(options.input_size, options.seed))
     finish = _finish(data, options)
     return RankSearch.prepare(teacher, data, options, finish) if options.automatic else None
 

@@ -81,7 +81,9 @@ def converted(checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathF
     command += [*QUICK[:-1], "-o", output]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "parameters" in done.stdout and "ONNX latency" in done.stdout and "PSNR (RGB) to truth" in done.stdout
+    assert (
+        "parameters" in done.stdout and "ONNX latency" in done.stdout and "PSNR (RGB) to truth" in done.stdout
+    )
     assert str(output / "report.html") in done.stdout
     return output
 

@@ -60,9 +60,7 @@ def test_psnr_and_ssim_of_luma(pair):
     measured = QualityMeter(of_luma=True).add("a", output, reference).values
     a, b = quality.luma(output), quality.luma(reference)
     assert measured["psnr"] == pytest.approx(peak_signal_noise_ratio(b.numpy(), a.numpy(), data_range=1))
-    assert measured["ssim"] == pytest.approx(
-        structural_similarity(a[0].numpy(), b[0].numpy(), data_range=1)
-    )
+    assert measured["ssim"] == pytest.approx(structural_similarity(a[0].numpy(), b[0].numpy(), data_range=1))
 
 
 @pytest.mark.parametrize("metric", [quality.psnr, quality.ssim, quality.sam, quality.mrae, quality.rmse])

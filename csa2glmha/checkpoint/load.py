@@ -27,6 +27,7 @@ from csa2glmha.checkpoint.kinds import (
 )
 from csa2glmha.checkpoint.pickles import rewritten_archive, rewritten_legacy
 from csa2glmha.errors import CheckpointError
+from csa2glmha.files import reachable
 from csa2glmha.text import listed
 
 #: Weights hardly get smaller by compression; zeros do, so a small file may still unpack to this much.
@@ -157,7 +158,8 @@ def _load_torch(path: Path, mapped: bool, rewritten: Callable[[Path], BinaryIO |
             if translated is not None:
                 return torch.load(translated, map_location="cpu", weights_only=True)
             if mapped:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                with reachable(path) as name:
+                    return torch.load(name, map_location="cpu", weights_only=True, mmap=True)
             with path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
@@ -182,7 +184,7 @@ def _refused(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
 
 def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with reachable(path) as name, safe_open(name, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
         raise checkpoint_error(

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from csa2glmha.checkpoint import write_safetensors
-from csa2glmha.errors import CheckpointError, InterruptedRunError, OutputError, UsageError
+from csa2glmha.errors import CheckpointError, DataError, InterruptedRunError, OutputError, UsageError
 from csa2glmha.files import atomic_path, sha256_of
 
 FORMAT, FORMAT_VERSION = "csa2glmha-state", 1
@@ -292,7 +292,9 @@ class StateFolder:
 
 @contextlib.contextmanager
 def resumable(path: Path, how: str = "repeat the command with --resume") -> Iterator[None]:
-    """Turn an interrupt within into an error that says how to resume, if a folder has a state to do so.
+    """Make what ends the work within say how to resume, if a folder has a state to do so.
+
+    That is an interrupt, or an image that is not there any more.
 
     Args:
         path: of the folder.
@@ -300,9 +302,18 @@ def resumable(path: Path, how: str = "repeat the command with --resume") -> Iter
 
     Raises:
         InterruptedRunError: instead of KeyboardInterrupt.
+        DataError: with one more half-sentence, if the state is new.
     """
+    before = StateFolder(path, {}).steps()
     try:
         yield
+    except DataError as error:
+        steps = StateFolder(path, {}).steps()
+        if not steps or steps == before:
+            raise
+        raise DataError(
+            f"{error}; the state of step {steps[0]} is in {path}: put that right, then {how} to continue"
+        ) from error
     except KeyboardInterrupt:
         steps = StateFolder(path, {}).steps()
         if not steps:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from csa2glmha.environment import thread_count
 from csa2glmha.errors import CheckpointError, DataError, UsageError
+from csa2glmha.files import reachable
 
 # ONNX Runtime also logs what it raises; the exception is enough.
 _LOG_FATAL_ONLY = 4
@@ -155,9 +156,10 @@ def _open_session(
         options.add_session_config_entry(name, value)
     options.intra_op_num_threads = threads or thread_count()
     try:
-        session = ort.InferenceSession(
-            str(path), options, providers=list(dict.fromkeys([provider, CPU_PROVIDER]))
-        )
+        with reachable(path) as found:
+            session = ort.InferenceSession(
+                str(found), options, providers=list(dict.fromkeys([provider, CPU_PROVIDER]))
+            )
     # ONNX Runtime's exceptions have no base class of their own.
     except Exception as error:
         reason = "no such file" if not path.exists() else str(error).splitlines()[0]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from csa2glmha.data.batches import Example, Inputs
+from csa2glmha.errors import DataError
 from csa2glmha.models.base import run
 from csa2glmha.progress import manual_progress
-from csa2glmha.report.quality import QualityMeter, json_value, psnr
+from csa2glmha.report.quality import SSIM_WINDOW, QualityMeter, json_value, psnr
 
 #: A model as a function from inputs with a batch axis of one to an output (C, H, W) on the CPU.
 Restore = Callable[[Inputs], Tensor]
@@ -57,6 +58,17 @@ class Judged:
             for key, values in bands.items()
             if values
         }
+
+
+def check_sizes(examples: Sequence[Example]) -> None:
+    """Raise DataError for an image that :func:`judge` could not measure, before there is work to lose."""
+    for example in examples:
+        height, width = example.inputs[0].shape[-2:]
+        if min(height, width) < SSIM_WINDOW:
+            raise DataError(
+                f"{example.name}: {width}x{height} pixels are too few to judge on, SSIM needs "
+                f"{SSIM_WINDOW}x{SSIM_WINDOW}; leave it out"
+            )
 
 
 def psnr_to_truth(model: Restore, examples: Sequence[Example]) -> float:
