@@ -50,6 +50,7 @@ from csa2glmha.models import RestorationModel
 from csa2glmha.models.mst import MST, bake_mask, unbake_mask
 from csa2glmha.options import ConvertOptions, make_options
 from csa2glmha.progress import is_first_process, say
+from csa2glmha.report.card import CARD_FILE, replaceable, write_card
 from csa2glmha.report.comparisons import compare_images
 from csa2glmha.report.complexity import count_complexity
 from csa2glmha.report.document import PICTURE_FILE, REPORT_FILES, SPECTRA_FILE, write_report
@@ -61,7 +62,16 @@ from csa2glmha.search.plan import RankSearch, measured_ranks, sensitivity_cache
 from csa2glmha.storage import STUDENT_FILE, LoadedModel, load_model, save_student, student_metadata
 
 ONNX_FILE = "model.onnx"
-OUTPUT_FILES = (STUDENT_FILE, ONNX_FILE, *REPORT_FILES, HTML_FILE, PICTURE_FILE, SPECTRA_FILE, LOG_FILE)
+OUTPUT_FILES = (
+    STUDENT_FILE,
+    ONNX_FILE,
+    *REPORT_FILES,
+    HTML_FILE,
+    PICTURE_FILE,
+    SPECTRA_FILE,
+    CARD_FILE,
+    LOG_FILE,
+)
 
 
 @dataclass(frozen=True)
@@ -245,9 +255,9 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     )
     save_student(output / STUDENT_FILE, student, metadata)
     for name in OUTPUT_FILES:
-        if name != STUDENT_FILE and (
-            name != LOG_FILE or distillation is None
-        ):  # what is left of an earlier run belongs to another student
+        kept = name == STUDENT_FILE or (name == LOG_FILE and distillation is not None)
+        # What is left of an earlier run belongs to another student; a card may have been edited.
+        if not kept and (name != CARD_FILE or replaceable(output / name)):
             (output / name).unlink(missing_ok=True)
     example = examples[0].inputs[0]
     described = onnx_metadata(output.name, student.architecture, student.hyperparameters, metadata)
@@ -266,6 +276,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     report = build_report(measured)
     write_report(output, report)
     write_html(output, report, measured.comparisons)
+    write_card(output, report)
     if baselines is not None:
         baselines.clear()
     states.clear()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -91,7 +95,7 @@ def converted(checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathF
 def test_convert_writes_everything(converted: Path, checkpoint: Path) -> None:
     names = {path.name for path in converted.iterdir()}
     files = {"student.safetensors", "model.onnx", "report.json", "report.md", "report.html", "comparison.png"}
-    assert names == files | {"distill.jsonl"}
+    assert names == files | {"distill.jsonl", "README.md"}
     report = json.loads((converted / "report.json").read_text())
     assert report["complexity"]["after"]["macs"] < report["complexity"]["before"]["macs"]
     assert report["distillation"]["after"] >= report["distillation"]["before"]
@@ -112,6 +116,45 @@ def test_onnx_agrees_with_the_student_file(converted: Path) -> None:
     with torch.no_grad():
         from_torch = load(converted / "student.safetensors")(torch.from_numpy(image)).numpy()
     assert np.abs(from_onnx - from_torch).max() < 1e-4 * np.ptp(from_torch)
+
+
+def test_the_model_card_says_how_to_use_the_files(
+    converted: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (converted / "README.md").read_text(encoding="utf-8")
+    command = re.search(r"```bash\n(.+)\n```", text)
+    assert command is not None
+    words = shlex.split(command[1])
+    assert words[:3] == ["csa2glmha", "convert", checkpoint.name]
+    given = dict(itertools.pairwise(words))
+    assert (
+        given["--rank"] == "3"
+        and given["--distill-steps"] == "4"
+        and given["--data"].startswith("some photos")
+    )
+    blocks = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    monkeypatch.chdir(converted)
+    for block in blocks:
+        found: dict[str, Any] = {}
+        exec(block, found)
+        assert found["output"].shape == (1, 3, 32, 32)
+
+
+def test_an_edited_card_is_kept(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["convert", checkpoint, "--rank", "full", *QUICK, "-o", tmp_path / "out"]
+    assert run(*arguments, capsys=capsys)[0] == 0
+    card = tmp_path / "out" / "README.md"
+    first = card.read_text(encoding="utf-8")
+    line = complaint(*arguments, capsys=capsys, code=1)
+    assert "'README.md'" in line and "--overwrite" in line
+    card.write_text(first.replace("license: other", "license: mit"), encoding="utf-8")
+    code, _, err = run(*arguments, "--overwrite", "--seed", 1, capsys=capsys)
+    assert code == 0 and "README.md: was written or edited by hand and is kept" in " ".join(err.split())
+    assert "license: mit" in card.read_text(encoding="utf-8") and "--seed 0" in first
+    card.write_text(first, encoding="utf-8")
+    assert run(*arguments, "--overwrite", "--seed", 1, capsys=capsys)[0] == 0
+    assert "--seed 1" in card.read_text(encoding="utf-8")
 
 
 def test_existing_results_are_kept(

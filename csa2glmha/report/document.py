@@ -131,7 +131,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"{teacher['architecture']}, input {height} x {width}, rank {rank_text(options)}, "
         f"{options['attention']} attention. Made by {report['tool']} on {report['device']}.",
         "",
-        *_markdown_table(headline_rows(report), ("", "before", "after", "ratio")),
+        *markdown_table(headline_rows(report), ("", "before", "after", "ratio")),
         "",
         *_pictures(report),
         "",
@@ -170,7 +170,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"{onnx['file']}: {onnx['bytes'] / 1e6:.1f} MB, opset {onnx['opset']}, "
             f"{'simplified' if onnx['simplified'] else 'not simplified'}. Largest difference to PyTorch:",
             "",
-            *_markdown_table(
+            *markdown_table(
                 [
                     (" x ".join(map(str, size["shape"])), f"{size['max_abs']:.1e}", f"{size['relative']:.1e}")
                     for size in onnx["parity"]
@@ -187,7 +187,7 @@ def markdown(report: dict[str, Any]) -> str:
             "",
             "ONNX Runtime on the CPU, teacher and student run in turn; the teacher is its plain export.",
             "",
-            *_markdown_table(
+            *markdown_table(
                 [
                     (name, f"{v['median']:.0f}", f"{v['low']:.0f} to {v['high']:.0f}", str(v["runs"]))
                     for name, v in latency.items()
@@ -238,7 +238,7 @@ def _bands(report: dict[str, Any]) -> list[str]:
         (str(band + 1), *(_number(values[band], digits) for _, values, digits in known))
         for band in range(len(known[0][1]))
     ]
-    return ["", "## Bands", "", *_markdown_table(rows, ("band", *(name for name, _, _ in known)))]
+    return ["", "## Bands", "", *markdown_table(rows, ("band", *(name for name, _, _ in known)))]
 
 
 def _routes(report: dict[str, Any]) -> list[str]:
@@ -267,7 +267,7 @@ def _distillation(report: dict[str, Any]) -> list[str]:
         f"PSNR to the teacher on held-out crops {result['before']:.2f} -> {result['after']:.2f} dB "
         f"(weights of step {result['best_step']} kept)." + _troubles(result),
         "",
-        *_markdown_table(
+        *markdown_table(
             [
                 (
                     STAGE_TITLES[stage["stage"]],
@@ -281,7 +281,7 @@ def _distillation(report: dict[str, Any]) -> list[str]:
             ("stage", "steps", "minutes", "PSNR to teacher, dB", "gained, dB"),
         ),
         "",
-        *_markdown_table(
+        *markdown_table(
             [
                 (
                     STAGE_TITLES[point["stage"]],
@@ -327,7 +327,7 @@ def _layer_table(report: dict[str, Any]) -> list[str]:
         )
     header = ("layer", "heads x c", "rank q/k/v", "MACs", "parameters", "key error", "value error")
     return [
-        *_markdown_table(rows, header),
+        *markdown_table(rows, header),
         "",
         "Errors are relative, at initialisation, in the metric of the calibration data; worst head.",
     ]
@@ -337,7 +337,8 @@ def _worst(errors: list[float]) -> str:
     return f"{max(errors):.3f}" if errors else "exact"
 
 
-def _markdown_table(rows: Iterable[Iterable[str]], header: Iterable[str]) -> list[str]:
+def markdown_table(rows: Iterable[Iterable[str]], header: Iterable[str]) -> list[str]:
+    """A table in Markdown, one line each; the text of the cells is shown as it is."""
     header = list(map(markdown_text, header))
     return [
         "| " + " | ".join(header) + " |",

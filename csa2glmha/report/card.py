@@ -1,0 +1,235 @@
+"""The model card: README.md of a conversion's folder, with the metadata that the Hugging Face Hub reads."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from csa2glmha.files import atomic_path
+from csa2glmha.hub import repository_of
+from csa2glmha.progress import say
+from csa2glmha.report.command_line import command_line
+from csa2glmha.report.document import METRICS, PICTURE_FILE, headline_rows, markdown_table, rank_text
+from csa2glmha.report.text import markdown_text
+from csa2glmha.text import one_line
+
+CARD_FILE = "README.md"
+#: What a card says before its owner put a licence in.
+LICENSE = {"license": "other", "license_name": "license-of-the-original-weights"}
+_PAPER = "2410.00380"
+_SEAL = "<!-- written by csa2glmha, sha256 {} -->\n"
+
+
+def write_card(output: Path, report: dict[str, Any]) -> None:
+    """Write the card into a folder; one that somebody wrote or edited is kept.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = output / CARD_FILE
+    if not replaceable(path):
+        say(
+            f"{path}: was written or edited by hand and is kept, so its figures may be of an earlier "
+            "conversion; delete it and convert again for a new one"
+        )
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_text(model_card(report, output.resolve().name), encoding="utf-8")
+
+
+def replaceable(path: Path) -> bool:
+    """There is no such card, or it is as this tool wrote it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    body, _, last = text[:-1].rpartition("\n")
+    return last + "\n" == _SEAL.format(_digest(body + "\n"))
+
+
+def model_card(report: dict[str, Any], name: str) -> str:
+    """The card.
+
+    Args:
+        report: what report.json holds.
+        name: of the model.
+    """
+    metadata = yaml.safe_dump(
+        card_metadata(report, name), sort_keys=False, allow_unicode=True, width=4096, default_flow_style=False
+    )
+    body = "\n".join(
+        [
+            f"# {markdown_text(name)}",
+            "",
+            *_summary(report),
+            "",
+            *markdown_table(headline_rows(report), ("", "before", "after", "ratio")),
+            "",
+            *_notes(report),
+            "",
+            f"![input, teacher, student and their difference]({PICTURE_FILE})",
+            "",
+            *_usage(report),
+            "",
+            *_making(report),
+            "",
+            *_licence(report),
+            "",
+        ]
+    )
+    text = f"---\n{metadata}---\n\n{body}"
+    return text + _SEAL.format(_digest(text))
+
+
+def card_metadata(report: dict[str, Any], name: str) -> dict[str, Any]:
+    """What stands between the dashes; see https://huggingface.co/docs/hub/model-cards."""
+    teacher = report["teacher"]
+    metadata: dict[str, Any] = {
+        **LICENSE,
+        "library_name": "csa2glmha",
+        "pipeline_tag": "image-to-image",
+        "tags": [
+            "csa2glmha",
+            teacher["architecture"],
+            "model-compression",
+            "low-rank-attention",
+            "onnx",
+            f"arxiv:{_PAPER}",
+        ],
+    }
+    if "source" in teacher:
+        metadata["base_model"] = repository_of(teacher["source"])
+    metrics = _metrics(report)
+    if metrics:
+        metadata["metrics"] = sorted({metric["type"] for metric in metrics})
+        metadata["model-index"] = [
+            {
+                "name": one_line(name),
+                "results": [
+                    {
+                        "task": {"type": "image-to-image", "name": _task(report)},
+                        "dataset": {"type": "custom", "name": _data_name(report)},
+                        "metrics": metrics,
+                    }
+                ],
+            }
+        ]
+    return metadata
+
+
+def _metrics(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The student's figures that are finite numbers."""
+    found = report.get("quality", {}).get("student", {})
+    return [
+        {"type": metric, "value": round(found[against][metric], 5), "name": f"{label} {words}"}
+        for against, words in (("truth", "to the ground truth"), ("teacher", "to the teacher's output"))
+        for metric, label, *_ in METRICS
+        if isinstance(found.get(against, {}).get(metric), float) and math.isfinite(found[against][metric])
+    ]
+
+
+def _data_name(report: dict[str, Any]) -> str:
+    folder = report["options"].get("data")
+    return "photographs of scikit-image" if folder is None else one_line(Path(folder).name)
+
+
+def _task(report: dict[str, Any]) -> str:
+    degradation = report.get("data", {}).get("degradation")
+    return "image restoration" if not degradation else f"image restoration, {one_line(degradation)}"
+
+
+def _summary(report: dict[str, Any]) -> list[str]:
+    teacher, options = report["teacher"], report["options"]
+    original = markdown_text(teacher.get("source", teacher["file"]))
+    return [
+        f"A compressed {teacher['architecture']}. Its channel attention is guided and low-rank (GLMHA, "
+        f"[arXiv {_PAPER}](https://arxiv.org/abs/{_PAPER})), rank {markdown_text(rank_text(options))}. "
+        f"It was made from {original}, its teacher, by {report['tool']}.",
+    ]
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    height, width = report["input_size"]
+    data = report.get("data")
+    judged = "" if data is None else _judged(report, data)
+    latency = " Latency: ONNX Runtime on the CPU of one machine." if report.get("latency_ms") else ""
+    return [
+        f"At {height} x {width}. MACs count one multiply-add of convolutions and matrix products as one."
+        f"{judged}{latency} All figures are in [report.md](report.md) and report.json."
+    ]
+
+
+def _judged(report: dict[str, Any], data: dict[str, Any]) -> str:
+    count = data["judged_images"]
+    degradation = data["degradation"] or "none, the images are inputs as they are"
+    return (
+        f" Quality: means over {count} held-out image{'' if count == 1 else 's'} of "
+        f"{markdown_text(_data_name(report))}, {data['judged_on']}; "
+        f"degradation: {markdown_text(degradation)}."
+    )
+
+
+def _usage(report: dict[str, Any]) -> list[str]:
+    shapes = [tuple(shape) for shape in report["complexity"]["input_shapes_after"]]
+    return [
+        "## Use",
+        "",
+        f"Shapes are B, C, H, W. Values are in [0, 1]{', images are RGB' if shapes[0][1] == 3 else ''}.",
+        "",
+        "```python",
+        "import csa2glmha, torch",
+        "",
+        f"shapes = {shapes}",
+        'model = csa2glmha.load("student.safetensors")  # or "hf://OWNER/NAME/student.safetensors"',
+        "with torch.no_grad():",
+        "    output = model(*[torch.rand(shape) for shape in shapes])",
+        "```",
+        "",
+        "With ONNX Runtime alone:",
+        "",
+        "```python",
+        "import numpy, onnxruntime",
+        "",
+        f"shapes = {shapes}",
+        'session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])',
+        "names = [each.name for each in session.get_inputs()]",
+        "inputs = {name: numpy.zeros(shape, numpy.float32) for name, shape in zip(names, shapes)}",
+        "(output,) = session.run(None, inputs)",
+        "```",
+        "",
+        "Whole folders of images, of any size: `csa2glmha run student.safetensors photos -o restored`.",
+    ]
+
+
+def _making(report: dict[str, Any]) -> list[str]:
+    teacher = report["teacher"]
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    return [
+        "## How it was made",
+        "",
+        "```bash",
+        command_line(report),
+        "```",
+        "",
+        f"- teacher: {markdown_text(teacher.get('source', teacher['file']))}, SHA-256 `{teacher['sha256']}`",
+        f"- seed {report['seed']}; {markdown_text(report['tool'])}; {markdown_text(versions)}",
+    ]
+
+
+def _licence(report: dict[str, Any]) -> list[str]:
+    return [
+        "## Licence",
+        "",
+        "The weights derive from those of the teacher, whose licence applies. Before you publish this page, "
+        "put that licence in at its top, in place of `other`.",
+    ]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -1,0 +1,41 @@
+"""The command that makes a conversion again, from its report."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from csa2glmha.options import ConvertOptions
+from csa2glmha.text import one_line
+
+#: Options that concern the machine or one run, and not the result.
+_LOCAL = {"output", "overwrite", "resume", "device", "workers", "state_minutes", "tensorboard", "baselines"}
+#: Of folders and files only the names are told: the rest of a path concerns nobody else.
+_PATHS = {"data", "targets", "mask"}
+
+
+def command_line(report: dict[str, Any]) -> str:
+    """`csa2glmha convert ...` with the options that differ from their defaults, and the rank and seed."""
+    teacher, options = report["teacher"], report["options"]
+    words = ["csa2glmha", "convert", teacher.get("source", teacher["file"])]
+    for name, field in ConvertOptions.model_fields.items():
+        value = options.get(name, field.default)
+        shown = value != field.default or name in ("rank", "seed")
+        if shown and name not in _LOCAL and not _replaced(name, options):
+            words += _option(name, value)
+    return shlex.join(one_line(word) for word in words)
+
+
+def _replaced(name: str, options: dict[str, Any]) -> bool:
+    """Steps stand in place of minutes."""
+    return name == "distill_minutes" and options.get("distill_steps") is not None
+
+
+def _option(name: str, value: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    if value is False:  # of those that are on by default
+        return ["--no-" + name.replace("_", "-")]
+    if value is True:
+        return [flag]
+    return [flag, Path(value).name if name in _PATHS else str(value)]
