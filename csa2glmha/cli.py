@@ -7,6 +7,7 @@ import json
 import math
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -552,6 +553,9 @@ def main() -> NoReturn:
     """Run the command line; errors are one line on standard error."""
     with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
         signal.signal(signal.SIGTERM, _terminate)
+    if not sys.warnoptions:
+        # What libraries find odd, about a damaged image for instance, means nothing without its name.
+        warnings.simplefilter("ignore")
     sys.exit(run_safely(lambda: cli.main(standalone_mode=False)))
 
 

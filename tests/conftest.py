@@ -24,6 +24,7 @@ from hypothesis import settings as hypothesis_settings
 from torch import Tensor
 
 from csa2glmha.data.batches import Inputs
+from csa2glmha.environment import cpu_count
 from csa2glmha.models.restormer import Restormer
 from tests.hub_server import Hub, serve
 
@@ -32,6 +33,13 @@ torch.set_num_threads(1)
 # How long an example takes says how busy the machine is.
 hypothesis_settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("no clock")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes to test in: as many as there is work for, of the CPUs that we may use."""
+    return min(cpu_count(), 8)
+
 
 MakeRestormer = Callable[..., Restormer]
 

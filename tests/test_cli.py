@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -378,3 +379,11 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_command_line_starts_without_pytorch() -> None:
     probe = "import sys, csa2glmha.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+def test_what_libraries_find_odd_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "run_safely", lambda _: warnings.warn("Tag data larger than file", stacklevel=1))
+    assert run("--version", capsys=capsys)[0] == 0
+    assert not recwarn.list

@@ -9,6 +9,7 @@ import tifffile
 import torch
 
 from csa2glmha.checkpoint import read_checkpoint
+from csa2glmha.data.arrays import find_array
 from csa2glmha.data.cassi import (
     CassiScenes,
     disperse,
@@ -360,3 +361,13 @@ def test_mst_s_reconstructs_synthetic_spectra_of_photographs(shared):
     # It saw no such spectra in training, so 35 dB and more, as on its own data, cannot be expected.
     assert 22 < psnr(output.clamp(0, 1), truth) < 34
     assert psnr(output.clamp(0, 1), truth) > psnr(start.clamp(0, 1), truth) + 5
+
+
+def test_what_a_file_holds_is_told_in_a_line(tmp_path: Path) -> None:
+    """Names in a damaged file may be whole pages, and there may be very many."""
+    arrays = {f"{number}\x1b{'x' * 5000}": np.ones((2, 2)) for number in range(30)}
+    np.savez(tmp_path / "many.npz", **arrays)
+    for key in (None, "y" * 5000):
+        with pytest.raises(DataError, match="20 more") as caught:
+            find_array(tmp_path / "many.npz", 3, key)
+        assert len(str(caught.value)) < 2000 and "\x1b" not in str(caught.value)

@@ -19,12 +19,16 @@ from csa2glmha.data.hdf5 import hdf5_variables
 from csa2glmha.data.variables import Array, Variable
 from csa2glmha.device import free_memory
 from csa2glmha.errors import DataError
+from csa2glmha.text import quoted, shown
 
 SUFFIXES = (".mat", ".npy", ".npz", ".tif", ".tiff")
 SUFFIX_LIST = "mat, npy, npz or tif"
 
 #: Types of integers whose largest value is taken for white.
 SCALED_TYPES = (np.uint8, np.uint16)
+
+#: Arrays of a file that a message lists.
+_LISTED = 10
 
 #: Bytes of a number of MATLAB's classes.
 _MATLAB_NUMBERS = {"double": 8, "single": 4, "logical": 1} | {
@@ -146,11 +150,12 @@ def _choose(
     path: Path, variables: dict[str, Variable], ndim: int, key: str | None, key_option: str, usual: str
 ) -> str:
     where = repr(str(path))
-    held = ", ".join(f"{name} ({variable})".strip() for name, variable in variables.items())
-    held = held or "no array of real numbers"
+    named = [f"{shown(name)} ({variable})".strip() for name, variable in variables.items()]
+    more = [f"{len(named) - _LISTED} more"] if len(named) > _LISTED else []
+    held = ", ".join(named[:_LISTED] + more) or "no array of real numbers"
     if key is not None and "" not in variables:
         if key not in variables:
-            raise DataError(f"{where} has no array {key!r}, but {held}; name another with {key_option}")
+            raise DataError(f"{where} has no array {quoted(key)}, but {held}; name another with {key_option}")
         variables = {key: variables[key]}
     fitting = {
         name: variable
@@ -160,7 +165,7 @@ def _choose(
     if usual in fitting:
         return usual
     if not fitting:
-        which = "is" if key is None else f"named {key!r} is"
+        which = "is" if key is None else f"named {quoted(key)} is"
         raise DataError(
             f"{where}: no {ndim}-D array {which} there, but {held}; give another file, "
             f"or name another array with {key_option}"

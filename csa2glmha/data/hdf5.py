@@ -10,6 +10,7 @@ import numpy as np
 
 from csa2glmha.data.variables import Array, Variable
 from csa2glmha.errors import DataError
+from csa2glmha.text import quoted
 
 #: What MATLAB writes on every array, and what a file of its begins with. hdf5storage writes both.
 _CLASS, _HEADER = "MATLAB_class", b"MATLAB 7.3 MAT-file"
@@ -53,5 +54,5 @@ def _load(path: Path, name: str, matlab: bool) -> Array:
 
 def _elsewhere(path: Path, name: str, what: str) -> DataError:
     return DataError(
-        f"{str(path)!r}: {name!r} {what}, which is not followed; store the array itself in the file"
+        f"{str(path)!r}: {quoted(name)} {what}, which is not followed; store the array itself in the file"
     )
