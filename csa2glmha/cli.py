@@ -528,6 +528,24 @@ def sweep(
         show_line(f"plot: {output / 'pareto.png'}")
 
 
+@cli.command(context_settings=CONTEXT, short_help="Send the results of a conversion to the Hub.")
+@click.argument("folder", type=EXISTING)
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option("--private", is_flag=True, help="A new repository is private; a public one is refused.")
+@click.option("--log", is_flag=True, help="Send distill.jsonl, the record of the training, too.")
+@click.option("--yes", is_flag=True, help="Send the files; without it nothing is connected to.")
+@click.option("--overwrite", is_flag=True, help="Replace files that the repository has.")
+def push(folder: Path, repository: str, private: bool, log: bool, yes: bool, overwrite: bool) -> None:
+    """Show what of a conversion's FOLDER would go to the Hugging Face Hub; --yes sends it.
+
+    Only what convert made goes: student, ONNX file, reports, pictures and the model card. Log in before with
+    hf auth login.
+    """
+    from csa2glmha.push import push_folder
+
+    show(push_folder(folder, repository, private=private, log=log, yes=yes, overwrite=overwrite))
+
+
 @cli.command(context_settings=CONTEXT, short_help="Compress the denoiser that comes with the package.")
 @settings("rank")
 @click.option(

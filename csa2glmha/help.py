@@ -77,6 +77,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "skip_existing",
         "dry_run",
         "private",
+        "log",
         "yes",
     ),
 }
@@ -123,6 +124,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "bench": ("csa2glmha bench original.onnx denoiser-rank8/model.onnx --threads 1",),
     "sweep": ("csa2glmha sweep denoiser.pth --ranks 4,8,full --data photos --degrade noise:25",),
     "demo": ("csa2glmha demo -o demo-output",),
+    "push": ("csa2glmha push denoiser-rank8 some-lab/denoiser-rank8",),
 }
 
 

@@ -27,6 +27,7 @@ SCHEME = "hf://"
 _ADDRESS = re.compile(
     r"hf://(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(?:@(?P<revision>refs/(?:pr|convert)/[\w.-]+|[^/]+))?/(?P<file>.+)"
 )
+_REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _FORM = "the form is hf://owner/name/file.pth, or hf://owner/name@revision/folder/file.pth"
 #: Where huggingface_hub keeps a file: models--owner--name/snapshots/COMMIT/folder/file.pth.
 _CACHED = re.compile(r"(?:^|/)models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/(.+)$")
@@ -72,6 +73,15 @@ def parse_address(text: str) -> HubFile:
     return HubFile(
         f"{match['owner']}/{match['name']}", match["file"], None if revision is None else unquote(revision)
     )
+
+
+def check_repository(name: str) -> None:
+    """Raise UsageError for what cannot be "owner/name"."""
+    if not _REPOSITORY.fullmatch(name) or ".." in name or "--" in name:
+        raise UsageError(
+            f"{shortened(one_line(name))!r}: is no name of a repository; the form is owner/name, of letters, "
+            "digits, '-', '_' and '.'"
+        )
 
 
 def local_file(model: str | Path | HubFile) -> Path:

@@ -160,7 +160,9 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{self.hub.address}/{name}"
         if name in self.hub.repositories:
             return self._answer(409, {"error": "You already created this model repo", "url": url})
-        self.hub.repositories[name] = Repository([{".gitattributes": b""}], {}, bool(wanted.get("private")))
+        # By the one name or the other, as the version of huggingface_hub has it.
+        private = bool(wanted.get("private")) or wanted.get("visibility") == "private"
+        self.hub.repositories[name] = Repository([{".gitattributes": b""}], {}, private)
         return self._answer(200, {"url": url, "name": name})
 
     def _resolve(self, repository: Repository, rest: str) -> None:
