@@ -6,15 +6,20 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
+import stat
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from csa2glmha.errors import OutputError
 
 _CHUNK_BYTES = 1 << 20
 _TEMPORARY_PREFIX = ".csa2glmha-"
+#: Of our folders in TMPDIR.
+_SCRATCH_PREFIX = "csa2glmha-"
 
 _ADVICE = {
     errno.ENOSPC: "free some space, or choose another place with -o",
@@ -26,13 +31,14 @@ _ADVICE = {
 
 
 @contextlib.contextmanager
-def atomic_path(final: Path) -> Iterator[Path]:
+def atomic_path(final: Path, before_replacing: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Yield a temporary path beside ``final`` that becomes ``final`` if the block ends well.
 
     The temporary name is hidden, unique and has the suffix of ``final``. The block must create that
     one file and close it. After any exception in the block (KeyboardInterrupt and SystemExit too) the
     temporary file is removed and an earlier ``final`` is as it was. An earlier ``final`` is replaced
     without a question: call :func:`ensure_writable` or :func:`prepare_output_dir` first.
+    ``before_replacing`` is called when the new file is whole and on the disk.
 
     Raises:
         OutputError: an ``OSError`` in the block or in the replacement (disk full, no permission, ...).
@@ -43,13 +49,14 @@ def atomic_path(final: Path) -> Iterator[Path]:
         try:
             yield temporary
             _flush_to_disk(temporary)
+            before_replacing()
             temporary.replace(final)
         finally:
             # The first error counts; one from the tidying must not hide it.
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise _output_error(final, error) from error
+        raise output_error(final, error) from error
 
 
 def prepare_output_dir(path: Path, names: Sequence[str], overwrite: bool) -> None:
@@ -61,7 +68,7 @@ def prepare_output_dir(path: Path, names: Sequence[str], overwrite: bool) -> Non
         OutputError: ``path`` is no folder or cannot be created or written; one of ``names`` exists and
             ``overwrite`` is false, or exists and is a folder.
     """
-    _make_writable_folder(path)
+    make_writable_folder(path)
     existing = [name for name in names if os.path.lexists(path / name)]
     if existing and not overwrite:
         raise OutputError(
@@ -85,7 +92,7 @@ def ensure_writable(path: Path, overwrite: bool) -> None:
     """
     if path.is_dir():
         raise OutputError(f"output {str(path)!r} is a folder: give a file name with -o")
-    _make_writable_folder(path.parent)
+    make_writable_folder(path.parent)
     if os.path.lexists(path) and not overwrite:
         raise OutputError(
             f"output {str(path)!r} already exists: pass --overwrite to replace it, "
@@ -131,7 +138,12 @@ def digest_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _make_writable_folder(path: Path) -> None:
+def make_writable_folder(path: Path) -> None:
+    """Create a folder (parents too) and check that files can be written in it.
+
+    Raises:
+        OutputError: they cannot.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         # Only a real write tells: permission bits say nothing of read-only disks, quotas or the superuser.
@@ -143,7 +155,90 @@ def _make_writable_folder(path: Path) -> None:
             "choose another place with -o"
         ) from error
     except OSError as error:
-        raise _output_error(path, error) from error
+        raise output_error(path, error) from error
+
+
+def check_folder(path: Path) -> None:
+    """As :func:`make_writable_folder`, but nothing is left behind: the folder is for later.
+
+    Raises:
+        OutputError: files could not be written there.
+    """
+    there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    make_writable_folder(there)
+
+
+def open_own(path: Path, append: bool) -> TextIO:
+    """Open a file of text to write to, which is nobody else's.
+
+    Links are replaced, not followed: what they lead to is somebody else's file. What a hard link shares with
+    another name is copied.
+
+    Args:
+        path: in a folder that exists.
+        append: go on after what is there.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    try:
+        there = os.lstat(path)
+    except FileNotFoundError:
+        there = None
+    if there is not None and not (append and stat.S_ISREG(there.st_mode) and there.st_nlink == 1):
+        kept = path.read_bytes() if append and stat.S_ISREG(there.st_mode) else b""
+        try:
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(kept)
+                if kept:
+                    temporary.chmod(stat.S_IMODE(there.st_mode))
+        except OutputError as error:
+            assert isinstance(error.__cause__, OSError)
+            raise error.__cause__ from None
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def scratch_folder(needed: int, beside: Path | None = None) -> Iterator[Path]:
+    """A folder for files that are not to last: in TMPDIR, or, where that has no room, in another folder.
+
+    Args:
+        needed: bytes, about.
+        beside: that other folder; None: there is none.
+
+    Raises:
+        OutputError: neither can be written.
+    """
+    place, prefix = beside, _TEMPORARY_PREFIX
+    try:
+        usual = Path(tempfile.gettempdir())
+        if beside is None or _free(usual) >= min(needed, _free(beside)):
+            place, prefix = usual, _SCRATCH_PREFIX
+    except OSError as error:  # there is none that can be written
+        if beside is None:
+            raise OutputError(
+                "there is no folder for temporary files that can be written: set TMPDIR to one"
+            ) from error
+    try:
+        folder = tempfile.TemporaryDirectory(dir=place, prefix=prefix, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise output_error(Path(place or "", f"{prefix}files", "file"), error) from error
+    with folder as name:
+        yield Path(name)
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, says that a disk or a quota is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _flush_to_disk(path: Path) -> None:
@@ -153,9 +248,12 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _output_error(path: Path, error: OSError) -> OutputError:
+def output_error(path: Path, error: OSError) -> OutputError:
+    """What failed, and what can be done about it, in a line."""
     reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
     advice = _ADVICE.get(error.errno or 0, "choose another place with -o")
+    if any(parent.name.startswith(_SCRATCH_PREFIX) for parent in path.parents):
+        advice = "free some space there, or set TMPDIR to a folder on another disk"
     return OutputError(f"cannot write {str(path)!r}: {reason}; {advice}")
 
 

@@ -46,6 +46,7 @@ class Measurements:
     images: dict[str, Any] = field(default_factory=dict)
     export: ExportReport | None = None
     latency: FileTimings | None = None
+    latency_missing: str | None = None
     device: str = "cpu"
     search: dict[str, Any] | None = None
     baselines: list[dict[str, Any]] | None = None
@@ -158,6 +159,8 @@ def build_report(measured: Measurements) -> dict[str, Any]:
             for name, value in measured.latency.latencies.items()
             for ratio in [measured.latency.ratios[name]]
         }
+    if measured.latency_missing is not None:
+        report["latency_missing"] = measured.latency_missing
     if measured.comparisons:
         report["comparisons"] = {
             "difference_gain": DIFFERENCE_GAIN,

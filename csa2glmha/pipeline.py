@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from csa2glmha.distill.job import (
     LOG_FILE,
     STATE_FOLDER,
     DistillJob,
+    check_apart,
     check_training,
     check_truth,
     find_state,
@@ -38,13 +39,14 @@ from csa2glmha.distill.job import (
     save_initial,
 )
 from csa2glmha.distill.processes import launched_processes, process_device
-from csa2glmha.distill.state import resumable
+from csa2glmha.distill.state import resumable, with_room
 from csa2glmha.errors import ExportError, OutputError, UsageError
 from csa2glmha.export.metadata import onnx_metadata
 from csa2glmha.export.onnx import export_onnx
 from csa2glmha.files import atomic_path, ensure_writable, prepare_output_dir
 from csa2glmha.hub import beside, local_file, teacher_source
 from csa2glmha.initialize import initialise_student
+from csa2glmha.locks import exclusive_file, exclusive_folder
 from csa2glmha.measurements import Measurements, build_report
 from csa2glmha.models import RestorationModel
 from csa2glmha.models.mst import MST, bake_mask, unbake_mask
@@ -116,7 +118,11 @@ def run_conversion(
     ``how_to_resume`` is what the user is told after an interrupt.
     """
     output = options.output or Path(default_output(checkpoint, options))
-    with resumable(output / STATE_FOLDER, how_to_resume):
+    if launched_processes() > 1:
+        raise UsageError(
+            "convert runs in one process; use convert --no-distill, and launch distill with several processes"
+        )
+    with resumable(output / STATE_FOLDER, how_to_resume), exclusive_folder(output):
         return _run_conversion(checkpoint, options, output)
 
 
@@ -165,10 +171,6 @@ def check_data(teacher: RestorationModel, data: Data, options: ConvertOptions) -
 
 
 def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> Conversion:
-    if launched_processes() > 1:
-        raise UsageError(
-            "convert runs in one process; use convert --no-distill, and launch distill with several processes"
-        )
     device = resolve_device(options.device)
     check_training(options, device)
     loaded = load_model(checkpoint)
@@ -181,6 +183,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     layer_configs = {name: config.to_json() for name, config in configs.items()}
     identity = identity_of(options, data, {"the teacher": loaded.checkpoint.sha256, "layers": layer_configs})
     states = StateFolder(output / STATE_FOLDER, identity, options.state_minutes, say)
+    check_apart(output, options)
     state = _prepare_output(output, states, options, distilled)
     for note in (*loaded.checkpoint.notes, *data.notes):
         say(note)
@@ -253,34 +256,53 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         options.seed,
         provenance(options) | teacher_source(checkpoint) | stretch_provenance(teacher, options),
     )
-    save_student(output / STUDENT_FILE, student, metadata)
-    for name in OUTPUT_FILES:
-        kept = name == STUDENT_FILE or (name == LOG_FILE and distillation is not None)
-        # What is left of an earlier run belongs to another student; a card may have been edited.
-        if not kept and (name != CARD_FILE or replaceable(output / name)):
-            (output / name).unlink(missing_ok=True)
+    # What is left of an earlier run belongs to another student; a card may have been edited.
+    kept = {STUDENT_FILE} | ({LOG_FILE} if distillation is not None else set())
+    kept |= set() if replaceable(output / CARD_FILE) else {CARD_FILE}
+    stale = [output / name for name in OUTPUT_FILES if name not in kept]
+    taken = 0 if distillation is None else distillation.steps
+    with_room(states, lambda: _replace_student(output, student, metadata, stale), taken)
     example = examples[0].inputs[0]
     described = onnx_metadata(output.name, student.architecture, student.hyperparameters, metadata)
     with _timed(seconds, "export"):
         say("exporting to ONNX and comparing with PyTorch")
         try:
-            measured.export = export_onnx(student, output / ONNX_FILE, metadata=described, example=example)
+            measured.export = with_room(
+                states,
+                lambda: export_onnx(student, output / ONNX_FILE, metadata=described, example=example),
+            )
         except ExportError as error:
             raise ExportError(f"{error}; the student itself is kept in {output / STUDENT_FILE}") from error
     if options.latency:
         with _timed(seconds, "latency"):
             files = {"student": output / ONNX_FILE}
-            measured.latency = compare_with_teacher(teacher, files, frame, example=example)
-    _write_pictures(output, teacher, student, examples[0], data.spectral)
+            try:
+                measured.latency = compare_with_teacher(teacher, files, frame, example=example, beside=output)
+            except Exception as error:  # a report without this figure is better than none
+                measured.latency_missing = str(error) or type(error).__name__
+                say(f"not timed: {measured.latency_missing}; the report goes without the latency")
+    with_room(states, lambda: _write_pictures(output, teacher, student, examples[0], data.spectral))
     measured.comparisons = compare_images(examples, restore(teacher), restore(student), data.spectral)
     report = build_report(measured)
-    write_report(output, report)
-    write_html(output, report, measured.comparisons)
-    write_card(output, report)
+    with_room(states, lambda: write_report(output, report))
+    with_room(states, lambda: write_html(output, report, measured.comparisons))
+    with_room(states, lambda: write_card(output, report))
     if baselines is not None:
         baselines.clear()
     states.clear()
     return Conversion(student, report, output)
+
+
+def _replace_student(
+    output: Path, student: RestorationModel, metadata: dict[str, str], stale: list[Path]
+) -> None:
+    """Put a student in the place of an earlier one, whose other files go: never are two students' mixed."""
+
+    def clear() -> None:
+        for path in stale:
+            path.unlink(missing_ok=True)
+
+    save_student(output / STUDENT_FILE, student, metadata, before_replacing=clear)
 
 
 def _baselines(
@@ -402,7 +424,9 @@ def distill_file(
         Csa2GlmhaError: a file is unusable, or the teacher is not the student's.
     """
     output = output or beside(student, f"{student.stem}-distilled.safetensors")
-    with resumable(_beside(output, STATE_FOLDER)):
+    # Processes of one training write one output: the first of them does.
+    lock = exclusive_file(_beside(output, STATE_FOLDER)) if is_first_process() else nullcontext()
+    with resumable(_beside(output, STATE_FOLDER)), lock:
         return output, _distill_file(student, teacher, output, overwrite, options)
 
 
@@ -454,13 +478,9 @@ def _distill_file(
         return result
     if options.mask is not None:
         network = _bake(network, data)
-    save_student(
-        output,
-        network.cpu(),
-        loaded.checkpoint.metadata
-        | {"seed": str(options.seed)}
-        | stretch_provenance(original.model, options),
-    )
+    metadata = loaded.checkpoint.metadata | {"seed": str(options.seed)}
+    metadata |= stretch_provenance(original.model, options)
+    with_room(states, lambda: save_student(output, network.cpu(), metadata), result.steps)
     states.clear()
     return result
 

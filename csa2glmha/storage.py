@@ -16,7 +16,7 @@ A student file is safetensors; its metadata says how to rebuild the network:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,10 +134,20 @@ def student_metadata(
     }
 
 
-def save_student(path: Path, student: RestorationModel, metadata: dict[str, str]) -> None:
-    """Write a student file, whole or not at all.
+def weight_bytes(model: RestorationModel) -> int:
+    """Bytes that a file of a network's weights takes, in float32."""
+    return 4 * sum(each.numel() for each in (*model.parameters(), *model.buffers()))
+
+
+def save_student(
+    path: Path,
+    student: RestorationModel,
+    metadata: dict[str, str],
+    before_replacing: Callable[[], None] = lambda: None,
+) -> None:
+    """Write a student file, whole or not at all; see :func:`csa2glmha.files.atomic_path`.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    write_safetensors(path, student.state_dict(), metadata)
+    write_safetensors(path, student.state_dict(), metadata, before_replacing)

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from csa2glmha.distill import State, StateFolder
-from csa2glmha.distill.state import Position
-from csa2glmha.errors import Csa2GlmhaError
+from csa2glmha.distill.state import Position, with_room
+from csa2glmha.errors import Csa2GlmhaError, OutputError
 
 IDENTITY = {"the teacher": "ab" * 32, "--rank": 8, "--data": None, "layers": {"a": {"rank_k": 8}}}
 
@@ -201,7 +202,7 @@ def test_a_full_disk_keeps_earlier_states(tmp_path: Path, monkeypatch: pytest.Mo
     states = folder(tmp_path)
     states.save(make_state(5))
     states.save(make_state(10))
-    before = contents(tmp_path)
+    before = contents(tmp_path / "state" / "step-00000010")
 
     def refuse(self: Path, data: bytes) -> int:
         with self.open("wb") as file:
@@ -212,7 +213,115 @@ def test_a_full_disk_keeps_earlier_states(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(Csa2GlmhaError, match=r"cannot save a state in .*: No space left on device") as caught:
         states.save(make_state(15))
     message_of(caught)
-    assert contents(tmp_path) == before
+    assert contents(tmp_path) == before  # the older one went, to make room
     monkeypatch.undo()
     states.save(make_state(15))
     assert names(tmp_path) == ["step-00000010", "step-00000015"]
+
+
+# --- what is not ours
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_linked_folder_is_never_followed(tmp_path: Path, overwrite: bool) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    StateFolder(elsewhere, IDENTITY).save(make_state(5))
+    (tmp_path / "state").symlink_to(elsewhere)
+    before, states = contents(elsewhere), folder(tmp_path)
+    assert states.steps() == []
+    if overwrite:
+        states.check_place(overwrite=True)
+        states.clear()
+        states.save(make_state(1))
+        assert names(tmp_path) == ["step-00000001"] and not (tmp_path / "state").is_symlink()
+    else:
+        with pytest.raises(Csa2GlmhaError, match=r"state is a link.*--overwrite to replace"):
+            states.check_place(overwrite=False)
+    assert contents(elsewhere) == before
+
+
+@pytest.mark.parametrize("kind", ["files", "link", "file", "another format", "subfolder", "initial"])
+def test_others_have_folders_of_that_name_too(tmp_path: Path, kind: str) -> None:
+    theirs = tmp_path / "state" / "step-00000100"
+    if kind == "link":
+        StateFolder(tmp_path / "elsewhere", IDENTITY).save(make_state(5))
+        (tmp_path / "state").mkdir()
+        theirs.symlink_to(tmp_path / "elsewhere" / "step-00000005")
+    elif kind == "file":
+        (tmp_path / "state").mkdir()
+        theirs.write_bytes(b"precious")
+    elif kind == "initial":
+        theirs = tmp_path / "state" / "initial.safetensors"
+        theirs.parent.mkdir()
+        save_file({"a": torch.zeros(1)}, theirs)
+    else:
+        name = {"files": "optimizer.bin", "another format": "state.json", "subfolder": "state.json/x"}[kind]
+        (theirs / name).parent.mkdir(parents=True)
+        (theirs / name).write_text('{"format": "theirs"}')
+    before, states = contents(tmp_path), folder(tmp_path)
+    assert states.steps() == []
+    for overwrite in (False, True):
+        with pytest.raises(Csa2GlmhaError, match=f"{theirs.name} is not of csa2glmha, and in the way"):
+            states.check_place(overwrite)
+    states.save(make_state(3))
+    states.clear()
+    assert contents(tmp_path) == before
+
+
+def test_a_full_disk_takes_the_room_of_old_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = folder(tmp_path)
+    states.save(make_state(5))
+    states.save(make_state(10))
+    write = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        if (tmp_path / "state" / "step-00000005").exists():
+            raise OSError(28, "No space left on device")
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    states.save(make_state(15))
+    assert names(tmp_path) == ["step-00000010", "step-00000015"]
+
+
+@pytest.mark.parametrize(
+    ("fits_beside", "taken", "kept", "written"),
+    [
+        (2, 10, [10, 5], True),
+        (1, 10, [10], True),
+        (0, 11, [], True),  # of the states none knows what the result knows
+        (0, 10, [10], False),
+        (0, 0, [10], False),
+    ],
+)
+def test_states_make_room_for_results(
+    tmp_path: Path, fits_beside: int, taken: int, kept: list[int], written: bool
+) -> None:
+    states = folder(tmp_path)
+    states.save(make_state(5))
+    states.save(make_state(10))
+
+    def write() -> str:
+        if len(states.steps()) > fits_beside:
+            raise OutputError("cannot write student: No space left") from OSError(28, "No space left")
+        return "written"
+
+    if written:
+        assert with_room(states, write, taken) == "written"
+    else:
+        with pytest.raises(OutputError, match=r"No space left; the state of step 10 stays .* --resume"):
+            with_room(states, write, taken)
+    assert states.steps() == kept
+
+
+def test_other_errors_take_no_room(tmp_path: Path) -> None:
+    states = folder(tmp_path)
+    states.save(make_state(5))
+    states.save(make_state(10))
+
+    def write() -> None:
+        raise OutputError("cannot write: Permission denied") from PermissionError(13, "Permission denied")
+
+    with pytest.raises(OutputError, match=r"Permission denied$"):
+        with_room(states, write, 99)
+    assert states.steps() == [10, 5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -13,10 +14,15 @@ import click
 import pytest
 import torch
 
-from csa2glmha import cli
+from csa2glmha import cli, pipeline
+from csa2glmha.data.images import write_image
+from csa2glmha.distill import StateFolder
 from csa2glmha.ending import run_safely
 from csa2glmha.errors import OutputError, UsageError
+from csa2glmha.locks import exclusive_file, exclusive_folder
+from csa2glmha.models import build
 from csa2glmha.progress import manual_progress, say
+from tests.conftest import TINY_RESTORMER
 
 
 def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -163,3 +169,186 @@ def test_numbers_that_are_none(arguments: tuple[str, ...], capsys: pytest.Captur
     code, out, err = run(*arguments, capsys=capsys)
     assert code == 2 and out == "" and err.startswith("csa2glmha: ") and err.count("\n") == 1
     assert arguments[-2] in err and arguments[-1].lower()[:2] in err.lower()
+
+
+# --- conversions
+
+
+QUICK = ["--calibration-crops", 2, "--calibration-size", 32, "--input-size", 32]
+TRAINING = ["--degrade", "noise:25", "--distill-steps", 4, "--crop", 32, "--state-minutes", 0]
+RESULTS = {"README.md", "student.safetensors", "report.json", "report.md", "report.html", "comparison.png"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build("restormer", TINY_RESTORMER | {"norm_bias": False})
+    path = tmp_path_factory.mktemp("model") / "tiny.pth"
+    torch.save({"params": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    for index in range(3):
+        small = torch.rand(1, 3, 9, 11, generator=generator)
+        smooth = torch.nn.functional.interpolate(small, (40, 50), mode="bicubic").clamp(0, 1)[0]
+        write_image(folder / f"photo{index}.png", smooth)
+    return folder
+
+
+@pytest.fixture
+def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The export takes most of the time and has tests of its own."""
+    monkeypatch.setattr(pipeline, "export_onnx", lambda *arguments, **options: None)
+
+
+@pytest.fixture
+def convert(
+    checkpoint: Path, photos: Path, tmp_path: Path, no_export: None, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    """Run convert to ``tmp_path / "out"``; exit code and the two streams."""
+
+    def command(*more: object, training: bool = True) -> tuple[int, str, str]:
+        distil = TRAINING if training else ["--degrade", "noise:25", "--no-distill"]
+        arguments = ["convert", checkpoint, "--rank", 3, "--data", photos, *distil, *QUICK]
+        return run(*arguments, "-o", tmp_path / "out", *more, capsys=capsys)
+
+    return command
+
+
+def names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+def no_space(*arguments: object, **options: object) -> NoReturn:
+    raise OutputError("cannot write '/tmp/csa2glmha-1/teacher.onnx': No space left") from OSError(
+        errno.ENOSPC, "No space left"
+    )
+
+
+def test_a_full_temporary_folder_costs_the_latency_and_no_more(
+    convert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "compare_with_teacher", no_space)
+    code, out, err = convert(training=False)
+    assert code == 0 and "not timed: cannot write '/tmp/csa2glmha-1/teacher.onnx': No space left" in err
+    assert "ONNX latency" not in out and names(tmp_path / "out") == RESULTS
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "latency_ms" not in report and "No space left" in report["latency_missing"]
+    assert "Not measured: cannot write" in (tmp_path / "out" / "report.md").read_text()
+    assert code == 0
+
+
+@pytest.mark.parametrize("holder", ["convert", "sweep", "run", "analyze", "export", "distill"])
+def test_the_second_command_is_refused(
+    holder: str, checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, data = tmp_path / "out", ["--data", photos, "--degrade", "noise:25"]
+    arguments: dict[str, list[Any]] = {
+        "convert": [checkpoint, *data, "-o", out],
+        "sweep": [checkpoint, *data, "-o", out],
+        "run": [checkpoint, photos, "-o", out],
+        "analyze": [checkpoint, *data, "-o", out],
+        "export": [checkpoint, "-o", out / "a.onnx"],
+        "distill": [checkpoint, "--teacher", checkpoint, *data, "-o", out / "a.safetensors"],
+    }
+    file = {"export": "a.onnx", "distill": "a-state"}.get(holder)
+    with exclusive_folder(out) if file is None else exclusive_file(out / file):
+        code, printed, err = run(holder, *arguments[holder], capsys=capsys)
+    assert code == 1 and printed == "" and "is in use: another csa2glmha" in err.splitlines()[-1]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["convert", "sweep"])
+@pytest.mark.parametrize("inside", ["", "results", "results/deep"])
+def test_an_output_among_the_images_is_refused(
+    command: str,
+    inside: str,
+    checkpoint: Path,
+    photos: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = names(photos)
+    arguments = [command, checkpoint, "--data", photos, "--degrade", "noise:25", "-o", photos / inside]
+    code, _, err = run(*arguments, capsys=capsys)
+    assert code == 2 and "is inside --data" in err.splitlines()[-1]
+    assert names(photos) == before
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_tensorboard_below_a_file_is_refused_first(convert: Any, tmp_path: Path, below: str) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "taken").write_text("precious")
+    code, _, err = convert("--tensorboard", tmp_path / "taken" / below)
+    assert code == 2 and "--tensorboard" in err.splitlines()[-1] and "measuring" not in err
+    assert names(tmp_path) == {"taken"}
+
+
+@pytest.mark.parametrize("file", ["student.safetensors", "report.html"])
+def test_a_disk_that_is_full_at_any_write_loses_nothing(
+    file: str, convert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two states fill it: with one of them gone there is room."""
+    out, replace = tmp_path / "out", Path.replace
+    states = StateFolder(out / "state", {})
+    seen: list[int] = []
+
+    def full(self: Path, target: Path) -> Path:
+        if Path(target).name == file:
+            seen.append(len(states.steps()))
+            if seen[-1] > 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    code, _, err = convert("--no-latency")
+    assert code == 0, err
+    assert seen[:2] == [2, 1] and names(out) == RESULTS | {"distill.jsonl"}
+
+
+def test_a_disk_that_stays_full_keeps_the_state_and_says_so(
+    convert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, replace = tmp_path / "out", Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if Path(target).name == "report.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        code, _, err = convert("--no-latency")
+    last = err.splitlines()[-1]
+    assert code == 1 and "report.json" in last and "No space left on device" in last
+    assert "the state of step 4 stays in" in last and "--resume" in last
+    assert StateFolder(out / "state", {}).steps() == [4]
+    code, _, err = convert("--no-latency", "--resume")
+    assert code == 0 and "resuming from step 4" in err
+    assert names(out) == RESULTS | {"distill.jsonl"}
+
+
+@pytest.mark.parametrize("kind", ["log", "state"])
+def test_links_in_the_output_are_not_written_through(kind: str, convert: Any, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    out = tmp_path / "out"
+    out.mkdir()
+    if kind == "state":
+        states = precious / "step-00000100"
+        states.mkdir(parents=True)
+        (states / "state.json").write_text('{"format": "csa2glmha-state"}')
+        (out / "state").symlink_to(precious)
+    else:
+        precious.write_text("precious")
+        (out / "distill.jsonl").symlink_to(precious)
+    before = {path: path.read_bytes() for path in tmp_path.glob("precious/**/*.json")}
+    code, _, err = convert("--no-latency", "--overwrite")
+    assert code == 0, err
+    assert precious.is_dir() or precious.read_text() == "precious"
+    assert {path: path.read_bytes() for path in tmp_path.glob("precious/**/*.json")} == before
+    assert not (out / "distill.jsonl").is_symlink()
+    assert json.loads((out / "distill.jsonl").read_text().splitlines()[-1])["event"] == "end"

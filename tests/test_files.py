@@ -3,12 +3,24 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from csa2glmha.errors import OutputError
-from csa2glmha.files import atomic_path, ensure_writable, prepare_output_dir, sha256_of
+from csa2glmha.files import (
+    atomic_path,
+    check_folder,
+    ensure_writable,
+    is_disk_full,
+    open_own,
+    output_error,
+    prepare_output_dir,
+    scratch_folder,
+    sha256_of,
+)
 
 
 def entries(folder: Path) -> list[str]:
@@ -180,3 +192,101 @@ def test_sha256_of(tmp_path: Path) -> None:
     data = bytes(range(256)) * 10_000  # more than one chunk
     path.write_bytes(data)
     assert sha256_of(path) == hashlib.sha256(data).hexdigest()
+
+
+# --- files that are ours alone
+
+
+@pytest.mark.parametrize("append", [False, True])
+@pytest.mark.parametrize("kind", ["link", "dangling", "link to a folder", "hard link", "pipe"])
+def test_what_leads_elsewhere_is_replaced(tmp_path: Path, append: bool, kind: str) -> None:
+    precious, path = tmp_path / "precious", tmp_path / "log"
+    precious.write_text("precious\n")
+    if kind == "link":
+        path.symlink_to(precious)
+    elif kind == "dangling":
+        path.symlink_to(tmp_path / "none")
+    elif kind == "link to a folder":
+        path.symlink_to(tmp_path)
+    elif kind == "hard link":
+        os.link(precious, path)
+    else:
+        os.mkfifo(path)
+    with open_own(path, append) as file:
+        file.write("new\n")
+    assert precious.read_text() == "precious\n" and not (tmp_path / "none").exists()
+    assert not path.is_symlink() and path.is_file() and path.stat().st_nlink == 1
+    assert path.read_text() == ("precious\nnew\n" if append and kind == "hard link" else "new\n")
+    assert entries(tmp_path) == ["log", "precious"]
+
+
+def test_own_files_grow_or_begin_anew(tmp_path: Path) -> None:
+    for append, expected in ((True, "a\n"), (True, "a\na\n"), (False, "a\n")):
+        with open_own(tmp_path / "log", append) as file:
+            file.write("a\n")
+        assert (tmp_path / "log").read_text() == expected
+    with pytest.raises(OSError, match="directory"):
+        open_own(tmp_path, append=False)
+
+
+def test_a_new_file_is_whole_before_the_old_one_is_touched(tmp_path: Path) -> None:
+    final, other = tmp_path / "new", tmp_path / "of the old one"
+    final.write_text("old")
+    other.write_text("old")
+
+    def look() -> None:
+        assert final.read_text() == "old"
+        other.unlink()
+
+    with atomic_path(final, look) as temporary:
+        temporary.write_text("new")
+        assert other.exists()
+    assert entries(tmp_path) == ["new"] and final.read_text() == "new"
+
+
+# --- room
+
+
+def test_a_folder_is_checked_without_a_trace(tmp_path: Path) -> None:
+    check_folder(tmp_path / "a" / "b")
+    assert entries(tmp_path) == []
+    (tmp_path / "file").write_text("")
+    for below in ("file", "file/a"):
+        with pytest.raises(OutputError, match="in the way"):
+            check_folder(tmp_path / below)
+
+
+def test_scratch_files_go_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, beside = tmp_path / "usual", tmp_path / "beside"
+    usual.mkdir()
+    beside.mkdir()
+    free = {usual: 100, beside: 1000}
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(usual))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": free[Path(folder)]}))
+    for needed, place in ((50, usual), (500, beside)):
+        with scratch_folder(needed, beside) as folder:
+            assert folder.parent == place and folder.is_dir()
+        assert entries(place) == []
+    with scratch_folder(500) as folder:
+        assert folder.parent == usual
+        full = output_error(folder / "teacher.onnx", OSError(errno.ENOSPC, "No space left on device"))
+        assert "set TMPDIR to a folder on another disk" in str(full) and "choose" not in str(full)
+    free[beside] = 10
+    with scratch_folder(500, beside) as folder:
+        assert folder.parent == usual  # where there is more
+
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    with scratch_folder(500, beside) as folder:
+        assert folder.parent == beside
+    with pytest.raises(OutputError, match="set TMPDIR"), scratch_folder(500):
+        raise AssertionError
+
+
+def test_full_disks_are_known_by_their_cause() -> None:
+    full = output_error(Path("x"), OSError(errno.ENOSPC, "No space"))
+    full.__cause__ = OSError(errno.ENOSPC, "No space")
+    assert is_disk_full(full) and is_disk_full(OSError(errno.EDQUOT, "Quota"))
+    assert not is_disk_full(OSError(errno.EACCES, "Denied")) and not is_disk_full(None)

@@ -228,6 +228,23 @@ def test_measurements_are_kept_and_not_made_again(
     assert len(measure("b").known) == 3
 
 
+def test_measurements_are_not_written_through_a_link(
+    space: SearchSpace, checkpoint: Path, tmp_path: Path
+) -> None:
+    precious, path = tmp_path / "precious", tmp_path / f"{checkpoint.stem}-sensitivity.jsonl"
+    precious.write_text("precious")
+    path.symlink_to(precious)
+    choice = next(iter(space.choices.values()))[0]
+    for known in (0, 1):
+        cache = sensitivity_cache(tmp_path / "out", checkpoint, "sha", make_options(**QUICK, macs=0.8))
+        assert cache.path == path
+        cache.open()
+        assert len(cache.known) == known
+        cache.add(choice, Measured(1.0, 2.0))
+    assert precious.read_text() == "precious" and not path.is_symlink()
+    assert len(path.read_text().splitlines()) == 2
+
+
 def test_measurements_of_other_data_are_others(checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from csa2glmha.device import resolve_device
 from csa2glmha.errors import UsageError
 from csa2glmha.files import atomic_path, prepare_output_dir
 from csa2glmha.hub import display_name
+from csa2glmha.locks import exclusive_folder
 from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import say
 from csa2glmha.report.document import render_table
@@ -55,6 +57,13 @@ def analyze_file(
         UsageError: a student, or a network without channel attention.
         Csa2GlmhaError: a file or folder cannot be used.
     """
+    with nullcontext() if output is None else exclusive_folder(output):
+        return _analyze_file(checkpoint, options, output, sensitivity)
+
+
+def _analyze_file(
+    checkpoint: Path, options: ConvertOptions, output: Path | None, sensitivity: bool
+) -> dict[str, Any]:
     device = resolve_device(options.device)
     loaded = load_model(checkpoint)
     if loaded.is_student:

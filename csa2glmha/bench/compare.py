@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +13,10 @@ from csa2glmha.bench.noise import noise
 from csa2glmha.bench.rounds import Latency, Patience, Ratio, time_in_turns
 from csa2glmha.export.onnx import export_onnx
 from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.files import scratch_folder
 from csa2glmha.models.base import RestorationModel
 from csa2glmha.progress import manual_progress, say
+from csa2glmha.storage import weight_bytes
 
 #: What the teacher's plain export is called.
 TEACHER = "teacher"
@@ -82,6 +83,7 @@ def compare_with_teacher(
     frame: tuple[int, int],
     patience: Patience = QUICK,
     example: Tensor | None = None,
+    beside: Path | None = None,
 ) -> FileTimings:
     """Time students' files against the plain export of their teacher, which comes first.
 
@@ -91,14 +93,16 @@ def compare_with_teacher(
         frame: height and width.
         patience: when to stop.
         example: image that the teacher's export is checked on, as in ``export_onnx``.
+        beside: folder for the teacher's export where TMPDIR has no room.
 
     Raises:
+        OutputError: there is no room for the teacher's export.
         ExportError: the teacher cannot be exported.
         CheckpointError, DataError: as :func:`compare_files`.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder(2 * weight_bytes(teacher), beside) as folder:
         say("exporting the teacher for comparison")
-        plain = Path(folder) / "teacher.onnx"
+        plain = folder / "teacher.onnx"
         export_onnx(teacher, plain, example=example, plain=True)
         say("timing in ONNX Runtime, in turn")
         return compare_files({TEACHER: plain, **files}, *teacher.input_shapes(*frame), patience=patience)

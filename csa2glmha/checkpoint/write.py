@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -15,7 +15,12 @@ from csa2glmha.files import atomic_path
 _LENGTH_BYTES = 8
 
 
-def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def write_safetensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    metadata: dict[str, str],
+    before_replacing: Callable[[], None] = lambda: None,
+) -> None:
     """Write ``tensors`` with ``metadata`` as a safetensors file; an existing file is replaced at the end.
 
     The same tensors and metadata give the same bytes, whatever the order they come in.
@@ -35,7 +40,7 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
         owned[name] = plain
     # Serialised in memory: the library's own writer hides a full disk behind an error that is no OSError.
     data = _with_metadata(safetensors.torch.save(owned), metadata)
-    with atomic_path(Path(path)) as temporary:
+    with atomic_path(Path(path), before_replacing) as temporary:
         temporary.write_bytes(data)
 
 

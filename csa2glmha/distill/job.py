@@ -18,9 +18,10 @@ from csa2glmha.distill.processes import check_precision, launched_processes
 from csa2glmha.distill.result import DistillResult
 from csa2glmha.distill.settings import LAYERS, DistillSettings
 from csa2glmha.distill.stages import known_truth
-from csa2glmha.distill.state import INITIAL_FILE, State, StateFolder
-from csa2glmha.errors import CheckpointError, UsageError
-from csa2glmha.files import sha256_of
+from csa2glmha.distill.state import State, StateFolder
+from csa2glmha.distill.state_files import INITIAL_FILE
+from csa2glmha.errors import CheckpointError, OutputError, UsageError
+from csa2glmha.files import check_folder, sha256_of
 from csa2glmha.initialize import LayerFit
 from csa2glmha.models import RestorationModel
 from csa2glmha.models.mst import MST, freeze_mask_branch
@@ -72,6 +73,28 @@ def check_training(options: ConvertOptions, device: torch.device) -> None:
         check_tensorboard()
         if options.tensorboard.exists() and not options.tensorboard.is_dir():
             raise UsageError(f"--tensorboard {options.tensorboard}: is a file; give a folder")
+        try:
+            check_folder(options.tensorboard)
+        except OutputError as error:
+            cause = error.__cause__
+            reason = getattr(cause, "strerror", None) or cause
+            raise UsageError(f"--tensorboard {options.tensorboard}: {reason}; give another folder") from None
+
+
+def check_apart(output: Path, options: ConvertOptions) -> None:
+    """Refuse an output folder inside a folder of images, where the next run would take pictures for images.
+
+    Raises:
+        UsageError: it is inside.
+    """
+    place = output.resolve()
+    for name in ("data", "targets"):
+        folder = getattr(options, name)
+        if folder is not None and place.is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"-o {output}: is inside --{name} {folder}, whose images are read with those of all folders "
+                "in it, pictures of reports too; choose a place outside"
+            )
 
 
 def check_truth(options: ConvertOptions, data: Data, channels: int) -> None:
@@ -115,6 +138,7 @@ def find_state(states: StateFolder, options: ConvertOptions) -> State | None:
         OutputError: there is one, and nobody asked to resume or overwrite it.
         CheckpointError, UsageError: as :meth:`StateFolder.load`.
     """
+    states.check_place(options.overwrite and not options.resume)
     if options.resume:
         state = states.load()
         where = f"{states.path}: there is no state, starting" if state is None else f"{states.path}: resuming"

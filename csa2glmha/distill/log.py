@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from csa2glmha.errors import UsageError
+from csa2glmha.files import open_own
 from csa2glmha.progress import say
 
 if TYPE_CHECKING:
@@ -55,8 +57,8 @@ class TrainingLog:
             return self
         try:
             # A line that a crash cut off must not spoil the next one.
-            torn = self._append and self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-            self._file = self.path.open("a" if self._append else "w", encoding="utf-8")
+            torn = self._append and self.path.is_file() and not _ends_a_line(self.path)
+            self._file = open_own(self.path, self._append)
             if torn:
                 self._file.write("\n")
         except OSError as error:
@@ -101,3 +103,10 @@ class TrainingLog:
     def _give_up(self, error: OSError) -> None:
         self._file = None
         say(f"cannot write {self.path}: {error.strerror or error}; training goes on without that log")
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        return file.read(1) in (b"\n", b"")

@@ -12,30 +12,38 @@ import contextlib
 import hashlib
 import json
 import os
-import re
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from csa2glmha.checkpoint import write_safetensors
+from csa2glmha.distill.state_files import (
+    DAMAGED_PREFIX,
+    FORMAT,
+    INITIAL_FILE,
+    POSITION_FILE,
+    STEP_FOLDER,
+    TEMPORARY,
+    TEMPORARY_PREFIX,
+    TENSOR_FILE,
+    flush_folder,
+    is_ours,
+    is_state,
+    remove,
+)
 from csa2glmha.errors import CheckpointError, DataError, InterruptedRunError, OutputError, UsageError
-from csa2glmha.files import atomic_path, sha256_of
+from csa2glmha.files import atomic_path, is_disk_full, sha256_of
 
-FORMAT, FORMAT_VERSION = "csa2glmha-state", 1
-POSITION_FILE, TENSOR_FILE = "state.json", "tensors.safetensors"
-#: Beside the states, the student that the training began with, where that is needed in the end.
-INITIAL_FILE = "initial.safetensors"
+FORMAT_VERSION = 1
 KEPT = 2
 
-_STEP_FOLDER = re.compile(r"step-(\d{8,})")
-_DAMAGED_PREFIX, _TEMPORARY_PREFIX = "damaged-", ".csa2glmha-"
+T = TypeVar("T")
 
 
 @dataclass
@@ -135,11 +143,33 @@ class StateFolder:
         self._newest: int | None = None
 
     def steps(self) -> list[int]:
-        """The steps there are states of, newest first."""
-        if not self.path.is_dir():
-            return []
-        matches = (_STEP_FOLDER.fullmatch(entry.name) for entry in self.path.iterdir() if entry.is_dir())
-        return sorted((int(match[1]) for match in matches if match), reverse=True)
+        """The steps there are states of, newest first; what is no state of ours does not count."""
+        return sorted(
+            (int(entry.name.removeprefix("step-")) for entry in self._entries() if is_state(entry)),
+            reverse=True,
+        )
+
+    def check_place(self, overwrite: bool) -> None:
+        """Refuse a place that is not ours: states are neither written nor deleted through links.
+
+        Args:
+            overwrite: a link in the place of the folder is to be replaced.
+
+        Raises:
+            OutputError: it is a link, or something is in the place of a state.
+        """
+        if self.path.is_symlink() and not overwrite:
+            raise OutputError(
+                f"{self.path} is a link, and states are kept in a folder of their own: put the folder there "
+                "itself, pass --overwrite to replace the link, or choose another place with -o"
+            )
+        for entry in self._entries():
+            named = STEP_FOLDER.fullmatch(entry.name) or entry.name == INITIAL_FILE
+            if named and not is_ours(entry):
+                raise OutputError(
+                    f"{entry} is not of csa2glmha, and in the way of its states: move it away, or choose "
+                    "another place with -o"
+                )
 
     def check_free(self) -> None:
         """Refuse to begin where states of another training are.
@@ -163,7 +193,7 @@ class StateFolder:
         """
         steps = self.steps()
         if not steps:
-            if self.path.exists() and not (self.path.is_dir() and all(map(_is_ours, self.path.iterdir()))):
+            if os.path.lexists(self.path) and not (self._is_folder() and all(map(is_ours, self._entries()))):
                 raise CheckpointError(
                     f"--resume: {self.path} holds no state of csa2glmha; move it away, or choose another "
                     "place with -o"
@@ -190,58 +220,86 @@ class StateFolder:
     def save(self, state: State) -> None:
         """Write a state, unless that of its step is there, and let go of all but the last two.
 
+        Where the disk is full, all but the last one go first.
+
         Raises:
-            OutputError: it cannot be written; those that are there stay.
+            OutputError: it cannot be written; the newest that is there stays.
         """
         step = state.position.taken
         if step == self._newest:
             return
-        temporary = self.path / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        try:
+            self._save(state)
+        except OutputError as error:
+            if not (is_disk_full(error) and self.make_room()):
+                raise
+            self._save(state)
+        self._newest = step
+        for old in self.steps()[KEPT:]:
+            remove(self._folder(old))
+
+    def make_room(self) -> bool:
+        """Delete all states but the newest one that is whole; returns whether there were any."""
+        if self._newest is None:
+            return False
+        others = [step for step in self.steps() if step != self._newest]
+        for step in others:
+            remove(self._folder(step))
+        return bool(others)
+
+    def clear(self) -> None:
+        """Delete the states, and the folder if nothing else is in it; of a link, the link."""
+        if self.path.is_symlink():
+            self.path.unlink()
+        # Killed on the way, this leaves whole states or none.
+        for step in reversed(self.steps()):
+            with contextlib.suppress(OSError):
+                self._folder(step).rename(self.path / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        for entry in filter(is_ours, self._entries()):
+            remove(entry)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+        self._newest = None
+
+    @property
+    def newest(self) -> int | None:
+        """The step of the state that was read or written last."""
+        return self._newest
+
+    def _is_folder(self) -> bool:
+        return self.path.is_dir() and not self.path.is_symlink()
+
+    def _entries(self) -> list[Path]:
+        return list(self.path.iterdir()) if self._is_folder() else []
+
+    def _folder(self, step: int) -> Path:
+        return self.path / f"step-{step:08d}"
+
+    def _save(self, state: State) -> None:
+        temporary = self.path / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._put_damaged_aside()
             temporary.mkdir()
             self._write(temporary, state)
-            temporary.rename(self._folder(step))
-            _flush_folder(self.path)
+            temporary.rename(self._folder(state.position.taken))
+            flush_folder(self.path)
         except (OSError, OutputError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove(temporary)
             cause = error if isinstance(error, OSError) else error.__cause__
             reason = getattr(cause, "strerror", None) or error
             raise OutputError(
                 f"cannot save a state in {self.path}: {reason}; free some space there"
             ) from error
-        self._newest = step
-        for old in self.steps()[KEPT:]:
-            shutil.rmtree(self._folder(old), ignore_errors=True)
-
-    def clear(self) -> None:
-        """Delete the states, and the folder if nothing else is in it."""
-        if not self.path.is_dir():
-            return
-        # Killed on the way, this leaves whole states or none.
-        for step in reversed(self.steps()):
-            with contextlib.suppress(OSError):
-                self._folder(step).rename(self.path / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-        for entry in filter(_is_ours, list(self.path.iterdir())):
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
-        self._newest = None
-
-    def _folder(self, step: int) -> Path:
-        return self.path / f"step-{step:08d}"
 
     def _put_damaged_aside(self) -> None:
         # They would be in the way of new states of their steps. A killed run's unfinished ones go as well.
         for folder in self._damaged:
-            folder.rename(folder.with_name(f"{_DAMAGED_PREFIX}{folder.name}-{uuid.uuid4().hex[:8]}"))
+            folder.rename(folder.with_name(f"{DAMAGED_PREFIX}{folder.name}-{uuid.uuid4().hex[:8]}"))
         self._damaged = []
-        for entry in self.path.glob(f"{_TEMPORARY_PREFIX}*"):
-            shutil.rmtree(entry, ignore_errors=True)
+        for entry in self._entries():
+            if TEMPORARY.fullmatch(entry.name) and is_ours(entry):
+                remove(entry)
 
     def _write(self, folder: Path, state: State) -> None:
         tensors = {f"student.{name}": value for name, value in state.student.items()}
@@ -259,7 +317,7 @@ class StateFolder:
         }
         with atomic_path(folder / POSITION_FILE) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        _flush_folder(folder)
+        flush_folder(folder)
 
     def _read(self, folder: Path) -> State:
         try:
@@ -323,13 +381,39 @@ def resumable(path: Path, how: str = "repeat the command with --resume") -> Iter
         ) from None
 
 
-def _is_ours(entry: Path) -> bool:
-    name = entry.name
-    if entry.is_dir():
-        return bool(
-            _STEP_FOLDER.match(name.removeprefix(_DAMAGED_PREFIX)) or name.startswith(_TEMPORARY_PREFIX)
-        )
-    return name == INITIAL_FILE or name.startswith(_TEMPORARY_PREFIX)
+def with_room(states: StateFolder, write: Callable[[], T], taken: int = 0) -> T:
+    """Write a result; where the disk is full, states make room for it.
+
+    The newest state goes only where it holds less than the result does.
+
+    Args:
+        states: of the training that the result comes from.
+        write: what is to be done; it is done again where there is room then.
+        taken: steps that the result alone holds; 0: without it nothing is lost.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        return write()
+    except OutputError as error:
+        if not is_disk_full(error):
+            raise
+        full = error
+    if states.make_room():
+        try:
+            return write()
+        except OutputError as error:
+            if not is_disk_full(error):
+                raise
+            full = error
+    if states.newest is None or states.newest < taken:
+        states.clear()
+        return write()
+    raise OutputError(
+        f"{full}; the state of step {states.newest} stays in {states.path}: when there is room, repeat the "
+        "command with --resume"
+    ) from full
 
 
 def _state(position: Position, tensors: Mapping[str, Tensor], scaler: dict[str, Any]) -> State:
@@ -348,13 +432,3 @@ def _state(position: Position, tensors: Mapping[str, Tensor], scaler: dict[str, 
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:36]}...{text[-1]}"
-
-
-def _flush_folder(path: Path) -> None:
-    # What makes a rename last over a power failure. Some file systems do not offer it.
-    with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

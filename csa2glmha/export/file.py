@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from csa2glmha.export.onnx import PRECISIONS, ExportReport, check_opset, export_
 from csa2glmha.export.quantize import quantize
 from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.export.translate import LOWEST_OPSET
-from csa2glmha.files import atomic_path, ensure_writable
+from csa2glmha.files import atomic_path, ensure_writable, scratch_folder
 from csa2glmha.hub import beside
+from csa2glmha.locks import exclusive_file
 from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import say
 from csa2glmha.report.evaluate import judge, restore
-from csa2glmha.storage import LoadedModel, load_model
+from csa2glmha.storage import LoadedModel, load_model, weight_bytes
 
 #: Held-out images that the loss of a lower precision is measured on, at most.
 JUDGED_IMAGES = 8
@@ -98,7 +98,15 @@ def export_file(
             "convert without --mask"
         )
     output = _output_file(model, output)
-    ensure_writable(output, choices.overwrite)
+    with exclusive_file(output):
+        ensure_writable(output, choices.overwrite)
+        return _written(loaded, output, choices, options, judged)
+
+
+def _written(
+    loaded: LoadedModel, output: Path, choices: ExportChoices, options: ConvertOptions, judged: bool
+) -> tuple[ExportReport, PrecisionLoss | None]:
+    """Make the file, once nothing is in the way."""
     for note in loaded.checkpoint.notes:
         say(note)
     _say_unused(choices.precision, options)
@@ -109,8 +117,8 @@ def export_file(
     for note in data.notes:
         say(note)
     # Elsewhere at first: what cannot be judged must not be left under the name that was asked for.
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder, output.name)
+    with scratch_folder(2 * weight_bytes(loaded.model), output.parent) as folder:
+        draft = folder / "draft.onnx"
         if choices.precision == "int8":
             report = _export_int8(loaded, draft, choices, data, options)
         else:

@@ -195,6 +195,8 @@ def markdown(report: dict[str, Any]) -> str:
                 ("", "median ms", "quartiles", "runs"),
             ),
         ]
+    if "latency_missing" in report:
+        lines += ["", "## Latency", "", f"Not measured: {markdown_text(report['latency_missing'])}"]
     lines += [
         "",
         "## How this was made",

@@ -18,6 +18,7 @@ from csa2glmha.device import resolve_device
 from csa2glmha.errors import DataError, UnfitError, UsageError
 from csa2glmha.evaluation import open_model
 from csa2glmha.files import ensure_writable
+from csa2glmha.locks import exclusive_folder
 from csa2glmha.options import ConvertOptions, make_options
 from csa2glmha.progress import progress, say
 from csa2glmha.restore.inputs import input_kind
@@ -74,7 +75,21 @@ def run_files(
     """
     if overwrite and skip_existing:
         raise UsageError("--overwrite and --skip-existing exclude each other: give one of them")
-    options = options or make_options()
+    options, tiles = options or make_options(), tiles or TileOptions()
+    with exclusive_folder(output):
+        return _run_files(model, sources, output, tiles, options, cube_suffix, overwrite, skip_existing)
+
+
+def _run_files(
+    model: Path,
+    sources: Sequence[Path],
+    output: Path,
+    tiles: TileOptions,
+    options: ConvertOptions,
+    cube_suffix: str,
+    overwrite: bool,
+    skip_existing: bool,
+) -> RunResult:
     opened = open_model(model, options.device)
     kind = input_kind(opened, options, cube_suffix)
     formats = kind.formats
@@ -84,7 +99,6 @@ def run_files(
     # All inputs, done or not: their units must not depend on how much is left to do.
     read = kind.reader(find_jobs(sources, output, formats, overwrite=True).jobs)
     place = torch.device("cpu") if opened.network is None else resolve_device(options.device)
-    tiles = tiles or TileOptions()
     restorer, room = Restorer(model, opened, place, tiles), image_room(tiles)
     stretched = opened.stretches(options)
     if stretched:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from csa2glmha.attention.ranks import Ranks
 from csa2glmha.data.batches import Data, Inputs
 from csa2glmha.distill.held_out import teacher_outputs
 from csa2glmha.errors import UsageError
-from csa2glmha.files import digest_of, sha256_of
+from csa2glmha.files import digest_of, scratch_folder, sha256_of
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.student import Needs, Statistics, gather_statistics
 from csa2glmha.models import RestorationModel
@@ -32,6 +31,7 @@ from csa2glmha.search.sensitivity import Measured, SensitivityCache, measure_sen
 from csa2glmha.search.space import Configs, SearchSpace
 from csa2glmha.search.timing import Stopwatch
 from csa2glmha.search.trials import check_time, search_drop, search_latency
+from csa2glmha.storage import weight_bytes
 
 #: Crops of the held-out images that errors are measured on.
 CROPS = 8
@@ -97,8 +97,8 @@ class RankSearch:
             UsageError: the budget cannot be met.
         """
         if self.budget.kind == LATENCY:
-            with tempfile.TemporaryDirectory() as folder:
-                stopwatch = Stopwatch(self.teacher, self._frame, Path(folder), self.finish)
+            with scratch_folder(4 * weight_bytes(self.teacher)) as folder:
+                stopwatch = Stopwatch(self.teacher, self._frame, folder, self.finish)
                 return self._within_time(batches, cache, stopwatch)
         statistics, space = self._measure(batches, cache)
         if self.budget.kind == MAX_DROP:
@@ -206,7 +206,8 @@ def sensitivity_cache(
     """
     name = f"{checkpoint.stem}-sensitivity.jsonl"
     beside = output.parent / name
-    usable = os.access(beside if beside.exists() else output.parent, os.W_OK)
+    own = beside.is_file() and not beside.is_symlink()
+    usable = os.access(beside if own else output.parent, os.W_OK)
     path = beside if usable else output / name
     names = (
         "degrade",

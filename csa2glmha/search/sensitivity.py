@@ -22,6 +22,7 @@ from scipy.stats import spearmanr
 from csa2glmha.data.batches import Inputs
 from csa2glmha.distill.held_out import HeldOut, errors
 from csa2glmha.errors import OutputError
+from csa2glmha.files import open_own
 from csa2glmha.initialize.student import Candidate, Statistics, initialise_layers
 from csa2glmha.models import RestorationModel
 from csa2glmha.progress import manual_progress
@@ -65,8 +66,9 @@ class SensitivityCache:
             OutputError: the file cannot be read or written.
         """
         try:
-            text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
-            with self.path.open("a", encoding="utf-8") as file:
+            own = self.path.is_file() and not self.path.is_symlink()
+            text = self.path.read_text(encoding="utf-8", errors="replace") if own else ""
+            with open_own(self.path, append=True) as file:
                 if text and not text.endswith("\n"):
                     file.write("\n")  # a process that ended in the middle of a line
         except OSError as error:
@@ -92,7 +94,7 @@ class SensitivityCache:
             "predicted": measured.predicted,
         }
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            with open_own(self.path, append=True) as file:
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:
             raise OutputError(f"{self.path}: {error.strerror or error}; make room and start again") from error

@@ -11,9 +11,10 @@ from csa2glmha.bench.compare import THOROUGH, compare_with_teacher
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.open import open_data
 from csa2glmha.device import resolve_device
-from csa2glmha.distill.job import check_training
+from csa2glmha.distill.job import check_apart, check_training
 from csa2glmha.errors import OutputError
 from csa2glmha.files import atomic_path, prepare_output_dir
+from csa2glmha.locks import exclusive_folder
 from csa2glmha.pipeline import ONNX_FILE, Plan, check_data, plan_conversion, run_conversion
 from csa2glmha.progress import say
 from csa2glmha.report.complexity import format_macs, format_params
@@ -41,10 +42,18 @@ def run_sweep(
     Raises:
         Csa2GlmhaError: a conversion fails, or results of other options are in the way.
     """
+    with exclusive_folder(output):
+        return _run_sweep(checkpoint, points, output, overwrite, latency)
+
+
+def _run_sweep(
+    checkpoint: Path, points: Sequence[Point], output: Path, overwrite: bool, latency: bool
+) -> dict[str, Any]:
     loaded = load_model(checkpoint)
     plans = {point.label: plan_conversion(loaded, point.options) for point in points}
     finished = _look(loaded, points, output, overwrite)
     _check_states([(output / point.folder, plans[point.label]) for point in points], overwrite)
+    check_apart(output, points[0].options)
     prepare_output_dir(output, (), overwrite)
     reports = {}
     for number, point in enumerate(points, start=1):
@@ -63,13 +72,15 @@ def run_sweep(
             options = point.options.model_copy(update=changes)
             report = run_conversion(checkpoint, options, "repeat the command").report
         reports[point.label] = report
-    times = _times(checkpoint, points, output, reports) if latency else {}
-    found = {
+    times, missing = _times(checkpoint, points, output, reports) if latency else ({}, None)
+    found: dict[str, Any] = {
         "checkpoint": checkpoint.name,
         "sha256": loaded.checkpoint.sha256,
         "input_size": next(iter(reports.values()))["input_size"],
         "points": _pareto(points, reports, times),
     }
+    if missing is not None:
+        found["latency_missing"] = missing
     with atomic_path(output / SWEEP_FILES[0]) as temporary:
         temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     for name in SWEEP_FILES[1:]:
@@ -113,13 +124,22 @@ def _check_states(folders: Sequence[tuple[Path, Plan]], overwrite: bool) -> None
 
 def _times(
     checkpoint: Path, points: Sequence[Point], output: Path, reports: dict[str, dict[str, Any]]
-) -> dict[str, float]:
-    """Time of every point over that of the teacher's plain export, all models run in turn."""
+) -> tuple[dict[str, float], str | None]:
+    """Time of every point over that of the teacher's plain export, all models run in turn.
+
+    Returns:
+        The times, and why there are none: the points that are done are worth a table without them.
+    """
     teacher = load_model(checkpoint).model
     height, width = next(iter(reports.values()))["input_size"]
     files = {point.label: output / point.folder / ONNX_FILE for point in points}
-    measured = compare_with_teacher(teacher, files, (height, width), THOROUGH)
-    return {name: ratio.median for name, ratio in measured.ratios.items()}
+    try:
+        measured = compare_with_teacher(teacher, files, (height, width), THOROUGH, beside=output)
+    except Exception as error:
+        missing = str(error) or type(error).__name__
+        say(f"not timed: {missing}; the table goes without times")
+        return {}, missing
+    return {name: ratio.median for name, ratio in measured.ratios.items()}, None
 
 
 def _pareto(

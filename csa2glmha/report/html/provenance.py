@@ -29,10 +29,15 @@ def data_section(report: dict[str, Any]) -> Markup | None:
 
 def export_section(report: dict[str, Any]) -> Markup | None:
     """The ONNX file, its agreement with PyTorch, and its time."""
-    onnx, latency = report.get("onnx"), report.get("latency_ms")
+    onnx, latency, missing = (report.get(name) for name in ("onnx", "latency_ms", "latency_missing"))
     if not onnx and not latency:
         return None
-    return tag("div", _onnx(onnx) if onnx else None, _latency(latency) if latency else None)
+    return tag(
+        "div",
+        _onnx(onnx) if onnx else None,
+        _latency(latency) if latency else None,
+        tag("p", f"Time was not measured: {missing}", class_="note") if missing else None,
+    )
 
 
 def _onnx(onnx: dict[str, Any]) -> Markup:
