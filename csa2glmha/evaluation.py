@@ -26,7 +26,14 @@ from csa2glmha.options import ConvertOptions
 from csa2glmha.progress import progress, say
 from csa2glmha.report.document import metrics_of, render_table
 from csa2glmha.report.evaluate import Restore, restore
-from csa2glmha.report.quality import CHANNEL_NAMES, SSIM_WINDOW, QualityMeter, json_value
+from csa2glmha.report.quality import (
+    CHANNEL_NAMES,
+    RANGE_HINT,
+    SSIM_WINDOW,
+    QualityMeter,
+    json_value,
+    out_of_range,
+)
 from csa2glmha.storage import load_model
 
 
@@ -144,9 +151,12 @@ def evaluate_file(
             f"{options.data}: no ground truth to compare with; give --teacher to compare with its outputs"
         )
     meters = {name: QualityMeter(spectral, of_luma=channel == "y") for name in ("input", "truth", "teacher")}
+    beyond = 0
     for index in progress(range(len(examples)), what="evaluating", unit="image"):
         example = examples[index]
-        output = opened.run(example.inputs).clamp(0, 1)
+        output = opened.run(example.inputs)
+        beyond += int(spectral and out_of_range(output))
+        output = output.clamp(0, 1)
         if example.truth is not None:
             meters["truth"].add(example.name, output, example.truth)
             given = example.inputs[0][0]
@@ -154,6 +164,8 @@ def evaluate_file(
                 meters["input"].add(example.name, given.clamp(0, 1), example.truth)
         if reference is not None:
             meters["teacher"].add(example.name, output, reference(example.inputs).clamp(0, 1))
+    if beyond:
+        say(f"{beyond} of {len(examples)} outputs reach far beyond [0, 1]: {RANGE_HINT}")
     return {
         "model": display_name(model),
         "data": None if options.data is None else str(options.data),
@@ -163,6 +175,7 @@ def evaluate_file(
         "channel": channel if channel == "y" else None if spectral else CHANNEL_NAMES.get(opened.bands),
         "notes": list(notes),
         "images": len(examples),
+        **({"outputs_out_of_range": beyond} if spectral else {}),
         **{
             name: {
                 "mean": {key: json_value(value) for key, value in meter.mean().items()},

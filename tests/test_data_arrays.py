@@ -178,8 +178,10 @@ def test_counts_in_floats_are_scaled_by_what_all_files_need(tmp_path: Path, bits
     white = 2**bits - 1
     bright, dark = (CUBE * white).round(), (CUBE * white / 100).round()
     bright[0, 0, 0] = white
-    found = CubeSet.find(cubes_of(tmp_path / "a", dark, bright, np.zeros_like(CUBE)), 4)
-    for index, stored in enumerate((dark, bright, np.zeros_like(CUBE))):
+    black = np.zeros_like(CUBE)
+    black[0, 0, 0] = 1
+    found = CubeSet.find(cubes_of(tmp_path / "a", dark, bright, black), 4)
+    for index, stored in enumerate((dark, bright, black)):
         expected = (stored / white).transpose(2, 0, 1)
         assert np.allclose(found.read(index)[1].numpy(), expected, atol=1e-7)
     assert found.notes == (
@@ -206,7 +208,9 @@ def test_units_that_nobody_knows_are_refused(tmp_path: Path) -> None:
             (CUBE * 4095, "neither fractions"),
             (CUBE * 100, "neither fractions"),
             ((CUBE * 1e6).round(), "16 bits"),
-            (CUBE * 4 - 2, "from -1.9"),
+            (CUBE * 4 - 2, "light is not negative"),
+            (CUBE - 1, "light is not negative"),
+            (np.full_like(CUBE, 0.5), "no scene is there"),
         ]
     ):
         found = refused(CubeSet.find, cubes_of(tmp_path / str(index), array), 4)

@@ -92,6 +92,10 @@ def test_masks_that_do_not_fit(shape: tuple[int, int], words: str) -> None:
 def test_measurements_of_no_use_are_named(tmp_path: Path) -> None:
     bad = scene()
     bad[3, 3] = np.nan
-    data = found(tmp_path / "a", scene() / 14, bad, np.ones((HEIGHT, WIDTH + 54), complex))
+    flat = np.ones((HEIGHT, WIDTH + 54))
+    data = found(tmp_path / "a", scene() / 14, bad, flat.astype(complex), -0.5 * scene(), 0 * flat)
     assert len(data) == 1
-    assert ["NaN" in data.skipped[0][1], "complex128" in data.skipped[1][1]] == [True, True]
+    words = ("NaN", "complex128", "light is not negative", "the value 0 only")
+    assert len(data.skipped) == len(words)
+    for (_, reason), word in zip(data.skipped, words, strict=True):
+        assert word in reason

@@ -13,7 +13,7 @@ from torch import Tensor
 from csa2glmha.data.arrays import SUFFIX_LIST, SUFFIXES, find_array
 from csa2glmha.data.cassi import disperse
 from csa2glmha.data.folders import list_files
-from csa2glmha.data.units import DEPTHS, Extent, White, counted, file_names
+from csa2glmha.data.units import DEPTHS, Extent, White, counted, file_names, refuse_blank, refuse_negative
 from csa2glmha.errors import DataError
 from csa2glmha.models.mst import DISPERSION
 from csa2glmha.progress import progress
@@ -62,7 +62,9 @@ def read_stored_measurement(path: Path, key: str | None = None) -> StoredMeasure
             f"{str(path)!r} holds {bad} NaN or infinite values among {values.size}; repair or remove the file"
         )
     bits = array.dtype.itemsize * 8 if array.dtype.kind in "ui" else None
-    return StoredMeasurement(torch.from_numpy(values), Extent.of(values, bits))
+    extent = Extent.of(values, bits)
+    refuse_negative(path, extent)
+    return StoredMeasurement(torch.from_numpy(values), extent)
 
 
 def judge_measurements(
@@ -185,6 +187,7 @@ class Measurements:
         for name, path in progress(files, what="reading measurements", unit="file"):
             try:
                 measurement = read_stored_measurement(path, mat_key)
+                refuse_blank(path, measurement.extent)
             except DataError as error:
                 found.skipped.append((path, str(error)))
                 continue

@@ -18,7 +18,7 @@ from csa2glmha.data.crops import ImageSource
 from csa2glmha.data.folders import list_files
 from csa2glmha.data.image_set import ImageSet
 from csa2glmha.data.pairing import pair_names
-from csa2glmha.data.units import Extent, file_names, judge_cubes, refuse_unknown
+from csa2glmha.data.units import Extent, file_names, judge_cubes, refuse_blank, refuse_unknown
 from csa2glmha.errors import DataError, UnfitError
 from csa2glmha.files import atomic_path
 from csa2glmha.progress import progress
@@ -182,6 +182,7 @@ class CubeSet:
         for name, path in progress(_list_files(folder), what="reading cubes", unit="file"):
             try:
                 cube = read_stored_cube(path, bands, mat_key)
+                refuse_blank(path, cube.extent)
             except DataError as error:
                 found.skipped.append((path, str(error)))
                 continue

@@ -21,6 +21,8 @@ DEPTHS = (8, 10, 12, 14, 16)
 BRIGHT = 1.5
 #: ... and numbers with a fraction above this, or below minus one, are in units that nobody knows.
 UNKNOWN_ABOVE, UNKNOWN_BELOW = 10.0, -1.0
+#: Noise around black is below zero; more than this, and more than half the largest value, is no light.
+_NOISE = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,24 @@ def depth_of(high: float) -> int | None:
     return next((bits for bits in DEPTHS if high < 2**bits), None)
 
 
+def refuse_negative(path: Path, extent: Extent) -> None:
+    """Raise DataError for values that no light has, such as those of centred or standardised data."""
+    if extent.low < -max(_NOISE, extent.high / 2):
+        raise DataError(
+            f"{str(path)!r} holds values from {extent.low:g} to {extent.high:g}, but light is not negative; "
+            "store values that are zero where it is dark"
+        )
+
+
+def refuse_blank(path: Path, extent: Extent) -> None:
+    """Raise DataError for an array of one value throughout: there is nothing to learn or to compare."""
+    if extent.low == extent.high:
+        raise DataError(f"{str(path)!r} holds the value {extent.low:g} only; no scene is there")
+
+
 def refuse_unknown(path: Path, extent: Extent) -> None:
     """Raise DataError for a cube whose numbers are neither fractions of white nor counts."""
+    refuse_negative(path, extent)
     counts = extent.whole and 1 < extent.high < 2 ** DEPTHS[-1]
     if not counts and (extent.high > UNKNOWN_ABOVE or extent.low < UNKNOWN_BELOW):
         raise DataError(

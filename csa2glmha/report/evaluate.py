@@ -12,8 +12,15 @@ from torch import Tensor
 from csa2glmha.data.batches import Example, Inputs
 from csa2glmha.errors import DataError
 from csa2glmha.models.base import run
-from csa2glmha.progress import manual_progress
-from csa2glmha.report.quality import SSIM_WINDOW, QualityMeter, json_value, psnr
+from csa2glmha.progress import manual_progress, say
+from csa2glmha.report.quality import (
+    RANGE_HINT,
+    SSIM_WINDOW,
+    QualityMeter,
+    json_value,
+    out_of_range,
+    psnr,
+)
 
 #: A model as a function from inputs with a batch axis of one to an output (C, H, W) on the CPU.
 Restore = Callable[[Inputs], Tensor]
@@ -37,12 +44,14 @@ class Judged:
         truth: metrics against the ground truth, empty if there is none.
         teacher: metrics against the teacher's output, empty for the teacher itself.
         truth_bands, teacher_bands: of spectra, the metrics that have a value for every band.
+        out_of_range: of spectra, how many outputs reached far beyond [0, 1] before that.
     """
 
     truth: dict[str, float]
     teacher: dict[str, float]
     truth_bands: dict[str, list[float]] = field(default_factory=dict)
     teacher_bands: dict[str, list[float]] = field(default_factory=dict)
+    out_of_range: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; infinities as text."""
@@ -53,6 +62,8 @@ class Judged:
             for key, values in means.items()
             if values
         }
+        if self.out_of_range:
+            found["outputs_out_of_range"] = self.out_of_range
         return found | {
             key: {name: [json_value(value) for value in listed] for name, listed in values.items()}
             for key, values in bands.items()
@@ -91,12 +102,15 @@ def judge(
     """
     against_truth = {name: QualityMeter(spectral) for name in models}
     against_teacher = {name: QualityMeter(spectral) for name in models}
+    beyond = dict.fromkeys(models, 0)
     order = sorted(models, key=lambda name: name != reference)
     with manual_progress(what="judging", unit="image", total=len(examples) * len(models)) as bar:
         for example in examples:
             expected = None
             for name in order:
-                output = models[name](example.inputs).clamp(0, 1)
+                output = models[name](example.inputs)
+                beyond[name] += int(spectral and out_of_range(output))
+                output = output.clamp(0, 1)
                 if name == reference:
                     expected = output
                 if example.truth is not None:
@@ -105,11 +119,17 @@ def judge(
                     against_teacher[name].add(example.name, output, expected)
                 bar.update()
 
+    if reference is not None and beyond[reference]:
+        say(
+            f"the {reference}'s outputs reach far beyond [0, 1] on {beyond[reference]} of {len(examples)} "
+            f"held-out images: {RANGE_HINT}"
+        )
+
     def means(meter: QualityMeter) -> dict[str, float]:
         return meter.mean() if meter.images else {}
 
     return {
-        name: Judged(means(truth), means(teacher), truth.bands(), teacher.bands())
+        name: Judged(means(truth), means(teacher), truth.bands(), teacher.bands(), beyond[name])
         for name in models
         for truth, teacher in [(against_truth[name], against_teacher[name])]
     }

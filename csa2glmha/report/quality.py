@@ -27,6 +27,18 @@ SSIM_WINDOW = 7
 """Side of the SSIM window in pixels, scikit-image's default."""
 
 
+#: An output belongs into [0, 1]. MST-S left these limits in 1e-4 of its values on a real measurement; on one
+#: four times too bright in 0.45 %, on one fourteen times too bright in 60 %.
+LIMITS, OUTSIDE_SHARE = (-0.25, 1.25), 0.002
+RANGE_HINT = "check that the units of the inputs are those the network was trained on"
+
+
+def out_of_range(output: Tensor) -> bool:
+    """Whether more of an output lies far beyond [0, 1] than overshooting at edges explains."""
+    low, high = LIMITS
+    return bool(((output < low) | (output > high)).float().mean() > OUTSIDE_SHARE)
+
+
 def psnr(output: Tensor, reference: Tensor, data_range: float = 1.0) -> float:
     """Peak signal-to-noise ratio in dB, 10 log10(data_range^2 / MSE); infinite for equal images.
 

@@ -21,6 +21,7 @@ from csa2glmha.files import ensure_writable
 from csa2glmha.locks import exclusive_folder
 from csa2glmha.options import ConvertOptions, make_options
 from csa2glmha.progress import progress, say
+from csa2glmha.report.quality import RANGE_HINT, out_of_range
 from csa2glmha.restore.inputs import input_kind
 from csa2glmha.restore.jobs import Job, find_jobs
 from csa2glmha.restore.plan import Restorer, TileOptions, image_room
@@ -109,6 +110,11 @@ def _run_files(
             source = read(job, room)
             ensure_writable(job.output, overwrite)
             restored = restorer(job.sources[0].name, source.inputs)
+            if formats.output_suffix and out_of_range(restored):
+                say(
+                    f"{job.sources[0]}: output from {restored.min():.3g} to {restored.max():.3g}, "
+                    f"far beyond [0, 1]: {RANGE_HINT}"
+                )
             restored = restored.clamp(0, 1) if stretched else restored
             _write(job, restored, source.stored, bool(formats.output_suffix))
         # What concerns this file alone; a full disk, for one, ends the run.

@@ -191,9 +191,11 @@ class _Snapshots:
 
     def _simulated(self, path: Path, white: float) -> Tensor:
         cube = read_cube(path, self.bands, self.mat_key, white)
-        if cube.shape[1] < self.mask.shape[0] or cube.shape[2] < self.mask.shape[1]:
-            height, width = self.mask.shape
+        (rows, columns), (height, width) = cube.shape[1:], self.mask.shape
+        if rows < height or columns < width:
             say(f"{path}: smaller than the mask of {height}x{width}, so padded by reflection")
+        if rows > height or columns > width:
+            say(f"{path}: {rows}x{columns}, only its centre is under the mask of {height}x{width}")
         return CassiScenes(MemoryImages([(path.name, cube)]), self.mask).read(0)[1]
 
 
