@@ -187,15 +187,14 @@ class Measurements:
         for name, path in progress(files, what="reading measurements", unit="file"):
             try:
                 measurement = read_stored_measurement(path, mat_key)
+                reason = misfit(measurement.values, mask, bands)
+                if reason is not None:
+                    raise DataError(reason)
                 refuse_blank(path, measurement.extent)
             except DataError as error:
                 found.skipped.append((path, str(error)))
                 continue
-            reason = misfit(measurement.values, mask, bands)
-            if reason is not None:
-                found.skipped.append((path, reason))
-            else:
-                stored[path], names[path] = measurement, name
+            stored[path], names[path] = measurement, name
         if not stored:
             path, reason = found.skipped[0] if found.skipped else (folder, f"it has no {SUFFIX_LIST} file")
             raise DataError(
