@@ -129,15 +129,6 @@ def reachable(path: Path) -> Iterator[Path]:
         yield link
 
 
-def digest_of(folder: Path) -> str:
-    """Hash of the names and sizes of a folder's files, in hexadecimal: what changes when they do, fast."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(os.fsencode(f"{path.relative_to(folder)}\0{path.stat().st_size}\0"))
-    return digest.hexdigest()
-
-
 def make_writable_folder(path: Path) -> None:
     """Create a folder (parents too) and check that files can be written in it.
 

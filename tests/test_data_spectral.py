@@ -197,6 +197,22 @@ def test_folder_without_a_usable_cube(tmp_path, cube):
     assert len(CubeSet.find(tmp_path, BANDS, "y")) == 1
 
 
+@pytest.mark.parametrize(
+    ("image", "cube_name", "pair"),
+    [("{}_rgb.png", "{}_cube.npy", None), ("a{}_x.png", "{}.npy", "a{}_*={}")],
+)
+def test_pairs_whose_names_differ(tmp_path, cube, image, cube_name, pair):
+    images, cubes = tmp_path / "rgb", tmp_path / "spectra"
+    images.mkdir()
+    cubes.mkdir()
+    for number in (1, 2):
+        write_image(images / image.format(number), torch.rand(3, HEIGHT, WIDTH))
+        save(cubes / cube_name.format(number), cube)
+    pairs = SpectralPairs.find(images, cubes, BANDS, pair=pair)
+    assert [pairs.read(index)[0] for index in range(2)] == [image.format(1), image.format(2)]
+    assert not pairs.skipped and any("2 pairs by" in note for note in pairs.notes)
+
+
 def test_pairs_of_images_and_cubes(tmp_path, cube):
     images, cubes = tmp_path / "rgb", tmp_path / "spectra"
     for folder in (images / "s", cubes / "s"):

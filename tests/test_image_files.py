@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image, ImageCms, ImageOps
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from csa2glmha.data.decode import decode
 from csa2glmha.data.encode import encode
@@ -30,13 +32,13 @@ RGB, ALPHA = PICTURE[..., :3], PICTURE[..., 3]
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def tiff(path: Path, array: np.ndarray, **settings: Any) -> Path:
-    tifffile.imwrite(path, array, **({"photometric": "rgb"} | settings))
+def tiff(path: Path, array: np.ndarray, **how: Any) -> Path:
+    tifffile.imwrite(path, array, **({"photometric": "rgb"} | how))
     return path
 
 
-def by_pillow(path: Path, image: Image.Image, **settings: Any) -> Path:
-    image.save(path, **settings)
+def by_pillow(path: Path, image: Image.Image, **how: Any) -> Path:
+    image.save(path, **how)
     return path
 
 
@@ -61,15 +63,15 @@ def test_tiff_colours_are_not_multiplied_by_alpha(tmp_path: Path, compression: s
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "how",
     [{}, {"planarconfig": "separate"}, {"tile": (16, 16)}, {"compression": "zlib", "predictor": True}],
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_tiff_layouts(tmp_path: Path, settings: dict[str, Any], dtype: type) -> None:
+def test_tiff_layouts(tmp_path: Path, how: dict[str, Any], dtype: type) -> None:
     array = PICTURE.astype(dtype) * (257 if dtype == np.uint16 else 1)
-    if settings.get("planarconfig"):
+    if how.get("planarconfig"):
         array = np.moveaxis(array, -1, 0)
-    path = tiff(tmp_path / "a.tif", array, extrasamples=["unassalpha"], **settings)
+    path = tiff(tmp_path / "a.tif", array, extrasamples=["unassalpha"], **how)
     stored = decode(path, with_alpha=True)
     white = 257 if dtype == np.uint16 else 1
     assert stored.bits == 8 * np.dtype(dtype).itemsize
@@ -124,6 +126,27 @@ def test_colours_that_are_not_rgb_are_refused(tmp_path: Path, mode: str, suffix:
     path = by_pillow(tmp_path / f"a{suffix}", Image.fromarray(RGB).convert(mode))
     with pytest.raises(UnreadableError, match="convert it to RGB first"):
         decode(path)
+
+
+def test_cubes_and_rare_compressions_in_tiffs_are_refused_by_their_reason(tmp_path: Path) -> None:
+    cube = np.zeros((8, 8, 31), np.uint8)
+    path = tiff(tmp_path / "a.tif", cube, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(UnreadableError, match="31 channels"):
+        decode(path)
+    path = tiff(tmp_path / "b.tif", RGB.astype(np.uint16))
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages.first.tags["Compression"].overwrite(50000)
+    with pytest.raises(UnreadableError, match="uint16 samples compressed by ZSTD, which are not read"):
+        decode(path)
+
+
+def test_a_png_with_much_text(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "x" * 3 * 2**20, zip=True)
+    path = by_pillow(tmp_path / "a.png", Image.fromarray(RGB), pnginfo=info)
+    assert np.array_equal(decode(path).pixels, RGB)
+    with pytest.raises(UnreadableError, match="too large for the memory: 28x20"):
+        decode(path, 8_000)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -201,6 +224,16 @@ def test_memory_is_looked_at_before_an_image_is_decoded(
         decode(path, 6 * 10**9)
 
 
+def test_a_png_that_says_more_than_it_can_hold_is_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "claims.png"
+    path.write_bytes(png_header(8_000, 8_000))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(UnreadableError, match="truncated or damaged"):
+        decode(path)
+
+
 def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     write_image(tmp_path / "a.png", torch.rand(3, 8, 8))
@@ -211,6 +244,42 @@ def test_other_formats_under_a_wrong_name(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     with pytest.raises(UnreadableError, match="HEIC, which is not read"):
         decode(tmp_path / "a.png")
+
+
+def encoded(kind: str, array: np.ndarray, **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind, **how)
+    return buffer.getvalue()
+
+
+SEEDS = [
+    *(encoded(kind, PICTURE) for kind in ("PNG", "WEBP", "TIFF")),
+    *(encoded(kind, RGB) for kind in ("JPEG", "BMP", "PPM")),
+    *(encoded("TIFF", RGB, compression=name) for name in ("tiff_lzw", "jpeg", "tiff_adobe_deflate")),
+]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    seed=st.sampled_from(SEEDS),
+    changes=st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=4)), max_size=6),
+    kept=st.integers(4, 3000),
+)
+def test_damaged_headers_end_in_a_reason(
+    tmp_path_factory: pytest.TempPathFactory, seed: bytes, changes: list[tuple[int, bytes]], kept: int
+) -> None:
+    data = bytearray(seed)
+    for at, change in changes:
+        data[at : at + len(change)] = change
+    path = tmp_path_factory.getbasetemp() / "damaged.bin"
+    path.write_bytes(data[:kept])
+    try:
+        stored = decode(path, 10**8, with_alpha=True)
+    except UnreadableError as error:
+        assert str(error) and "\n" not in str(error)
+    else:
+        assert stored.pixels.dtype in (np.uint8, np.uint16, np.float32)
+        assert stored.alpha is None or stored.alpha.shape == stored.pixels.shape[:2]
 
 
 # --- written with alpha and profile
@@ -241,7 +310,7 @@ def test_profiles_change_no_pixel(suffix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, settings, losses",
+    "name, how, losses",
     [
         ("a.png", {"icc_profile": PROFILE}, []),
         ("a.jpg", {"icc_profile": PROFILE}, []),
@@ -257,21 +326,21 @@ def test_run_keeps_or_tells(
     capsys,
     make_restormer: Any,
     name: str,
-    settings: Any,
+    how: Any,
     losses: list[str],
 ) -> None:
     monkeypatch.setattr(command, "Restorer", Picky)
     torch.save(make_restormer().state_dict(), tmp_path / "model.pth")
-    with_alpha = not name.endswith((".jpg", "key.png")) or "format" in settings
-    by_pillow(tmp_path / name, Image.fromarray(PICTURE if with_alpha else RGB), **settings)
+    with_alpha = not name.endswith((".jpg", "key.png")) or "format" in how
+    by_pillow(tmp_path / name, Image.fromarray(PICTURE if with_alpha else RGB), **how)
     (written,) = run_files(tmp_path / "model.pth", [tmp_path / name], tmp_path / "out").written
     said = capsys.readouterr().err
     assert [word for word in ("alpha", "profile", "transparency") if word in said] == [
         word for word in ("alpha", "profile", "transparency") if any(word in loss for loss in losses)
     ]
     stored: StoredImage = decode(written, with_alpha=True)
-    kept = "icc_profile" in settings and not any("profile" in loss for loss in losses)
-    assert stored.profile == (settings["icc_profile"] if kept else None)
+    kept = "icc_profile" in how and not any("profile" in loss for loss in losses)
+    assert stored.profile == (how["icc_profile"] if kept else None)
     if with_alpha and not any("alpha" in loss for loss in losses):
         assert np.array_equal(stored.alpha, ALPHA)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from csa2glmha.data.folders import list_files
+from csa2glmha.data.folders import digest_of, list_files
 from csa2glmha.data.image_set import ImageSet
 from csa2glmha.data.images import write_image
 from csa2glmha.data.pairing import pair_names, parse_pattern
@@ -147,6 +147,13 @@ def test_copies_are_told(tmp_path: Path) -> None:
     assert "1 of 2 inputs are equal to their targets" in note
 
 
+def test_formats_that_are_not_read_among_the_targets(tmp_path: Path) -> None:
+    data, targets = images(tmp_path / "data", "1.png", "2.png"), images(tmp_path / "targets", "1.png")
+    (targets / "2.heic").write_bytes(b"")
+    (note,) = ImageSet.find(data, 3, targets).notes(data)
+    assert "2.heic (HEIC is not read)" in note and "2.png (no target of that name)" in note
+
+
 def test_no_pair_names_what_was_looked_for(tmp_path: Path) -> None:
     data, targets = images(tmp_path / "data", "1.png"), images(tmp_path / "targets", "x.png")
     with pytest.raises(DataError, match=r"for '1\.png' a target '1' was looked for.*'x\.png'.*--pair"):
@@ -164,3 +171,7 @@ def test_links_are_followed_once_and_loops_are_not(tmp_path: Path) -> None:
     (tmp_path / "far" / "back").symlink_to(tmp_path / "root")
     names = [name for name, _ in list_files(root, (".png",), "folder", "images")]
     assert names == ["a.png", "b/2.png", "b/deep/3.png", "z/1.png"]
+    # What is kept for a folder is not taken for another's because what changed lies behind a link.
+    before = digest_of(root)
+    images(tmp_path / "far", "4.png")
+    assert digest_of(root) != before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ _SIGNATURES = (*_TIFF_STARTS, b"\x89PNG", b"\xff\xd8", b"BM", b"RIFF", b"P2", b"
 #: What other files begin with, wherever in the first bytes, for a true reason.
 _FOREIGN = {b"GIF8": "GIF", b"ftyphei": "HEIC", b"ftypmif": "HEIF", b"ftypavi": "AVIF", b"JXL ": "JPEG XL"}
 _PNM_MAXIMUM = re.compile(rb"P[2356](?:(?:\s|#[^\n]*\n)+([0-9]+)){3}")
+#: Deflate makes nothing smaller than by this factor.
+_MOST_DEFLATED = 1032
 _EXIF_ORIENTATION = 0x0112
 
 # OpenCV reports every unreadable file on stderr; this module reports them itself, and by name.
@@ -66,6 +69,11 @@ def decode(path: Path, room: int | None = None, with_alpha: bool = False) -> Sto
         check_room(*header.size, 4 * _sample_bytes(data) + 12, room)
         if header.mode == "CMYK":
             raise UnreadableError(CMYK)
+    elif data.startswith(b"\x89PNG"):  # Pillow refuses some that have much to say beside the image
+        width, height = struct.unpack(">II", data[16:24].ljust(8, b"\0"))
+        check_room(width, height, 4 * _sample_bytes(data) + 12, room)
+    if data.startswith(b"\x89PNG") and _png_bytes(data) > _MOST_DEFLATED * len(data):
+        raise UnreadableError(DAMAGED)  # the decoder would be long in finding out
     # Not IMREAD_UNCHANGED, which would ignore the EXIF orientation.
     pixels = _opencv(data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     if pixels.ndim == 3:
@@ -133,6 +141,13 @@ def _sample_bytes(data: bytes) -> int:
     if maximum:
         return 1 if int(maximum[1]) == 255 else 2
     return 2 if data.startswith(b"\x89PNG") and data[24:25] == b"\x10" else 1
+
+
+def _png_bytes(data: bytes) -> int:
+    """What the header says that the samples take."""
+    width, height, depth, colour = struct.unpack(">IIBB", data[16:26].ljust(10, b"\0"))
+    samples = {2: 3, 4: 2, 6: 4}.get(colour, 1)
+    return int(width * height * depth * samples // 8)
 
 
 def _alpha(data: bytes, header: ImageFile | None, pixels: Pixels) -> Pixels | None:

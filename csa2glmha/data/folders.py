@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -56,6 +57,15 @@ def check_folder(folder: Path, what: str, wanted: str) -> None:
 def stem(name: str) -> str:
     """A name without its suffix: what pairs two files."""
     return name.rpartition(".")[0]
+
+
+def digest_of(folder: Path) -> str:
+    """Hash of the names and sizes of a folder's files, in hexadecimal: what changes when they do, fast."""
+    digest = hashlib.sha256()
+    for path in sorted(_walk(folder)):
+        if path.is_file():
+            digest.update(os.fsencode(f"{path.relative_to(folder)}\0{path.stat().st_size}\0"))
+    return digest.hexdigest()
 
 
 def _walk(folder: Path) -> Iterator[Path]:

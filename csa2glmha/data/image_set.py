@@ -116,7 +116,8 @@ class ImageSet:
 
     def _pair(self, folder: Path, targets: Path, pattern: str | None) -> list[_Entry]:
         refuse_same_folder(folder, targets, pattern)
-        inputs, others = self._list(folder), ImageSet(self.channels)._list(targets)
+        inputs, others = self._list(folder), self._list(targets)
+        self.skipped = list(dict.fromkeys(self.skipped))  # those of one folder, where both are one
         if pattern is None:
             # Where one folder lies in the other, what is in it has one meaning only.
             inputs, others = _outside(inputs, folder, targets), _outside(others, targets, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
 
 import cv2
 import numpy as np
@@ -22,11 +23,13 @@ from csa2glmha.data.stored import (
     turned,
 )
 
-# It tells on stderr what it finds odd about a file; this module reports what matters, and by name.
+# Both tell on stderr what they find odd about a file; this module reports what matters, and by name.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _ORIENTATION, _ICC = 274, 34675
 _GRAY = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE)
+_BOTH_READ = (tifffile.COMPRESSION.NONE, tifffile.COMPRESSION.LZW, tifffile.COMPRESSION.JPEG)
 _RGB, _YCC, _PALETTE = tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR, tifffile.PHOTOMETRIC.PALETTE
 
 
@@ -71,6 +74,8 @@ def _decode(data: bytes, page: tifffile.TiffPage) -> tuple[Pixels, Pixels | None
         raise UnreadableError(CMYK)
     if photometric not in (*_GRAY, _RGB, _YCC, _PALETTE):
         raise UnreadableError(f"of {_name(photometric)} colours: convert it to RGB first")
+    if page.samplesperpixel > 4:
+        raise UnreadableError(f"no image: it has {page.samplesperpixel} channels")
     samples = _samples(data, page)
     if samples.ndim == 2:
         return np.ascontiguousarray(checked_samples(samples)), None
@@ -92,9 +97,15 @@ def _samples(data: bytes, page: tifffile.TiffPage) -> Pixels:
         return _by_pillow(data)
     try:
         samples = page.asarray()
-    except (ValueError, ImportError):
+    except (ValueError, ImportError) as error:
         # Compressed in a way that tifffile has no decoder for; or damaged, which those here find out.
-        return _by_opencv(data) if page.bitspersample > 8 or _opaque(page) else _by_pillow(data)
+        try:
+            return _by_opencv(data) if page.bitspersample > 8 or _opaque(page) else _by_pillow(data)
+        except Exception:
+            if page.compression in _BOTH_READ and page.dtype != np.float16:
+                raise
+            kind = f"{np.dtype(page.dtype)} samples compressed by {_name(page.compression)}"
+            raise UnreadableError(f"{kind}, which are not read: save it without compression") from error
     if page.axes == "SYX":
         samples = np.moveaxis(samples, 0, -1)
     elif page.axes not in ("YX", "YXS"):
@@ -137,8 +148,5 @@ def _divided(colour: Pixels, alpha: Pixels) -> Pixels:
     return (values.round() if colour.dtype.kind == "u" else values).astype(colour.dtype)
 
 
-def _name(photometric: int) -> str:
-    try:
-        return tifffile.PHOTOMETRIC(photometric).name
-    except ValueError:
-        return f"unknown (photometric {photometric})"
+def _name(value: int) -> str:
+    return str(getattr(value, "name", f"unknown ({value})"))

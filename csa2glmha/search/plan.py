@@ -12,9 +12,10 @@ from csa2glmha import __version__
 from csa2glmha.attention.layers import attention_layers
 from csa2glmha.attention.ranks import Ranks
 from csa2glmha.data.batches import Data, Inputs
+from csa2glmha.data.folders import digest_of
 from csa2glmha.distill.held_out import teacher_outputs
 from csa2glmha.errors import UsageError
-from csa2glmha.files import digest_of, scratch_folder, sha256_of
+from csa2glmha.files import scratch_folder, sha256_of
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.student import Needs, Statistics, gather_statistics
 from csa2glmha.models import RestorationModel
