@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from csa2glmha import cli
+from csa2glmha import cli, pipeline
 from csa2glmha.data.images import write_image
 from csa2glmha.distill import DistillResult, StateFolder, TrainingLog, distill
 from csa2glmha.distill import engine as engine_module
@@ -358,33 +358,56 @@ main()
 """
 
 
-def start(log: Path, *arguments: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", COMMAND, *map(str, arguments)]
+# And killed at its third step.
+KILLED = """
+import os, signal
+from csa2glmha.distill.state import StateFolder
+save = StateFolder.save
+def save_and_die(states, state):
+    save(states, state)
+    if state.position.taken == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+StateFolder.save = save_and_die
+"""
+
+
+def start(log: Path, *arguments: Any, before: str = "") -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", before + COMMAND, *map(str, arguments)]
     with log.open("a") as stream:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, stdout=stream, stderr=stream, text=True, env=environment)
 
 
-def wait_for_state(process: subprocess.Popen[str], folder: Path, step: int, log: Path) -> None:
+def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """The same in this process, where PyTorch is loaded already; returns what it printed."""
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["csa2glmha", *map(str, arguments)])
+        patch.setattr(pipeline, "export_onnx", lambda *arguments, **options: None)
+        cli.main()
+    printed = capsys.readouterr()
+    assert not ended.value.code and "Traceback" not in printed.err, printed.err
+    return printed.out
+
+
+def wait_for_state(process: subprocess.Popen[str], folder: Path, log: Path) -> None:
+    """Wait until its training has begun."""
     states = StateFolder(folder, {})
-    wait_until(lambda: max(states.steps(), default=-1) >= step, lambda: process.poll() is None, log.read_text)
+    wait_until(lambda: states.steps() != [], lambda: process.poll() is None, log.read_text)
 
 
-def test_convert_killed_and_resumed(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+def test_convert_killed_and_resumed(
+    checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = tmp_path / "log"
     common = ["convert", checkpoint, "--rank", "3", "--data", photos, *TRAINING, *QUICK]
-    common += ["--distill-steps", "40", "--state-minutes", "0"]
+    common += ["--distill-steps", "20", "--state-minutes", "0"]
     whole, output = tmp_path / "whole", tmp_path / "out"
-    undisturbed = start(log, *common, "-o", whole)
-
-    killed = start(log, *common, "-o", output)
-    wait_for_state(killed, output / "state", 3, log)
-    killed.kill()
-    killed.wait()
+    killed = start(log, *common, "-o", output, before=KILLED)
+    run(capsys, *common, "-o", whole)
+    assert killed.wait() == -signal.SIGKILL, log.read_text()
     assert not (output / "student.safetensors").exists()
-    ended = start(log, *common, "-o", output, "--resume")
-    assert ended.wait() == 0, log.read_text()
-    assert undisturbed.wait() == 0, log.read_text()
+    run(capsys, *common, "-o", output, "--resume")
     assert "Traceback" not in log.read_text()
     assert_same(load(output / "student.safetensors"), weights(load(whole / "student.safetensors")))
     names = {entry.name for entry in whole.iterdir()}
@@ -413,15 +436,12 @@ def test_distill_command_and_what_it_refuses(
     checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log, better = tmp_path / "log", tmp_path / "better.safetensors"
-    converted = start(
-        log, "convert", checkpoint, "--rank", "3", "--no-distill", *QUICK, "-o", tmp_path / "out"
-    )
-    assert converted.wait() == 0, log.read_text()
+    run(capsys, "convert", checkpoint, "--rank", "3", "--no-distill", *QUICK, "-o", tmp_path / "out")
     common = ["distill", tmp_path / "out" / "student.safetensors", "--teacher", checkpoint, "--data", photos]
     common += [*TRAINING, "-o", better]
     begun = [*common, "--distill-steps", "100000"]
     process = start(log, *begun)
-    wait_for_state(process, tmp_path / "better-state", 0, log)
+    wait_for_state(process, tmp_path / "better-state", log)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 130, log.read_text()
     assert "repeat the command with --resume to continue" in log.read_text().splitlines()[-1]
@@ -432,9 +452,7 @@ def test_distill_command_and_what_it_refuses(
     assert "--seed was 0 and is 1" in complaint(capsys, 2, *begun, "--resume", "--seed", "1")
     assert not better.exists()
 
-    done = start(log, *common, "--distill-steps", "6", "--overwrite")
-    assert done.wait() == 0, log.read_text()
-    assert "steps: 6" in log.read_text()
+    assert "steps: 6" in run(capsys, *common, "--distill-steps", "6", "--overwrite")
     assert load(better).hyperparameters == load(checkpoint).hyperparameters
     assert (tmp_path / "better-distill.jsonl").is_file() and not (tmp_path / "better-state").exists()
 
