@@ -25,6 +25,8 @@ from csa2glmha.data.images import read_image, write_image
 from csa2glmha.data.stored import StoredImage, UnreadableError, turned
 from csa2glmha.errors import DataError
 from csa2glmha.restore.command import run_files
+from csa2glmha.restore.plan import TileOptions
+from csa2glmha.tiling.memory import used_bytes
 from tests.test_restore import Picky, command
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 28, 4), np.uint8)
@@ -224,6 +226,23 @@ def test_memory_is_looked_at_before_an_image_is_decoded(
         decode(path, 6 * 10**9)
 
 
+def test_run_looks_at_the_memory_first_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_restormer: Any, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(command, "Restorer", Picky)
+    torch.save(make_restormer().state_dict(), tmp_path / "model.pth")
+    (tmp_path / "in").mkdir()
+    bomb = tmp_path / "in" / "bomb.png"
+    bomb.write_bytes(png_header(20_000, 20_000))
+    write_image(tmp_path / "in" / "well.png", torch.rand(3, 8, 8))
+    tiles = TileOptions(memory=used_bytes(torch.device("cpu")) + 10**9)
+    result = run_files(tmp_path / "model.pth", [tmp_path / "in"], tmp_path / "out", tiles=tiles)
+    assert [path.name for path in result.written] == ["well.png"]
+    ((path, reason),) = result.skipped
+    assert path == bomb and "20000x20000 pixels take 6.40 GB" in reason and "give more --memory" in reason
+    assert reason in capsys.readouterr().err
+
+
 def test_a_png_that_says_more_than_it_can_hold_is_not_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,6 +362,23 @@ def test_run_keeps_or_tells(
     assert stored.profile == (how["icc_profile"] if kept else None)
     if with_alpha and not any("alpha" in loss for loss in losses):
         assert np.array_equal(stored.alpha, ALPHA)
+
+
+def test_png_keeps_what_says_how_its_colours_are_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_restormer: Any
+) -> None:
+    monkeypatch.setattr(command, "Restorer", Picky)
+    torch.save(make_restormer().state_dict(), tmp_path / "model.pth")
+    plain = encoded("PNG", RGB)
+    chunks = b""
+    for kind, content in ((b"cICP", b"\x09\x10\0\1"), (b"gAMA", (45455).to_bytes(4, "big"))):
+        chunks += (
+            len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+        )
+    (tmp_path / "a.png").write_bytes(plain[:33] + chunks + plain[33:])
+    (written,) = run_files(tmp_path / "model.pth", [tmp_path / "a.png"], tmp_path / "out").written
+    assert written.read_bytes()[33 : 33 + len(chunks)] == chunks
+    assert np.array_equal(decode(written).pixels, RGB)
 
 
 # --- files that change

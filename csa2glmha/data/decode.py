@@ -35,6 +35,7 @@ _FOREIGN = {b"GIF8": "GIF", b"ftyphei": "HEIC", b"ftypmif": "HEIF", b"ftypavi": 
 _PNM_MAXIMUM = re.compile(rb"P[2356](?:(?:\s|#[^\n]*\n)+([0-9]+)){3}")
 #: Deflate makes nothing smaller than by this factor.
 _MOST_DEFLATED = 1032
+_COLOUR_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"mDCV", b"cLLI")
 _EXIF_ORIENTATION = 0x0112
 
 # OpenCV reports every unreadable file on stderr; this module reports them itself, and by name.
@@ -84,6 +85,7 @@ def decode(path: Path, room: int | None = None, with_alpha: bool = False) -> Sto
         _alpha(data, header, pixels) if with_alpha else None,
         None if header is None else _profile(header.info),
         "" if header is None else _further(data, header, with_alpha),
+        _colour_chunks(data) if data.startswith(b"\x89PNG") else b"",
     )
 
 
@@ -161,6 +163,17 @@ def _alpha(data: bytes, header: ImageFile | None, pixels: Pixels) -> Pixels | No
     if stored.shape[:2] != pixels.shape[:2] or not np.array_equal(stored[..., 2::-1], pixels):
         raise UnreadableError("of an alpha channel that cannot be placed: remove it first")
     return np.ascontiguousarray(stored[..., 3])
+
+
+def _colour_chunks(data: bytes) -> bytes:
+    """Chunks before the image data: length, name, content and checksum of each."""
+    at, found = 8, b""
+    while at + 12 <= len(data) and data[at + 4 : at + 8] != b"IDAT":
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] in _COLOUR_CHUNKS:
+            found += data[at:end]
+        at = end
+    return found
 
 
 def _profile(info: dict[str | tuple[int, int], Any]) -> bytes | None:

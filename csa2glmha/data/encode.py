@@ -41,7 +41,12 @@ def fits_profile(profile: bytes, channels: int) -> bool:
 
 
 def encode(
-    image: Tensor, suffix: str, bits: int, alpha: Pixels | None = None, profile: bytes | None = None
+    image: Tensor,
+    suffix: str,
+    bits: int,
+    alpha: Pixels | None = None,
+    profile: bytes | None = None,
+    colour_chunks: bytes = b"",
 ) -> bytes | None:
     """Encode an image (C, H, W), C = 1 or 3; None where the format cannot hold it.
 
@@ -52,6 +57,8 @@ def encode(
         alpha: (H, W), as :class:`~csa2glmha.data.stored.StoredImage` holds it; only where
             :func:`holds_alpha`. A gray image becomes one of three equal channels then.
         profile: an ICC profile; only where :func:`holds_profile`.
+        colour_chunks: of a PNG, as :class:`~csa2glmha.data.stored.StoredImage` holds them; left out of
+            other formats.
     """
     if alpha is not None or profile is not None:
         if suffix in (".tif", ".tiff"):
@@ -66,9 +73,9 @@ def encode(
     if not done:
         return None
     data = encoded.tobytes()
-    if profile is None:
-        return data
-    return _png_with(data, profile) if suffix == ".png" else _jpeg_with(data, profile)
+    if suffix == ".png":
+        return _png_with(data, profile, colour_chunks)
+    return data if profile is None else _jpeg_with(data, profile)
 
 
 def _samples(image: Tensor, bits: int, alpha: Pixels | None, blue_first: bool = False) -> Pixels:
@@ -118,11 +125,12 @@ def _webp(pixels: Pixels, profile: bytes | None) -> bytes | None:
     return buffer.getvalue()
 
 
-def _png_with(data: bytes, profile: bytes) -> bytes:
-    """A PNG with an iCCP chunk after its first one, IHDR (of 25 bytes, after a signature of 8)."""
-    content = b"ICC profile\0\0" + zlib.compress(profile)
-    chunk = len(content).to_bytes(4, "big") + b"iCCP" + content
-    return data[:33] + chunk + zlib.crc32(b"iCCP" + content).to_bytes(4, "big") + data[33:]
+def _png_with(data: bytes, profile: bytes | None, chunks: bytes) -> bytes:
+    """A PNG with these chunks, and one for the profile, after IHDR: 25 bytes, after a signature of 8."""
+    if profile is not None:
+        content = b"iCCPICC profile\0\0" + zlib.compress(profile)
+        chunks += (len(content) - 4).to_bytes(4, "big") + content + zlib.crc32(content).to_bytes(4, "big")
+    return data[:33] + chunks + data[33:]
 
 
 def _jpeg_with(data: bytes, profile: bytes) -> bytes:

@@ -78,12 +78,17 @@ def read_stored(
 
 
 def write_image(
-    path: Path, image: Tensor, bits: int = 8, alpha: Pixels | None = None, profile: bytes | None = None
+    path: Path,
+    image: Tensor,
+    bits: int = 8,
+    alpha: Pixels | None = None,
+    profile: bytes | None = None,
+    colour_chunks: bytes = b"",
 ) -> None:
     """Write an image (C, H, W), C = 1 or 3, in the format of the suffix; values are clipped to [0, 1].
 
     The file appears complete or not at all; an earlier one is replaced. ``bits`` is 8, or 16 for
-    png, tif, ppm and pgm. ``alpha`` and ``profile`` are as for :func:`~csa2glmha.data.encode.encode`.
+    png, tif, ppm and pgm. The rest is as for :func:`~csa2glmha.data.encode.encode`.
 
     Raises:
         UnfitError: the suffix or its depth cannot hold the image, or a value is not a number.
@@ -108,7 +113,7 @@ def write_image(
         raise UnfitError(
             f"cannot write image {str(path)!r}: it has values that are not finite; check the model"
         )
-    encoded = encode(image, suffix, bits, alpha, profile)
+    encoded = encode(image, suffix, bits, alpha, profile, colour_chunks)
     if encoded is None:
         size = f"{image.shape[2]}x{image.shape[1]}"
         raise UnfitError(f"cannot write image {str(path)!r}: {suffix} cannot hold {size} pixels; use png")

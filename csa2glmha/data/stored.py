@@ -31,6 +31,7 @@ class StoredImage:
             alpha.
         alpha: (H, W) of the type of ``pixels``; None if there is none, or it was not asked for.
         profile: the ICC profile, as bytes.
+        colour_chunks: of a PNG, the whole chunks that say how colours are meant beside a profile.
         further: what the file holds beside its first image, such as "2 further pages"; "" for nothing.
     """
 
@@ -38,6 +39,7 @@ class StoredImage:
     alpha: Pixels | None = None
     profile: bytes | None = None
     further: str = ""
+    colour_chunks: bytes = b""
 
     @property
     def bits(self) -> int:

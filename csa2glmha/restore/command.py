@@ -165,6 +165,6 @@ def _write(job: Job, restored: Tensor, stored: StoredImage | None, cube: bool) -
     if profile is not None and not (holds_profile(suffix) and fits_profile(profile, restored.shape[0])):
         profile = None
         lost.append("written without the colour profile, which does not fit it")
-    write_image(job.output, restored, bits, alpha, profile)
+    write_image(job.output, restored, bits, alpha, profile, stored.colour_chunks)
     for loss in lost:
         say(f"{job.output}: {loss}")
