@@ -26,6 +26,7 @@ from csa2glmha.attention import layers as layers_module
 from csa2glmha.data.crops import calibration_crops
 from csa2glmha.data.degrade import parse_degradation
 from csa2glmha.data.images import MemoryImages, read_image
+from csa2glmha.errors import DataError
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.compact import compact_target
 from csa2glmha.initialize.factorize import (
@@ -672,3 +673,27 @@ def test_trained_network_at_full_rank_is_the_teacher(
     with torch.no_grad():
         difference = student(photographs[1]) - teacher(photographs[1])
     assert float(difference.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("part", "scale", "what"),
+    [
+        ("patch_embed.proj.weight", 3e38, "its input is not finite"),
+        ("encoder_level1.0.norm1.body.weight", 1e38, "its statistics cannot be decomposed"),
+        ("encoder_level1.0.attn.qkv.weight", 1e25, "its .* cannot be decomposed|its .* not finite"),
+        ("encoder_level1.0.attn.temperature", float("inf"), "its .* not finite|its .* cannot be decomposed"),
+    ],
+)
+def test_a_layer_that_overflows_is_named(
+    part: str, scale: float, what: str, make_restormer: MakeRestormer
+) -> None:
+    teacher = make_restormer()
+    with torch.no_grad():
+        teacher.get_parameter(part).mul_(scale)
+    configs = plan_layers(attention_layers(teacher), Ranks(k=2, v=2))
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(
+        DataError, match=rf"^layer [a-z_0-9.]+\.attn: ({what}), values in it overflow"
+    ) as caught:
+        initialise_student(teacher, configs, batches(images))
+    assert "\n" not in str(caught.value)

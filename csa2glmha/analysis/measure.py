@@ -18,6 +18,7 @@ from csa2glmha.attention.layers import AttentionLayer
 from csa2glmha.data.batches import Inputs
 from csa2glmha.initialize.factorize import conditioned, teacher_bank
 from csa2glmha.initialize.moments import LayerMoments
+from csa2glmha.initialize.overflow import naming
 from csa2glmha.initialize.problems import (
     Gathered,
     LowRankProblem,
@@ -46,12 +47,11 @@ def measure(
 
 def analyse(layers: Mapping[str, AttentionLayer], statistics: Mapping[str, Gathered]) -> dict[str, Any]:
     """Every layer's figures, as JSON values: {"images": int, "layers": [as :func:`analyse_layer`]}."""
-    return join(
-        [
-            analyse_layer(layers[name], gathered)
-            for name, gathered in progress(statistics.items(), what="spectra", unit="layer")
-        ]
-    )
+    found = []
+    for name, gathered in progress(statistics.items(), what="spectra", unit="layer"):
+        with naming(name):
+            found.append(analyse_layer(layers[name], gathered))
+    return join(found)
 
 
 def join(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from csa2glmha.initialize.corrections import set_corrections
 from csa2glmha.initialize.factorize import SeparableFactors, factorize
 from csa2glmha.initialize.fit import LayerFit
 from csa2glmha.initialize.moments import LayerMoments
+from csa2glmha.initialize.overflow import check_finite, naming
 from csa2glmha.initialize.pointwise import fill_pointwise
 from csa2glmha.initialize.problems import Gathered, side_problem, teacher_filters, value_problem
 from csa2glmha.initialize.statistics import LayerStatistics
@@ -120,10 +121,12 @@ def initialise_layers(
             gathered = None if statistics is None else statistics.get(name)
             if statistics is not None and not keep:
                 statistics.pop(name, None)  # the largest tensors here; free them as we go
-            if analyse is not None and gathered is not None:
-                made[name][0].fit.analysis = analyse(layers[name], gathered)
-            for candidate in made[name]:
-                _fill_any(candidate, layers[name].form, gathered)
+            with naming(name):
+                if analyse is not None and gathered is not None:
+                    made[name][0].fit.analysis = analyse(layers[name], gathered)
+                for candidate in made[name]:
+                    _fill_any(candidate, layers[name].form, gathered)
+                    check_finite(name, "its low-rank form is not finite", candidate.module.parameters())
         inexact = {
             name: [
                 candidate
@@ -135,6 +138,9 @@ def initialise_layers(
         inexact = {name: candidates for name, candidates in inexact.items() if candidates}
         if inexact and batches is not None:
             _fit_corrections(teacher, layers, inexact, batches)
+        for name, candidates in inexact.items():
+            for candidate in candidates:
+                check_finite(name, "its corrections are not finite", candidate.module.parameters())
     return made
 
 
@@ -174,6 +180,7 @@ def gather_statistics(
     def see(name: str, args: tuple[Any, ...]) -> None:
         layer, gathered = layers[name], statistics[name]
         x = layer.adapter.attention_input(args)
+        check_finite(name, "its input is not finite", [x])
         if isinstance(gathered, LayerMoments):
             gathered.add(x, layer.adapter.value_factors(layer.module, args))
         else:
@@ -341,10 +348,11 @@ def _fit_corrections(
         _run(teacher, batches, "logit corrections")
     for name in progress(candidates, what="fitting corrections", unit="layer"):
         for candidate, kept in zip(candidates[name], samples.pop(name), strict=True):
-            set_corrections(
-                candidate.core,
-                torch.cat(kept.target),
-                torch.cat(kept.logits),
-                torch.cat(kept.features),
-                candidate.fit,
-            )
+            with naming(name):
+                set_corrections(
+                    candidate.core,
+                    torch.cat(kept.target),
+                    torch.cat(kept.logits),
+                    torch.cat(kept.features),
+                    candidate.fit,
+                )
