@@ -6,6 +6,8 @@ import contextlib
 import errno
 import hashlib
 import os
+import platform
+import re
 import shutil
 import stat
 import tempfile
@@ -14,10 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
+import psutil
+
 from csa2glmha.errors import OutputError
 
 _CHUNK_BYTES = 1 << 20
 _TEMPORARY_PREFIX = ".csa2glmha-"
+_LEFTOVER = re.compile(r"\.csa2glmha-([0-9a-f]{8})([0-9a-f]{8})[0-9a-f]{16}(\.\w+)?")
 #: Of our folders in TMPDIR.
 _SCRATCH_PREFIX = "csa2glmha-"
 
@@ -44,7 +49,7 @@ def atomic_path(final: Path, before_replacing: Callable[[], None] = lambda: None
         OutputError: an ``OSError`` in the block or in the replacement (disk full, no permission, ...).
     """
     # The name does not build on final's: a long but legal one would grow beyond the system's limit.
-    temporary = final.with_name(f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}{final.suffix}")
+    temporary = final.with_name(f"{_TEMPORARY_PREFIX}{_process_mark()}{uuid.uuid4().hex[:16]}{final.suffix}")
     try:
         try:
             yield temporary
@@ -230,6 +235,31 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that killed processes of this machine left in a folder."""
+    for entry in folder.iterdir():
+        match = _LEFTOVER.fullmatch(entry.name)
+        if match is None or entry.is_symlink() or not entry.is_file():
+            continue
+        if match[1] == _machine_mark() and not psutil.pid_exists(int(match[2], 16)):
+            with contextlib.suppress(OSError):
+                entry.unlink()
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of that name is one that is being written, or was when its writer was killed."""
+    return name.startswith(_TEMPORARY_PREFIX)
+
+
+def _process_mark() -> str:
+    return f"{_machine_mark()}{os.getpid():08x}"
+
+
+def _machine_mark() -> str:
+    # Disks are shared between machines, and folders between containers.
+    return hashlib.sha256(platform.node().encode(errors="replace")).hexdigest()[:8]
 
 
 def _flush_to_disk(path: Path) -> None:

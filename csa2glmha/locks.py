@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from csa2glmha.errors import OutputError
-from csa2glmha.files import make_writable_folder, output_error
+from csa2glmha.files import make_writable_folder, output_error, remove_leftovers
 from csa2glmha.progress import say
 
 #: Hidden, and there only while a command works, or after it was killed.
@@ -79,6 +79,7 @@ def _held(path: Path, what: str) -> Iterator[None]:
         yield
         return
     try:
+        remove_leftovers(path.parent)
         yield
     finally:
         # While it is held: whoever opened it meanwhile finds out that it is gone, and makes a new one.

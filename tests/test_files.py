@@ -4,11 +4,13 @@ import errno
 import hashlib
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from csa2glmha.data.folders import list_files
 from csa2glmha.errors import OutputError
 from csa2glmha.files import (
     atomic_path,
@@ -18,6 +20,7 @@ from csa2glmha.files import (
     open_own,
     output_error,
     prepare_output_dir,
+    remove_leftovers,
     scratch_folder,
     sha256_of,
 )
@@ -290,3 +293,23 @@ def test_full_disks_are_known_by_their_cause() -> None:
     full.__cause__ = OSError(errno.ENOSPC, "No space")
     assert is_disk_full(full) and is_disk_full(OSError(errno.EDQUOT, "Quota"))
     assert not is_disk_full(OSError(errno.EACCES, "Denied")) and not is_disk_full(None)
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        with atomic_path(tmp_path / "photo.png") as temporary:
+            temporary.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    left = entries(tmp_path)
+    assert len(left) == 1 and left[0].endswith(".png")
+    assert list_files(tmp_path, {".png"}, "folder", "images") == []
+    others = [".csa2glmha-notes.txt", f".csa2glmha-{'0' * 32}.png", "photo.png"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"precious")
+    with atomic_path(tmp_path / "mine.png") as temporary:
+        temporary.write_bytes(b"half")
+        remove_leftovers(tmp_path)
+        assert entries(tmp_path) == sorted([*others, temporary.name])
+    assert entries(tmp_path) == sorted([*others, "mine.png"])

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from csa2glmha.errors import DataError
+from csa2glmha.files import is_temporary
 
 Files = list[tuple[str, Path]]
 
@@ -40,6 +41,8 @@ def list_with_foreign(
     found, left_out = [], []
     for name, path in paths:
         suffix = path.suffix.lower()
+        if is_temporary(path.name):
+            continue  # half of a file, where a run was killed
         if suffix in suffixes:
             found.append((name, path))
         elif suffix in foreign:
