@@ -12,13 +12,13 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 import psutil
 
-from csa2glmha.errors import OutputError
+from csa2glmha.errors import OutputError, UsageError
 
 _CHUNK_BYTES = 1 << 20
 _TEMPORARY_PREFIX = ".csa2glmha-"
@@ -102,6 +102,40 @@ def ensure_writable(path: Path, overwrite: bool) -> None:
         raise OutputError(
             f"output {str(path)!r} already exists: pass --overwrite to replace it, "
             "or choose another name with -o"
+        )
+
+
+def check_not_inputs(outputs: Iterable[Path], *inputs: Path | None) -> None:
+    """Refuse to replace a file that is read.
+
+    Raises:
+        UsageError: an output is one of the inputs.
+    """
+    given = [path.resolve() for path in inputs if path is not None]
+    for output in outputs:
+        if output.resolve() in given:
+            raise UsageError(f"output {str(output)!r} is an input: choose another place with -o")
+
+
+def check_room(folder: Path, needed: int, replaced: Iterable[Path]) -> None:
+    """Refuse to begin what will not fit on the disk.
+
+    Args:
+        folder: that exists, where files are to be written.
+        needed: bytes.
+        replaced: files and folders that will have gone by then.
+
+    Raises:
+        OutputError: there is too little room.
+    """
+    room = _free(folder)
+    for path in replaced:
+        files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
+        room += sum(each.lstat().st_size for each in files if os.path.lexists(each))
+    if room < needed:
+        raise OutputError(
+            f"output folder {str(folder)!r}: the results take about {needed / 1e6:.0f} MB, there is room for "
+            f"{room / 1e6:.0f}; {_ADVICE[errno.ENOSPC]}"
         )
 
 

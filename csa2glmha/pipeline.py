@@ -43,7 +43,7 @@ from csa2glmha.distill.state import resumable, with_room
 from csa2glmha.errors import ExportError, OutputError, UsageError
 from csa2glmha.export.metadata import onnx_metadata
 from csa2glmha.export.onnx import export_onnx
-from csa2glmha.files import atomic_path, ensure_writable, prepare_output_dir
+from csa2glmha.files import atomic_path, check_not_inputs, check_room, ensure_writable, prepare_output_dir
 from csa2glmha.hub import beside, local_file, teacher_source
 from csa2glmha.initialize import initialise_student
 from csa2glmha.locks import exclusive_file, exclusive_folder
@@ -61,7 +61,14 @@ from csa2glmha.report.html import HTML_FILE, write_html
 from csa2glmha.report.pictures import comparison, plot_spectra, spectral_comparison
 from csa2glmha.search.costs import Finish, unchanged
 from csa2glmha.search.plan import RankSearch, measured_ranks, sensitivity_cache
-from csa2glmha.storage import STUDENT_FILE, LoadedModel, load_model, save_student, student_metadata
+from csa2glmha.storage import (
+    STUDENT_FILE,
+    LoadedModel,
+    load_model,
+    save_student,
+    student_metadata,
+    weight_bytes,
+)
 
 ONNX_FILE = "model.onnx"
 OUTPUT_FILES = (
@@ -184,6 +191,9 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     identity = identity_of(options, data, {"the teacher": loaded.checkpoint.sha256, "layers": layer_configs})
     states = StateFolder(output / STATE_FOLDER, identity, options.state_minutes, say)
     check_apart(output, options)
+    check_not_inputs([output / name for name in OUTPUT_FILES], checkpoint, options.mask)
+    # The student is no larger than its teacher, and its ONNX file neither.
+    check_room(output, 2 * weight_bytes(teacher), [output / name for name in (*OUTPUT_FILES, STATE_FOLDER)])
     state = _prepare_output(output, states, options, distilled)
     for note in (*loaded.checkpoint.notes, *data.notes):
         say(note)
@@ -461,6 +471,7 @@ def _distill_file(
     )
     options = options.model_copy(update={"overwrite": overwrite})
     state, log = find_state(states, options), _beside(output, LOG_FILE)
+    check_not_inputs([output], student, teacher, options.mask)
     ensure_writable(output, overwrite or state is not None)
     ensure_writable(log, overwrite or options.resume)
     for note in data.notes:

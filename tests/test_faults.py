@@ -15,13 +15,18 @@ import pytest
 import torch
 
 from csa2glmha import cli, pipeline
+from csa2glmha.attention import Ranks, attention_layers, plan_layers
+from csa2glmha.checkpoint import write_safetensors
 from csa2glmha.data.images import write_image
 from csa2glmha.distill import StateFolder
 from csa2glmha.ending import run_safely
 from csa2glmha.errors import OutputError, UsageError
+from csa2glmha.files import sha256_of
+from csa2glmha.initialize import initialise_student
 from csa2glmha.locks import exclusive_file, exclusive_folder
 from csa2glmha.models import build
 from csa2glmha.progress import manual_progress, say
+from csa2glmha.storage import load, save_student, student_metadata
 from tests.conftest import TINY_RESTORMER
 
 
@@ -352,3 +357,28 @@ def test_links_in_the_output_are_not_written_through(kind: str, convert: Any, tm
     assert {path: path.read_bytes() for path in tmp_path.glob("precious/**/*.json")} == before
     assert not (out / "distill.jsonl").is_symlink()
     assert json.loads((out / "distill.jsonl").read_text().splitlines()[-1])["event"] == "end"
+
+
+@pytest.mark.parametrize("command", ["convert", "distill"])
+def test_the_checkpoint_is_not_replaced(
+    command: str, checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = load(checkpoint)
+    path = tmp_path / "student.safetensors"
+    write_safetensors(path, teacher.state_dict(), {})
+    before = path.read_bytes()
+    data = ["--data", photos, "--degrade", "noise:25", "--overwrite"]
+    if command == "convert":
+        arguments = ["convert", path, "--rank", 3, *data, "-o", tmp_path]
+    else:
+        student, _ = initialise_student(
+            teacher,
+            plan_layers(attention_layers(teacher), Ranks(k=None, v=None)),
+            None,
+        )
+        other = tmp_path / "other.safetensors"
+        save_student(other, student, student_metadata(student, sha256_of(path), 0, {}))
+        arguments = ["distill", other, "--teacher", path, *data, "-o", path]
+    code, _, err = run(*arguments, capsys=capsys)
+    assert code == 2 and "student.safetensors' is an input" in err.splitlines()[-1]
+    assert path.read_bytes() == before

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from csa2glmha.data.folders import list_files
-from csa2glmha.errors import OutputError
+from csa2glmha.errors import OutputError, UsageError
 from csa2glmha.files import (
     atomic_path,
     check_folder,
+    check_not_inputs,
+    check_room,
     ensure_writable,
     is_disk_full,
     open_own,
@@ -313,3 +315,26 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
         remove_leftovers(tmp_path)
         assert entries(tmp_path) == sorted([*others, temporary.name])
     assert entries(tmp_path) == sorted([*others, "mine.png"])
+
+
+def test_inputs_are_not_replaced(tmp_path: Path) -> None:
+    model, out = tmp_path / "model.pth", tmp_path / "out"
+    model.write_bytes(b"precious")
+    out.symlink_to(tmp_path)
+    check_not_inputs([out / "student.safetensors"], model, None)
+    with pytest.raises(UsageError, match=r"model\.pth' is an input: choose another place"):
+        check_not_inputs([out / "student.safetensors", out / "model.pth"], None, model)
+
+
+def test_room_is_looked_for_before_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 3_000_000}))
+    check_room(tmp_path, 3_000_000, [tmp_path / "none"])
+    with pytest.raises(OutputError, match="take about 4 MB, there is room for 3; free some space"):
+        check_room(tmp_path, 4_000_000, [tmp_path / "none"])
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "tensors").write_bytes(b"x" * 600_000)
+    (tmp_path / "student").write_bytes(b"x" * 400_000)
+    check_room(tmp_path, 4_000_000, [tmp_path / "state", tmp_path / "student"])
+    (tmp_path / "link").symlink_to(tmp_path / "state")
+    with pytest.raises(OutputError):
+        check_room(tmp_path, 4_000_000, [tmp_path / "link"])  # what it leads to stays
