@@ -16,7 +16,9 @@ import scipy.io
 import tifffile
 
 from csa2glmha.data.hdf5 import hdf5_variables
-from csa2glmha.data.variables import Array, Variable
+from csa2glmha.data.matlab5 import check_array
+from csa2glmha.data.tiff_directories import check_directories
+from csa2glmha.data.variables import NUMBER_CLASSES, Array, Variable
 from csa2glmha.device import free_memory
 from csa2glmha.errors import DataError
 from csa2glmha.text import quoted, shown
@@ -24,16 +26,13 @@ from csa2glmha.text import quoted, shown
 SUFFIXES = (".mat", ".npy", ".npz", ".tif", ".tiff")
 SUFFIX_LIST = "mat, npy, npz or tif"
 
+#: Deflate, which all of these formats use, makes at most 1032 bytes of one; twice that as float32.
+_SMALL, _DENSEST = 2**20, 2100
 #: Types of integers whose largest value is taken for white.
 SCALED_TYPES = (np.uint8, np.uint16)
 
 #: Arrays of a file that a message lists.
 _LISTED = 10
-
-#: Bytes of a number of MATLAB's classes.
-_MATLAB_NUMBERS = {"double": 8, "single": 4, "logical": 1} | {
-    f"{u}int{bits}": bits // 8 for u in ("", "u") for bits in (8, 16, 32, 64)
-}
 
 
 class AmbiguousArrayError(DataError):
@@ -63,18 +62,26 @@ class StoredArray:
         """Read it, values as stored.
 
         Raises:
-            DataError: the file is damaged, or the array larger than the memory.
+            DataError: the file is damaged, or the array larger than the memory or than such a file can hold.
         """
         needed, free = self.variable.needed_bytes, free_memory()
+        if needed > _SMALL + _DENSEST * self.path.stat().st_size:
+            raise DataError(
+                f"{str(self.path)!r} declares an array of {self.variable}, but has only "
+                f"{self.path.stat().st_size} bytes; give an intact file"
+            )
         if needed > free:
             raise DataError(
                 f"{str(self.path)!r} declares an array of {self.variable}, which takes {needed / 1e9:.1f} GB "
                 f"to read; {free / 1e9:.1f} GB are free: cut it into smaller files"
             )
         try:
-            return self.variable.load()
+            array = self.variable.load()
+            if array.shape != self.shape:
+                raise ValueError(f"it declares an array of {self.variable} and holds another")
         except Exception as error:
             raise _unreadable(self.path, error) from error
+        return array
 
 
 def find_array(
@@ -190,13 +197,14 @@ def _matlab(path: Path) -> dict[str, Variable]:
             return hdf5_variables(path)
         held = scipy.io.whosmat(stream)
     return {
-        name: Variable(tuple(shape), partial(_load_matlab5, path, name), _MATLAB_NUMBERS[kind])
+        name: Variable(tuple(shape), partial(_load_matlab5, path, name), NUMBER_CLASSES[kind])
         for name, shape, kind in held
-        if kind in _MATLAB_NUMBERS
+        if kind in NUMBER_CLASSES
     }
 
 
 def _load_matlab5(path: Path, name: str) -> Array:
+    check_array(path, name)
     # In the type that MATLAB shows: it stores whole numbers of type double as integers, to save space.
     return np.asarray(scipy.io.loadmat(path, variable_names=[name], mat_dtype=True)[name])
 
@@ -256,6 +264,8 @@ def _load_tiff(path: Path) -> Array:
 
 
 def _open_tiff(path: Path) -> tifffile.TiffFile:
+    with path.open("rb") as stream:
+        check_directories(stream)
     # The metadata of these kinds may name other files as parts of the image.
     return tifffile.TiffFile(path, is_ome=False, is_micromanager=False, is_mmstack=False, is_ndtiff=False)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from csa2glmha.data.variables import Array, Variable
+from csa2glmha.data.variables import NUMBER_CLASSES, Array, Variable
 from csa2glmha.errors import DataError
 from csa2glmha.text import quoted
 
@@ -39,7 +39,10 @@ def hdf5_variables(path: Path) -> dict[str, Variable]:
                 continue
             if item.is_virtual or item.external:
                 raise _elsewhere(path, name, "keeps its values in other files")
-            matlab = by_header or _CLASS in item.attrs
+            kind = item.attrs.get(_CLASS)
+            if kind is not None and bytes(np.bytes_(kind)).decode("latin-1") not in NUMBER_CLASSES:
+                continue  # text, for one, is stored as numbers
+            matlab = by_header or kind is not None
             shape = tuple(reversed(item.shape)) if matlab else tuple(item.shape)
             load = partial(_load, path, name, matlab)
             found[name] = Variable(shape, load, item.dtype.itemsize, ordered=matlab)

@@ -12,6 +12,11 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+#: MATLAB's classes of numbers, with the bytes of one.
+NUMBER_CLASSES = {"double": 8, "single": 4, "logical": 1} | {
+    f"{u}int{bits}": bits // 8 for u in ("", "u") for bits in (8, 16, 32, 64)
+}
+
 
 @dataclass(frozen=True)
 class Variable:
