@@ -122,6 +122,7 @@ METAVARS = {
     "params": "SHARE|M",
     "max_drop": "DB",
     "attention": "FORM",
+    "weights": "KEY",
     "data": "DIR",
     "targets": "DIR",
     "pair": "IN=TARGET",
@@ -181,7 +182,7 @@ def given_only(values: dict[str, Any]) -> dict[str, Any]:
 @click.option("--no-distill", is_flag=True, help="Stop at the initialisation.")
 @settings("input_size")
 @click.option("--no-latency", is_flag=True, help="Do not time the ONNX models.")
-@settings("device", "seed")
+@settings("weights", "device", "seed")
 @click.option("--recipe", type=EXISTING, metavar="FILE", help="YAML file that sets any of these options.")
 @click.option("-o", "--output", metavar="DIR", help="Output folder [default: CHECKPOINT-rankR].")
 @click.option("--overwrite", is_flag=True, help="Replace existing results.")
@@ -216,7 +217,7 @@ def convert(
 
 @cli.command(context_settings=CONTEXT, short_help="Architecture and attention layers of a file.")
 @click.argument("checkpoint", type=MODEL)
-@settings(*RANKS, "input_size")
+@settings(*RANKS, "input_size", "weights")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(checkpoint: Model, as_json: bool, **given: Any) -> None:
     """Show architecture, hyper-parameters and every attention layer of CHECKPOINT.
@@ -238,13 +239,13 @@ def inspect(checkpoint: Model, as_json: bool, **given: Any) -> None:
             f"--rank {options.rank}: inspect does not run the model, which these ranks follow from; give "
             "whole numbers, or use csa2glmha convert"
         )
-    found = inspect_model(file, options.ranks, options.input_size)
+    found = inspect_model(file, options.ranks, options.input_size, options.weights)
     show(json.dumps(found, indent=2) if as_json else describe(found))
 
 
 @cli.command(context_settings=CONTEXT, short_help="Why low rank works for a checkpoint, and which.")
 @click.argument("checkpoint", type=MODEL)
-@settings(*DATA, "calibration_crops", "calibration_size", "device", "seed")
+@settings(*DATA, "calibration_crops", "calibration_size", "weights", "device", "seed")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "-o", "--output", type=EXISTING, metavar="DIR", help="Also write JSON and plots to this folder."
@@ -271,7 +272,7 @@ def analyze(
 @cli.command(context_settings=CONTEXT, short_help="Fine-tune a student further on your own images.")
 @click.argument("student", type=MODEL)
 @click.option("--teacher", type=MODEL, required=True, metavar="CKPT", help="The original checkpoint.")
-@settings(*DATA, *TRAINING, "device", "seed")
+@settings(*DATA, *TRAINING, "weights", "device", "seed")
 @click.option("-o", "--output", type=EXISTING, metavar="FILE", help="New student file [STUDENT-distilled].")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def distill(student: Model, teacher: Model, output: Path | None, overwrite: bool, **given: Any) -> None:
@@ -295,7 +296,7 @@ def distill(student: Model, teacher: Model, output: Path | None, overwrite: bool
 @click.option("--precision", default="fp32", show_default=True, metavar="P", help="fp32, fp16 or int8.")
 @click.option("--io", default="fp32", show_default=True, metavar="P", help="Inputs and output: fp32 or fp16.")
 @click.option("--opset", type=int, help="ONNX operator set [21, which ONNX Runtime 1.20 and later load].")
-@settings(*DATA, "calibration_crops", "calibration_size", "input_size", "seed")
+@settings(*DATA, "calibration_crops", "calibration_size", "input_size", "weights", "seed")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def export(
     model: Model | None,
@@ -345,12 +346,14 @@ def export(
     show_default=True,
     help="What PSNR and SSIM are of: y is that of YCbCr, as in papers on deraining.",
 )
-@settings("device", "seed")
+@settings("weights", "device", "seed")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, per image too.")
 def evaluate(
     model: Model, teacher: Model | None, crop: int | None, channel: str, as_json: bool, **given: Any
 ) -> None:
     """Measure PSNR and SSIM of MODEL (checkpoint, student or ONNX file) on images.
+
+    --weights chooses those of --teacher where it is given, otherwise those of MODEL.
 
     ONNX files run on the CPU unless --device names a provider that ONNX Runtime has here, such as cuda.
     """
@@ -392,7 +395,7 @@ def evaluate(
     show_default=True,
     help="Of spectral results.",
 )
-@settings("device")
+@settings("weights", "device")
 @click.option("--overwrite", is_flag=True, help="Replace existing results; never the inputs.")
 @click.option("--skip-existing", is_flag=True, help="Leave existing results and make the others.")
 def run(
@@ -458,6 +461,7 @@ def run(
     metavar="S",
     help="To time at most, once 5 rounds are done.",
 )
+@settings("weights")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(
     models: tuple[Model, ...],
@@ -466,6 +470,7 @@ def bench(
     provider: str,
     seconds: float,
     as_json: bool,
+    weights: str | None,
 ) -> None:
     """Compare MODELS (ONNX files, checkpoints, students) with the first of them.
 
@@ -475,7 +480,8 @@ def bench(
     from csa2glmha.bench.command import describe_bench, run_bench
     from csa2glmha.bench.rounds import Patience
 
-    settings = Settings(None if size is None else (size, size), threads, provider)
+    chosen = make_options(**given_only({"weights": weights})).weights
+    settings = Settings(None if size is None else (size, size), threads, provider, chosen)
     found = run_bench([local_file(model) for model in models], settings, Patience(seconds=seconds))
     show(json.dumps(found, indent=2) if as_json else describe_bench(found))
 
@@ -494,7 +500,7 @@ def bench(
 @click.option("--no-distill", is_flag=True, help="Stop at the initialisations.")
 @settings("input_size")
 @click.option("--no-latency", is_flag=True, help="Do not time the ONNX models.")
-@settings("device", "seed")
+@settings("weights", "device", "seed")
 @click.option(
     "-o", "--output", type=EXISTING, metavar="DIR", help="Output folder [default: CHECKPOINT-sweep]."
 )

@@ -20,6 +20,7 @@ from csa2glmha.data.stretch import Stretched
 from csa2glmha.device import resolve_device
 from csa2glmha.errors import UsageError
 from csa2glmha.export.runtime import CPU_PROVIDER, OnnxModel, provider_name
+from csa2glmha.files import sha256_of
 from csa2glmha.hub import display_name
 from csa2glmha.models import RestorationModel
 from csa2glmha.options import ConvertOptions
@@ -74,7 +75,7 @@ class OpenModel:
             raise UsageError(f"--mask {mask}: is not the mask that this model was made for")
 
 
-def open_model(path: Path, device: str) -> OpenModel:
+def open_model(path: Path, device: str, weights: str | None = None) -> OpenModel:
     """Open a checkpoint, student or ONNX file.
 
     Args:
@@ -82,11 +83,15 @@ def open_model(path: Path, device: str) -> OpenModel:
         device: as for :func:`~csa2glmha.device.resolve_device`. Of an ONNX file a provider of ONNX Runtime,
             such as "cpu" or "cuda"; "auto" is the CPU, where its memory can be foretold.
 
+        weights: which to take of a checkpoint that holds several; None: averaged ones.
+
     Raises:
-        UsageError: a device that is not known or not there.
+        UsageError: a device that is not known or not there, or weights that are not.
         CheckpointError: the file cannot be used.
     """
     if path.suffix.lower() == ".onnx":
+        if weights is not None:
+            raise UsageError(f"--weights {weights}: {path} is an ONNX file and has one set; leave it out")
         provider = CPU_PROVIDER if device == "auto" else provider_name(device, "--device")
         network = OnnxModel(path, provider=provider)
         taken = len(network.input_names)
@@ -98,7 +103,9 @@ def open_model(path: Path, device: str) -> OpenModel:
             network.fixed_size,
             metadata=network.metadata,
         )
-    loaded = load_model(path)
+    loaded = load_model(path, weights)
+    for note in loaded.checkpoint.notes:
+        say(note)
     model = loaded.model.to(resolve_device(device))
     return OpenModel(
         restore(model),
@@ -111,6 +118,20 @@ def open_model(path: Path, device: str) -> OpenModel:
     )
 
 
+def _open_both(
+    model: Path, teacher: Path | None, options: ConvertOptions
+) -> tuple[OpenModel, OpenModel | None]:
+    """Both models; --weights chooses the teacher's where there is one, if not those it was converted from."""
+    if teacher is None:
+        return open_model(model, options.device, options.weights), None
+    opened = open_model(model, options.device)
+    weights, made_from = options.weights, opened.metadata
+    known = weights is None and "teacher_weights" in made_from and teacher.is_file()
+    if known and made_from.get("teacher_sha256") == sha256_of(teacher):
+        weights = made_from["teacher_weights"]
+    return opened, open_model(teacher, options.device, weights)
+
+
 def evaluate_file(
     model: Path, options: ConvertOptions, teacher: Path | None, crop: int | None, channel: str = "rgb"
 ) -> dict[str, Any]:
@@ -118,7 +139,7 @@ def evaluate_file(
 
     Args:
         model: checkpoint, student or ONNX file.
-        options: of them those on data, device and seed.
+        options: of them those on weights, data, device and seed.
         teacher: also compare with this model's outputs.
         crop: judge on the central square of this side; None takes whole images.
         channel: "rgb", or "y": PSNR and SSIM of :func:`~csa2glmha.report.quality.luma`.
@@ -129,8 +150,7 @@ def evaluate_file(
     """
     if crop is not None and crop < SSIM_WINDOW:
         raise UsageError(f"--crop {crop}: give a side in pixels, at least {SSIM_WINDOW}, which SSIM needs")
-    opened = open_model(model, options.device)
-    other = None if teacher is None else open_model(teacher, options.device)
+    opened, other = _open_both(model, teacher, options)
     if other is not None and (other.channels, other.bands) != (opened.channels, opened.bands):
         raise UsageError(
             f"--teacher {teacher}: turns {other.channels} channels into {other.bands}, {model} turns "

@@ -15,15 +15,18 @@ from csa2glmha.storage import load_model
 from csa2glmha.text import one_line
 
 
-def inspect_model(checkpoint: Path, ranks: Ranks, input_size: int) -> dict[str, Any]:
+def inspect_model(
+    checkpoint: Path, ranks: Ranks, input_size: int, weights: str | None = None
+) -> dict[str, Any]:
     """Architecture, hyper-parameters and attention layers of a teacher or student file, as JSON values.
 
     Args:
         checkpoint: the file.
         ranks: for a teacher, those whose cost is estimated.
         input_size: side of the square input that MACs are counted for.
+        weights: as for :func:`csa2glmha.load`.
     """
-    loaded = load_model(checkpoint)
+    loaded = load_model(checkpoint, weights)
     model = loaded.model
     height, width = model.fixed_size or (input_size, input_size)
     shapes = model.input_shapes(height, width)
@@ -34,6 +37,8 @@ def inspect_model(checkpoint: Path, ranks: Ranks, input_size: int) -> dict[str, 
         "kind": "student" if loaded.is_student else "teacher",
         "architecture": model.architecture,
         "hyperparameters": model.hyperparameters,
+        "weights": loaded.checkpoint.wrapper,
+        "other_weights": list(loaded.checkpoint.others),
         "notes": list(loaded.checkpoint.notes),
         "input_shapes": [list(shape) for shape in shapes],
         "params": now.params,
@@ -45,6 +50,7 @@ def inspect_model(checkpoint: Path, ranks: Ranks, input_size: int) -> dict[str, 
             "tool_version",
             "teacher_sha256",
             "teacher_source",
+            "teacher_weights",
             "seed",
             "ranks",
             "task",

@@ -71,6 +71,8 @@ def build_report(measured: Measurements) -> dict[str, Any]:
         "teacher": {
             "file": checkpoint.path.name,
             "sha256": checkpoint.sha256,
+            "weights": checkpoint.weights,
+            "notes": list(checkpoint.notes),
             **({} if source is None else {"source": source}),
             "architecture": measured.teacher.model.architecture,
             "hyperparameters": measured.teacher.model.hyperparameters,

@@ -67,6 +67,11 @@ class ConvertOptions(BaseModel):
     attention: Literal["expanded", "compact"] = Field(
         "expanded", description="expanded: softmax over c x c logits; compact: over r keys, as in the paper."
     )
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="Which weights of a checkpoint that holds several, such as params; averaged ones.",
+    )
     data: FilePath | None = Field(
         None, description="Folder to calibrate, distil and judge on: images, for MST also cubes."
     )

@@ -19,6 +19,7 @@ from csa2glmha.attention.layers import attention_layers, glmha_layers
 from csa2glmha.attention.ranks import layer_config, plan_layers
 from csa2glmha.baselines import BaselineJob
 from csa2glmha.bench.compare import compare_with_teacher
+from csa2glmha.checkpoint import Checkpoint
 from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import write_image
@@ -67,6 +68,7 @@ from csa2glmha.storage import (
     load_model,
     save_student,
     student_metadata,
+    teacher_weights,
     weight_bytes,
 )
 
@@ -180,7 +182,7 @@ def check_data(teacher: RestorationModel, data: Data, options: ConvertOptions) -
 def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> Conversion:
     device = resolve_device(options.device)
     check_training(options, device)
-    loaded = load_model(checkpoint)
+    loaded = load_model(checkpoint, options.weights)
     teacher = loaded.model
     plan = plan_conversion(loaded, options)
     configs, exact, distilled = plan.configs, plan.exact, plan.distilled
@@ -188,7 +190,8 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     data = open_data(teacher, options)
     search = check_data(teacher, data, options)
     layer_configs = {name: config.to_json() for name, config in configs.items()}
-    identity = identity_of(options, data, {"the teacher": loaded.checkpoint.sha256, "layers": layer_configs})
+    source = {"the teacher": loaded.checkpoint.sha256, **_weights_of(loaded)}
+    identity = identity_of(options, data, {**source, "layers": layer_configs})
     states = StateFolder(output / STATE_FOLDER, identity, options.state_minutes, say)
     check_apart(output, options)
     check_not_inputs([output / name for name in OUTPUT_FILES], checkpoint, options.mask)
@@ -211,7 +214,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         statistics = None
         if options.measured and inputs is not None:
             with _timed(seconds, "ranks"):
-                cache = sensitivity_cache(output, checkpoint, loaded.checkpoint.sha256, options)
+                cache = sensitivity_cache(output, loaded.checkpoint, options)
                 ranks, statistics, found = measured_ranks(teacher, options, inputs, search, cache)
             configs = {name: layer_config(layers[name].form, each) for name, each in ranks.items()}
         with _timed(seconds, "initialise"):
@@ -264,7 +267,10 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         student,
         loaded.checkpoint.sha256,
         options.seed,
-        provenance(options) | teacher_source(checkpoint) | stretch_provenance(teacher, options),
+        provenance(options)
+        | teacher_source(checkpoint)
+        | teacher_weights(loaded.checkpoint)
+        | stretch_provenance(teacher, options),
     )
     # What is left of an earlier run belongs to another student; a card may have been edited.
     kept = {STUDENT_FILE} | ({LOG_FILE} if distillation is not None else set())
@@ -347,6 +353,12 @@ def _bake(student: RestorationModel, data: Data) -> RestorationModel:
     """The student for the mask that was given, which is one of its inputs no more."""
     assert isinstance(student, MST) and isinstance(data, CassiData)
     return bake_mask(student, data.dispersed_mask)
+
+
+def _weights_of(teacher: LoadedModel) -> dict[str, str]:
+    """What a state must have been made from, where the teacher's file leaves a choice."""
+    weights = teacher.checkpoint.weights
+    return {"the teacher's weights (--weights)": weights} if weights else {}
 
 
 def provenance(options: ConvertOptions) -> dict[str, str]:
@@ -450,7 +462,9 @@ def _distill_file(
 ) -> DistillResult:
     place = process_device(resolve_device(options.device))
     check_training(options, place)
-    loaded, original = load_model(student), load_model(teacher)
+    loaded = load_model(student)
+    made_from = loaded.checkpoint.metadata.get("teacher_weights")
+    original = load_model(teacher, options.weights or made_from)
     if not loaded.is_student:
         raise UsageError(f"{student}: is not a student; make one with csa2glmha convert {student}")
     if original.is_student:
@@ -461,11 +475,16 @@ def _distill_file(
             f"--teacher {teacher}: is not the checkpoint this student was made from (its SHA-256 begins with "
             f"{original.checkpoint.sha256[:12]}, the student's teacher's with {str(expected)[:12]})"
         )
+    _check_weights(student, made_from, original.checkpoint, options.weights)
     _check_mask(student, loaded.checkpoint.metadata, options)
     options = as_trained(loaded.checkpoint.metadata, options)
     data = open_data(original.model, options)
     check_truth(options, data, original.model.out_channels)
-    hashes = {"the teacher": original.checkpoint.sha256, "the student": loaded.checkpoint.sha256}
+    hashes = {
+        "the teacher": original.checkpoint.sha256,
+        **_weights_of(original),
+        "the student": loaded.checkpoint.sha256,
+    }
     states = StateFolder(
         _beside(output, STATE_FOLDER), identity_of(options, data, hashes), options.state_minutes, say
     )
@@ -474,7 +493,7 @@ def _distill_file(
     check_not_inputs([output], student, teacher, options.mask)
     ensure_writable(output, overwrite or state is not None)
     ensure_writable(log, overwrite or options.resume)
-    for note in data.notes:
+    for note in (*original.checkpoint.notes, *data.notes):
         say(note)
     torch.manual_seed(options.seed)
     network, teacher_network = loaded.model, original.model
@@ -490,10 +509,23 @@ def _distill_file(
     if options.mask is not None:
         network = _bake(network, data)
     metadata = loaded.checkpoint.metadata | {"seed": str(options.seed)}
-    metadata |= stretch_provenance(original.model, options)
+    metadata |= teacher_weights(original.checkpoint) | stretch_provenance(original.model, options)
     with_room(states, lambda: save_student(output, network.cpu(), metadata), result.steps)
     states.clear()
     return result
+
+
+def _check_weights(student: Path, made_from: str | None, teacher: Checkpoint, asked: str | None) -> None:
+    """Refuse other weights of the teacher's file than the student was made from."""
+    if not teacher.others:
+        return
+    if made_from is None and asked is None:
+        raise UsageError(
+            f"--teacher {teacher.path}: holds {teacher.weights}, {', '.join(teacher.others)}, and {student} "
+            "does not say which it was made from; choose with --weights"
+        )
+    if made_from is not None and made_from != teacher.weights:
+        raise UsageError(f"--weights {asked}: {student} was made from {made_from}; leave it out")
 
 
 def _check_mask(student: Path, metadata: Mapping[str, str], options: ConvertOptions) -> None:

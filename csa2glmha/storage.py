@@ -116,6 +116,11 @@ def _described_network(metadata: Mapping[str, str], tensors: int) -> Restoration
     return model
 
 
+def teacher_weights(teacher: Checkpoint) -> dict[str, str]:
+    """What a student's metadata say of its teacher's weights: nothing where the file leaves no choice."""
+    return {"teacher_weights": teacher.weights} if teacher.weights else {}
+
+
 def student_metadata(
     student: RestorationModel, teacher_sha256: str, seed: int, extra: Mapping[str, str]
 ) -> dict[str, str]:

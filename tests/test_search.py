@@ -15,6 +15,7 @@ from torch import Tensor
 
 from csa2glmha import cli
 from csa2glmha.attention import Ranks, attention_layers, plan_layers
+from csa2glmha.checkpoint import read_checkpoint
 from csa2glmha.distill.held_out import teacher_outputs
 from csa2glmha.errors import UsageError
 from csa2glmha.initialize import initialise_student
@@ -252,7 +253,7 @@ def test_measurements_of_other_data_are_others(checkpoint: Path, tmp_path: Path)
 
     def key(**changes: Any) -> Any:
         options = make_options(data=folder, **(QUICK | {"macs": 0.8} | changes))
-        return sensitivity_cache(tmp_path / "out", checkpoint, "sha", options).identity
+        return sensitivity_cache(tmp_path / "out", read_checkpoint(checkpoint), options).identity
 
     first = key()
     assert key() == first and key(macs=0.7) == first

@@ -65,7 +65,7 @@ def _analyze_file(
     checkpoint: Path, options: ConvertOptions, output: Path | None, sensitivity: bool
 ) -> dict[str, Any]:
     device = resolve_device(options.device)
-    loaded = load_model(checkpoint)
+    loaded = load_model(checkpoint, options.weights)
     if loaded.is_student:
         raise UsageError(f"{checkpoint}: is a student; give the teacher's checkpoint")
     teacher = loaded.model
@@ -82,6 +82,7 @@ def _analyze_file(
     found: dict[str, Any] = {
         "file": display_name(checkpoint),
         "sha256": loaded.checkpoint.sha256,
+        "weights": loaded.checkpoint.wrapper,
         "architecture": teacher.architecture,
         "data": {
             "source": data.source,
@@ -98,7 +99,7 @@ def _analyze_file(
     else:
         choices, statistics = all_choices(layers), gather_all(teacher, inputs)
         found |= analyse(layers, statistics)
-        cache = sensitivity_cache(output or Path(), checkpoint, loaded.checkpoint.sha256, options)
+        cache = sensitivity_cache(output or Path(), loaded.checkpoint, options)
         measured = measure_choices(teacher, data, options, choices, inputs, statistics, cache)
         found["sensitivity"] = sensitivity_report(choices, measured, CROPS)
     if output is not None:

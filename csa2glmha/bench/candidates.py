@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 
 from csa2glmha.bench.noise import noise
+from csa2glmha.checkpoint import is_student
 from csa2glmha.environment import thread_count
 from csa2glmha.errors import UsageError
 from csa2glmha.export.runtime import OnnxModel, provider_name
 from csa2glmha.models.mst import DISPERSION
+from csa2glmha.progress import say
 from csa2glmha.storage import load_model
 
 DEFAULT_SIZE = 256
@@ -28,11 +30,13 @@ class Settings:
         size: height and width; None: that of the models that take one size only, otherwise 256.
         threads: within an operator; None: one for each core that may be used.
         provider: of ONNX Runtime in lower case, such as "cpu" or "cuda"; PyTorch knows these two.
+        weights: which to take of checkpoints that hold several; None: averaged ones.
     """
 
     size: tuple[int, int] | None = None
     threads: int | None = None
     provider: str = "cpu"
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,10 @@ def _open_pytorch(path: Path, settings: Settings) -> _Opened:
             "--provider cpu, or export it first"
         )
     device = torch.device(settings.provider)
-    model = load_model(path).model.to(device)
+    loaded = load_model(path, None if is_student(path) else settings.weights)
+    for note in loaded.checkpoint.notes:
+        say(note)
+    model = loaded.model.to(device)
     torch.set_num_threads(settings.threads or thread_count())
 
     def make(height: int, width: int) -> Candidate:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from csa2glmha.checkpoint.kinds import check_is_file, checkpoint_error, one_line
@@ -81,6 +82,15 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
     _check_finite(path, state_dict)
     all_notes = (*notes, *opened.notes, *dtype_notes)
     return Checkpoint(path, state_dict, sha256, metadata, opened.label or None, all_notes, opened.others)
+
+
+def is_student(path: Path) -> bool:
+    """Whether a file is one of a converted network, by its header alone."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == STUDENT_FORMAT
+    except (SafetensorError, OSError):
+        return False
 
 
 def _open(path: Path, content: object, metadata: dict[str, str], weights: str | None) -> Opened:

@@ -46,6 +46,7 @@ _FREE = {
     "activation_checkpointing",
     "state_minutes",
     "tensorboard",
+    "weights",  # those that were taken count, whether or not they were asked for
 }
 
 

@@ -88,7 +88,7 @@ def export_file(
         Csa2GlmhaError: the file is unusable, or the ONNX outputs differ from PyTorch's.
     """
     _check_choices(choices)
-    loaded = load_model(model)
+    loaded = load_model(model, options.weights)
     judged = choices.precision == "int8" or (
         choices.precision == "fp16" and not options.model_fields_set.isdisjoint(_DATA)
     )

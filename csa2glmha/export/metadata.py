@@ -12,7 +12,7 @@ import onnx
 from csa2glmha import __version__
 from csa2glmha.errors import CheckpointError
 from csa2glmha.hub import repository_of, source_of, teacher_source
-from csa2glmha.storage import STUDENT_FILE, LoadedModel
+from csa2glmha.storage import STUDENT_FILE, LoadedModel, teacher_weights
 from csa2glmha.text import one_line
 
 LICENSE_NOTE = (
@@ -29,6 +29,7 @@ _FROM_STUDENT = (
     "mask_values_sha256",
     "teacher_sha256",
     "teacher_source",
+    "teacher_weights",
     "seed",
 )
 
@@ -57,7 +58,9 @@ def onnx_metadata(
 def metadata_of(loaded: LoadedModel) -> dict[str, str]:
     """The metadata of a loaded file's export."""
     checkpoint, model = loaded.checkpoint, loaded.model
-    own = {"teacher_sha256": checkpoint.sha256} | teacher_source(checkpoint.path)
+    own = (
+        {"teacher_sha256": checkpoint.sha256} | teacher_source(checkpoint.path) | teacher_weights(checkpoint)
+    )
     provenance = checkpoint.metadata if loaded.is_student else own
     name = checkpoint.path.stem
     if checkpoint.path.name == STUDENT_FILE:

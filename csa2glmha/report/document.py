@@ -203,6 +203,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"- teacher SHA-256: `{teacher['sha256']}`",
         *([f"- teacher from: {markdown_text(teacher['source'])}"] if "source" in teacher else []),
+        *(f"- teacher's file: {markdown_text(note)}" for note in teacher.get("notes", [])),
         f"- seed {report['seed']}, {report['threads']} threads, "
         + ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         "- seconds: " + ", ".join(f"{stage} {value}" for stage, value in report["seconds"].items()),

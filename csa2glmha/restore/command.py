@@ -64,7 +64,7 @@ def run_files(
         sources: images; for MST recorded measurements, or cubes that measurements are simulated from.
         output: folder of the results.
         tiles: about tiles; None: where the memory demands it.
-        options: of them the device, and those on masks, measurements and arrays; None: the defaults.
+        options: of them weights and device, and those on masks, measurements and arrays; None: the defaults.
         cube_suffix: .npy or .mat, of outputs that are cubes.
         overwrite: replace existing outputs; inputs are never replaced.
         skip_existing: leave them, and make the others: so an interrupted run goes on.
@@ -91,7 +91,7 @@ def _run_files(
     overwrite: bool,
     skip_existing: bool,
 ) -> RunResult:
-    opened = open_model(model, options.device)
+    opened = open_model(model, options.device, options.weights)
     kind = input_kind(opened, options, cube_suffix)
     formats = kind.formats
     found = find_jobs(sources, output, formats, overwrite, skip_existing)

@@ -11,6 +11,7 @@ from typing import Any
 from csa2glmha import __version__
 from csa2glmha.attention.layers import attention_layers
 from csa2glmha.attention.ranks import Ranks
+from csa2glmha.checkpoint import Checkpoint
 from csa2glmha.data.batches import Data, Inputs
 from csa2glmha.data.folders import digest_of
 from csa2glmha.distill.held_out import teacher_outputs
@@ -32,7 +33,7 @@ from csa2glmha.search.sensitivity import Measured, SensitivityCache, measure_sen
 from csa2glmha.search.space import Configs, SearchSpace
 from csa2glmha.search.timing import Stopwatch
 from csa2glmha.search.trials import check_time, search_drop, search_latency
-from csa2glmha.storage import weight_bytes
+from csa2glmha.storage import teacher_weights, weight_bytes
 
 #: Crops of the held-out images that errors are measured on.
 CROPS = 8
@@ -193,19 +194,16 @@ def _show(rank: int | None) -> str:
     return "full" if rank is None else str(rank)
 
 
-def sensitivity_cache(
-    output: Path, checkpoint: Path, teacher_sha256: str, options: ConvertOptions
-) -> SensitivityCache:
+def sensitivity_cache(output: Path, teacher: Checkpoint, options: ConvertOptions) -> SensitivityCache:
     """Where measurements are kept, and what they depend on.
 
     Args:
         output: folder of the results. Measurements are kept beside it, since searches with other budgets need
             the same; in it, where nothing can be written beside it.
-        checkpoint: the teacher's file.
-        teacher_sha256: its hash.
+        teacher: its file, and which weights of it.
         options: of the conversion.
     """
-    name = f"{checkpoint.stem}-sensitivity.jsonl"
+    name = f"{teacher.path.stem}-sensitivity.jsonl"
     beside = output.parent / name
     own = beside.is_file() and not beside.is_symlink()
     usable = os.access(beside if own else output.parent, os.W_OK)
@@ -227,7 +225,8 @@ def sensitivity_cache(
         identity[name] = None if folder is None else digest_of(folder)
     identity |= {
         "version": __version__,
-        "teacher": teacher_sha256,
+        "teacher": teacher.sha256,
+        **teacher_weights(teacher),
         "mask": None if options.mask is None else sha256_of(options.mask),
         "crops": CROPS,
     }

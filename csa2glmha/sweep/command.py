@@ -49,7 +49,7 @@ def run_sweep(
 def _run_sweep(
     checkpoint: Path, points: Sequence[Point], output: Path, overwrite: bool, latency: bool
 ) -> dict[str, Any]:
-    loaded = load_model(checkpoint)
+    loaded = load_model(checkpoint, points[0].options.weights)
     plans = {point.label: plan_conversion(loaded, point.options) for point in points}
     finished = _look(loaded, points, output, overwrite)
     _check_states([(output / point.folder, plans[point.label]) for point in points], overwrite)
@@ -106,7 +106,7 @@ def _look(
         folder = output / point.folder
         report = None
         if not overwrite:
-            report = finished_report(folder, point, loaded.checkpoint.sha256, images)
+            report = finished_report(folder, point, loaded.checkpoint, images)
         if report is None:
             check_data(loaded.model, data, point.options)
         found[point.label] = report
@@ -130,7 +130,7 @@ def _times(
     Returns:
         The times, and why there are none: the points that are done are worth a table without them.
     """
-    teacher = load_model(checkpoint).model
+    teacher = load_model(checkpoint, points[0].options.weights).model
     height, width = next(iter(reports.values()))["input_size"]
     files = {point.label: output / point.folder / ONNX_FILE for point in points}
     try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from csa2glmha.checkpoint import read_checkpoint
+from csa2glmha.checkpoint import Checkpoint, read_checkpoint
 from csa2glmha.data.open import STRETCH
 from csa2glmha.distill import StateFolder
 from csa2glmha.distill.job import STATE_FOLDER
@@ -17,7 +17,17 @@ from csa2glmha.report.document import REPORT_FILES
 from csa2glmha.sweep.points import Point
 
 #: Options that change nothing about a point's student.
-_FREE = {"output", "overwrite", "resume", "latency", "device", "workers", "state_minutes", "tensorboard"}
+_FREE = {
+    "output",
+    "overwrite",
+    "resume",
+    "latency",
+    "device",
+    "workers",
+    "state_minutes",
+    "tensorboard",
+    "weights",  # those that were taken count
+}
 _WAY_OUT = "pass --overwrite to make it again, or choose another folder with -o"
 
 
@@ -27,14 +37,14 @@ def has_state(folder: Path) -> bool:
 
 
 def finished_report(
-    folder: Path, point: Point, teacher_sha256: str, images: Mapping[str, Any]
+    folder: Path, point: Point, teacher: Checkpoint, images: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """The report of a point that need not be made again; None if it, or a part of it, is still to be made.
 
     Args:
         folder: of the point; it need not exist.
         point: as it is wanted now.
-        teacher_sha256: of the checkpoint.
+        teacher: the checkpoint.
         images: what :func:`csa2glmha.data.identity.describe_images` says of the images now.
 
     Raises:
@@ -44,19 +54,22 @@ def finished_report(
     if has_state(folder):
         return None
     if not path.exists():
-        _check_student(folder, point, teacher_sha256)
+        _check_student(folder, point, teacher)
         return None
     try:
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        made, sha256 = report["options"], report["teacher"]["sha256"]
+        made, source = report["options"], report["teacher"]
+        sha256, weights = source["sha256"], source.get("weights", "")
         wanted = json.loads(point.options.model_dump_json())
         other = [name for name in wanted if name not in _FREE and made.get(name) != wanted[name]]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise OutputError(
             f"{path}: is damaged; delete {folder}, pass --overwrite, or choose another -o"
         ) from error
-    if sha256 != teacher_sha256:
+    if sha256 != teacher.sha256:
         other.append("checkpoint")
+    elif weights != teacher.weights:
+        other.append("weights")
     _refuse(folder, other)
     check_images(folder, report, images)
     complete = all((folder / name).exists() for name in (STUDENT_FILE, ONNX_FILE))
@@ -84,13 +97,15 @@ def check_images(folder: Path, report: Mapping[str, Any], images: Mapping[str, A
     raise OutputError(f"{folder}: was made with other images ({words}); {_WAY_OUT}")
 
 
-def _check_student(folder: Path, point: Point, teacher_sha256: str) -> None:
+def _check_student(folder: Path, point: Point, teacher: Checkpoint) -> None:
     """A run that was killed before its report leaves a student, which is made again; others are kept."""
     if not (folder / STUDENT_FILE).exists():
         return
     made = read_checkpoint(folder / STUDENT_FILE).metadata
-    wanted = {"checkpoint": ("teacher_sha256", teacher_sha256), "seed": ("seed", str(point.options.seed))}
+    wanted = {"checkpoint": ("teacher_sha256", teacher.sha256), "seed": ("seed", str(point.options.seed))}
     wanted |= {name: (name, value) for name, value in provenance(point.options).items()}
+    if teacher.weights:
+        wanted["weights"] = ("teacher_weights", teacher.weights)
     other = [name for name, (key, value) in wanted.items() if made.get(key) != value]
     _refuse(folder, other + ["no-stretch"] * ((made.get(STRETCH) == "no") == point.options.stretch))
 

@@ -31,7 +31,8 @@ def add_pareto(checkpoint: Path, points: Sequence[Point], output: Path, pareto: 
     Raises:
         OutputError: the images are others than when a point was made.
     """
-    teacher, options = load(checkpoint), points[0].options
+    options = points[0].options
+    teacher = load(checkpoint, options.weights)
     data = open_data(teacher, options)
     examples = data.examples(options.input_size, options.seed)
     described = describe_images(data, examples)

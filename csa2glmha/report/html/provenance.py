@@ -84,6 +84,7 @@ def making_section(report: dict[str, Any]) -> Markup:
         ("seed", str(report["seed"])),
         ("teacher", teacher.get("source", teacher["file"])),
         ("SHA-256", teacher["sha256"]),
+        *(("teacher's file", note) for note in teacher.get("notes", [])),
         ("seconds", ", ".join(f"{stage} {value}" for stage, value in report["seconds"].items())),
         ("hyper-parameters", json.dumps(teacher["hyperparameters"])),
     ]
