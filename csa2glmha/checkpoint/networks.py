@@ -49,7 +49,8 @@ _EXCHANGES = (
 # A pickle can hold a dict that holds itself, and millions of them.
 _MOST_DEPTH = 8
 _MOST_ENTRIES = 2_000_000
-_LONGEST_NAME = 1000
+#: Of a name before which a prefix is looked for.
+_LONGEST_NAME = 300
 #: Networks beside which averages under names without dots are looked for.
 _MOST_NETWORKS = 8
 _MOST_NAMES = 5000
@@ -149,13 +150,13 @@ def find_networks(contents: Contents) -> list[Network]:
 def _groups(tensors: Mapping[str, Tensor], architecture: Architecture) -> dict[str, list[str]]:
     """Prefixes under which the first name of the signature stands, and all names under each of them."""
     anchor = architecture.signature[0].split(".")
-    usable = [name for name in tensors if len(name) <= _LONGEST_NAME]
-    prefixes = {prefix for name in usable if (prefix := _prefix_before(anchor, name)) is not None}
+    short = (name for name in tensors if len(name) <= _LONGEST_NAME)
+    prefixes = {prefix for name in short if (prefix := _prefix_before(anchor, name)) is not None}
     groups: dict[str, list[str]] = defaultdict(list)
     if not prefixes:
         return groups
     longest = max(len(prefix) for prefix in prefixes)
-    for name in usable:
+    for name in tensors:
         prefix = _longest_prefix(name, prefixes, longest)
         if prefix is not None:
             groups[prefix].append(name)
