@@ -35,8 +35,10 @@ def checkpoint(tmp_path: Path, tiny_restormer: Restormer) -> Path:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    write_image(tmp_path / "x.png", torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(0)))
-    return tmp_path / "x.png"
+    (tmp_path / "images").mkdir()
+    path = tmp_path / "images" / "x.png"
+    write_image(path, torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(0)))
+    return path
 
 
 def invoke(*arguments: object) -> Result:
