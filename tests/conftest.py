@@ -41,6 +41,15 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(cpu_count(), 8)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that slow.txt names, and those of the fixtures that it names."""
+    listed = set(Path(__file__).with_name("slow.txt").read_text(encoding="utf-8").splitlines())
+    for item in items:
+        names = [getattr(item, "originalname", item.name), *getattr(item, "fixturenames", ())]
+        if any(f"{item.path.name}::{name}" in listed for name in names):
+            item.add_marker(pytest.mark.slow)
+
+
 MakeRestormer = Callable[..., Restormer]
 
 #: Hyper-parameters of the smallest network that has all there is in one.

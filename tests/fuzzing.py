@@ -43,8 +43,8 @@ _watching: list[list[str]] = []
 def _may_change(path: Any) -> bool:
     if isinstance(path, int) or path is None:
         return True
-    where = os.path.realpath(os.fsdecode(path))
-    return where.startswith(os.path.realpath(tempfile.gettempdir()) + os.sep) or where == os.devnull
+    where, allowed = (os.path.realpath(os.fsdecode(each)) for each in (path, tempfile.gettempdir()))
+    return where in (allowed, os.devnull) or where.startswith(allowed + os.sep)
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -92,7 +92,7 @@ def confined(folder: Path) -> Iterator[None]:
     finally:
         _watching.pop()
         faulthandler.cancel_dump_traceback_later()
-        assert wrong == []
+        assert wrong == [], wrong
         assert _content(folder) == before
 
 

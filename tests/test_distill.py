@@ -345,7 +345,7 @@ def test_too_large_a_rate_is_lowered_until_it_helps(pair: Pair, held_out: HeldOu
     teacher, student = pair
     said: list[str] = []
     log = TrainingLog(tmp_path / "log")
-    changes = settings(steps=400, stages="end", learning_rate=0.05)
+    changes = settings(steps=150, stages="end", learning_rate=0.05)
     result = distill(student, teacher, Crops(), held_out, changes, said.append, log=log)
     rates = [entry["rate"] for entry in lines(tmp_path / "log") if entry["event"] == "back_off"]
     assert rates == [0.25**number for number in range(1, len(rates) + 1)] and rates

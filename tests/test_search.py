@@ -15,6 +15,8 @@ from torch import Tensor
 
 from csa2glmha import cli
 from csa2glmha.attention import Ranks, attention_layers, plan_layers
+from csa2glmha.bench import compare
+from csa2glmha.bench.rounds import Patience, time_in_turns
 from csa2glmha.checkpoint import read_checkpoint
 from csa2glmha.distill.held_out import teacher_outputs
 from csa2glmha.errors import UsageError
@@ -493,6 +495,8 @@ def test_convert_within_time(checkpoint: Path, tmp_path: Path, monkeypatch: pyte
             return count_configs(self.teacher, configs, self.frame).macs / whole
 
     monkeypatch.setattr(plan, "Stopwatch", MadeUp)
+    few = Patience(seconds=0.0)
+    monkeypatch.setattr(compare, "time_in_turns", lambda runs, _, *more: time_in_turns(runs, few, *more))
     found = convert(checkpoint, latency=0.8, output=tmp_path / "out", **QUICK)
     before, after = (found.report["complexity"][when]["macs"] for when in ("before", "after"))
     assert after <= 0.8 * before * 1.002
