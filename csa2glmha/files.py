@@ -43,7 +43,8 @@ def atomic_path(final: Path, before_replacing: Callable[[], None] = lambda: None
     one file and close it. After any exception in the block (KeyboardInterrupt and SystemExit too) the
     temporary file is removed and an earlier ``final`` is as it was. An earlier ``final`` is replaced
     without a question: call :func:`ensure_writable` or :func:`prepare_output_dir` first.
-    ``before_replacing`` is called when the new file is whole and on the disk.
+    A folder that has gone meanwhile is made again. ``before_replacing`` is called when the new file is
+    whole and on the disk.
 
     Raises:
         OutputError: an ``OSError`` in the block or in the replacement (disk full, no permission, ...).
@@ -52,6 +53,8 @@ def atomic_path(final: Path, before_replacing: Callable[[], None] = lambda: None
     temporary = final.with_name(f"{_TEMPORARY_PREFIX}{_process_mark()}{uuid.uuid4().hex[:16]}{final.suffix}")
     try:
         try:
+            # It was there when the work began. A result must not be lost because somebody tidied up.
+            final.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             _flush_to_disk(temporary)
             before_replacing()

@@ -6,6 +6,8 @@ import errno
 import io
 import json
 import os
+import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +28,7 @@ from csa2glmha.initialize import initialise_student
 from csa2glmha.locks import exclusive_file, exclusive_folder
 from csa2glmha.models import build
 from csa2glmha.progress import manual_progress, say
-from csa2glmha.storage import load, save_student, student_metadata
+from csa2glmha.storage import load, load_model, save_student, student_metadata
 from tests.conftest import TINY_RESTORMER
 
 
@@ -382,3 +384,51 @@ def test_the_checkpoint_is_not_replaced(
     code, _, err = run(*arguments, capsys=capsys)
     assert code == 2 and "student.safetensors' is an input" in err.splitlines()[-1]
     assert path.read_bytes() == before
+
+
+def test_an_output_folder_that_is_deleted_meanwhile(
+    convert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student is worth more than a tidy disk: the folder is made again."""
+    train = pipeline.DistillJob.run
+
+    def deleting(self: Any, *arguments: Any) -> Any:
+        result = train(self, *arguments)
+        shutil.rmtree(tmp_path / "out")
+        return result
+
+    monkeypatch.setattr(pipeline.DistillJob, "run", deleting)
+    code, _, err = convert("--no-latency")
+    assert code == 0, err
+    assert names(tmp_path / "out") == RESULTS
+
+
+@pytest.mark.parametrize("moment", ["old files gone", "student written"])
+def test_killed_at_the_end_no_two_results_are_mixed(
+    moment: str, convert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier result of seed 0 is replaced by one of seed 1; the process dies on the way."""
+    out, replace = tmp_path / "out", Path.replace
+    assert convert("--no-latency", training=False)[0] == 0
+    target = "student.safetensors" if moment == "old files gone" else "comparison.png"
+
+    def dying(self: Path, final: Path) -> Path:
+        if Path(final).name == target:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(self, final)
+
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(Path, "replace", dying)
+        try:
+            convert("--no-latency", "--overwrite", "--seed", 1, training=False)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    made = load_model(out / "student.safetensors").checkpoint.metadata
+    assert made["seed"] == ("0" if moment == "old files gone" else "1")
+    report = out / "report.json"
+    assert not report.exists()
+    code, _, err = convert("--no-latency", "--overwrite", "--seed", 1, training=False)
+    assert code == 0, err
+    assert names(out) == RESULTS and json.loads(report.read_text())["seed"] == 1
