@@ -238,8 +238,9 @@ def test_measurements_are_not_written_through_a_link(
     precious.write_text("precious")
     path.symlink_to(precious)
     choice = next(iter(space.choices.values()))[0]
+    teacher = read_checkpoint(checkpoint)
     for known in (0, 1):
-        cache = sensitivity_cache(tmp_path / "out", checkpoint, "sha", make_options(**QUICK, macs=0.8))
+        cache = sensitivity_cache(tmp_path / "out", teacher, make_options(**QUICK, macs=0.8))
         assert cache.path == path
         cache.open()
         assert len(cache.known) == known

@@ -148,7 +148,8 @@ def _notes(content: Any, contents: Contents, chosen: Network) -> list[str]:
     if left_out:
         parts.append(f"left out {listed(left_out)}")
     if chosen.counters:
-        parts.append(f"ignored {chosen.counters} counters of a profiler (total_ops, total_params)")
+        counters = "1 counter" if chosen.counters == 1 else f"{chosen.counters} counters"
+        parts.append(f"ignored {counters} of a profiler (total_ops, total_params)")
     return ["; ".join(parts)]
 
 
