@@ -451,8 +451,14 @@ QUICK: dict[str, Any] = {
 }
 
 
-def test_convert_within_macs(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = convert(checkpoint, macs="0.85", output=tmp_path / "out", latency=False, **QUICK)
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of results whose conversions share their measurements, as those of a user do."""
+    return tmp_path_factory.mktemp("results")
+
+
+def test_convert_within_macs(checkpoint: Path, measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = convert(checkpoint, macs="0.85", output=measured / "macs", latency=False, **QUICK)
     search, after = found.report["search"], found.report["complexity"]["after"]
     assert after["macs"] <= 0.85 * found.report["complexity"]["before"]["macs"]
     assert (search["reached"]["macs"], search["reached"]["params"]) == (after["macs"], after["params"])
@@ -465,13 +471,13 @@ def test_convert_within_macs(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
         assert each["macs"] <= one["macs"] and each["error"] <= one["error"] * (1 + 1e-9)
     assert any(each["error"] < 0.9 * one["error"] for one, each in zip(uniform, searched, strict=True))
     assert "ranks found" in capsys.readouterr().err
-    assert (tmp_path / "tiny-sensitivity.jsonl").exists()
-    convert(checkpoint, params="0.97", output=tmp_path / "other", latency=False, **QUICK)
+    assert (measured / "tiny-sensitivity.jsonl").exists()
+    convert(checkpoint, params="0.97", output=measured / "params", latency=False, **QUICK)
     assert "measurements are there already" in capsys.readouterr().err
 
 
-def test_convert_within_decibels(checkpoint: Path, tmp_path: Path) -> None:
-    found = convert(checkpoint, max_drop=0.05, output=tmp_path / "out", latency=False, **QUICK)
+def test_convert_within_decibels(checkpoint: Path, measured: Path) -> None:
+    found = convert(checkpoint, max_drop=0.05, output=measured / "drop", latency=False, **QUICK)
     # The loss that was judged is the one that the report shows.
     quality, drop = found.report["quality"], found.report["search"]["reached"]["drop"]
     shown = quality["teacher"]["truth"]["psnr"] - quality["initialisation"]["truth"]["psnr"]
@@ -480,7 +486,7 @@ def test_convert_within_decibels(checkpoint: Path, tmp_path: Path) -> None:
     assert after["after"]["macs"] < after["before"]["macs"]
 
 
-def test_convert_within_time(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_within_time(checkpoint: Path, measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are the machine's; here they are made up: a millisecond for every 100 000 MACs."""
 
     class MadeUp:
@@ -498,23 +504,23 @@ def test_convert_within_time(checkpoint: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(plan, "Stopwatch", MadeUp)
     few = Patience(seconds=0.0)
     monkeypatch.setattr(compare, "time_in_turns", lambda runs, _, *more: time_in_turns(runs, few, *more))
-    found = convert(checkpoint, latency=0.8, output=tmp_path / "out", **QUICK)
+    found = convert(checkpoint, latency=0.8, output=measured / "time", **QUICK)
     before, after = (found.report["complexity"][when]["macs"] for when in ("before", "after"))
     assert after <= 0.8 * before * 1.002
     reached = found.report["search"]["reached"]
     assert reached["time_share"] <= 0.8 * 1.01 and reached["milliseconds"] <= 0.8 * 1.01 * before / 1e5
     assert found.report["latency_ms"]["student"]["ratio"] > 0
     with pytest.raises(UsageError, match=r"--latency 0\.1: cannot be reached.*ms of"):
-        convert(checkpoint, latency=0.1, output=tmp_path / "none", **QUICK)
+        convert(checkpoint, latency=0.1, output=measured / "none", **QUICK)
 
 
-def test_what_cannot_be_reached_names_what_can(checkpoint: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_reached_names_what_can(checkpoint: Path, measured: Path) -> None:
     with pytest.raises(UsageError, match="the smallest is") as caught:
-        convert(checkpoint, macs="0.1", output=tmp_path / "out", **QUICK)
-    assert not (tmp_path / "out").exists()
+        convert(checkpoint, macs="0.1", output=measured / "least", **QUICK)
+    assert not (measured / "least").exists()
     share = str(caught.value).split("the smallest is ")[1].split(" ")[0]
     found = convert(
-        checkpoint, macs=share, output=tmp_path / "out", latency=False, **(QUICK | {"distill": False})
+        checkpoint, macs=share, output=measured / "least", latency=False, **(QUICK | {"distill": False})
     )
     after = found.report["complexity"]
     assert after["after"]["macs"] <= float(share) * after["before"]["macs"]
