@@ -66,7 +66,13 @@ def test_tiff_colours_are_not_multiplied_by_alpha(tmp_path: Path, compression: s
 
 @pytest.mark.parametrize(
     "how",
-    [{}, {"planarconfig": "separate"}, {"tile": (16, 16)}, {"compression": "zlib", "predictor": True}],
+    [
+        {"byteorder": ">"},
+        {},
+        {"planarconfig": "separate"},
+        {"tile": (16, 16)},
+        {"compression": "zlib", "predictor": True},
+    ],
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_tiff_layouts(tmp_path: Path, how: dict[str, Any], dtype: type) -> None:
@@ -128,6 +134,23 @@ def test_colours_that_are_not_rgb_are_refused(tmp_path: Path, mode: str, suffix:
     path = by_pillow(tmp_path / f"a{suffix}", Image.fromarray(RGB).convert(mode))
     with pytest.raises(UnreadableError, match="convert it to RGB first"):
         decode(path)
+
+
+def test_orientation_where_tifffile_cannot_decompress(tmp_path: Path) -> None:
+    for image, suffix in ((Image.fromarray(PICTURE), "rgba"), (Image.fromarray(RGB), "rgb")):
+        for orientation in (3, 6):
+            path = tmp_path / f"{suffix}{orientation}.tif"
+            by_pillow(path, image, compression="tiff_lzw", tiffinfo={274: orientation})
+            stored = decode(path, with_alpha=True)
+            assert np.array_equal(stored.pixels, turned(RGB, orientation)), path.name
+            if suffix == "rgba":
+                assert np.array_equal(stored.alpha, turned(ALPHA, orientation))
+
+
+def test_colours_of_tiffs_as_scanners_write_them(tmp_path: Path) -> None:
+    smooth = Image.fromarray(np.tile(np.arange(0, 240, 10, np.uint8)[:, None, None], (1, 24, 3)))
+    path = by_pillow(tmp_path / "a.tif", smooth.convert("YCbCr"))
+    assert np.abs(decode(path).pixels.astype(int) - np.asarray(smooth)).max() <= 1
 
 
 def test_cubes_and_rare_compressions_in_tiffs_are_refused_by_their_reason(tmp_path: Path) -> None:

@@ -10,10 +10,13 @@ import torch
 
 from csa2glmha.data.folders import digest_of, list_files
 from csa2glmha.data.image_set import ImageSet
-from csa2glmha.data.images import write_image
+from csa2glmha.data.images import MemoryImages, write_image
 from csa2glmha.data.pairing import pair_names, parse_pattern
+from csa2glmha.data.sources import ImageData
+from csa2glmha.distill.job import identity_of
 from csa2glmha.errors import DataError, UsageError
 from csa2glmha.options import make_options
+from csa2glmha.search.plan import sensitivity_cache
 
 
 def numbered(pattern: str, *numbers: int) -> list[str]:
@@ -103,6 +106,17 @@ def test_what_is_no_pattern(pattern: str) -> None:
 def test_a_pattern_needs_targets() -> None:
     with pytest.raises(UsageError, match=r"--pair.*--targets"):
         make_options(data="a", pair="blur=sharp")
+
+
+def test_results_are_kept_for_one_way_to_pair(tmp_path: Path) -> None:
+    images = MemoryImages([("a", torch.rand(3, 8, 8))])
+    data = ImageData(images, images, None, "here", (), True)
+    kept = []
+    for pair in ("blur=sharp", "blur_gamma=sharp"):
+        options = make_options(data=tmp_path, targets=tmp_path, pair=pair)
+        cache = sensitivity_cache(tmp_path / "out", tmp_path / "m.pth", "0" * 64, options)
+        kept.append((identity_of(options, data, {}), cache.identity))
+    assert all(one != other for one, other in zip(*kept, strict=True))
 
 
 # --- folders

@@ -13,7 +13,7 @@ from csa2glmha.errors import UsageError
 
 #: Suffixes that users write into patterns.
 _SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp|ppm|pgm|mat|npy|npz)$", re.I)
-_EXAMPLE = "--pair '{}_input={}_gt', or --pair blur=sharp for folders"
+_EXAMPLE = "--pair '{}_input={}_gt', many to one '{}_*={}', or --pair blur=sharp for folders"
 
 
 @dataclass(frozen=True)
