@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from csa2glmha.checkpoint import read_checkpoint
 from csa2glmha.data.folders import digest_of, list_files
 from csa2glmha.data.image_set import ImageSet
 from csa2glmha.data.images import MemoryImages, write_image
@@ -15,6 +16,7 @@ from csa2glmha.data.pairing import pair_names, parse_pattern
 from csa2glmha.data.sources import ImageData
 from csa2glmha.distill.job import identity_of
 from csa2glmha.errors import DataError, UsageError
+from csa2glmha.models.restormer import Restormer
 from csa2glmha.options import make_options
 from csa2glmha.search.plan import sensitivity_cache
 
@@ -108,13 +110,15 @@ def test_a_pattern_needs_targets() -> None:
         make_options(data="a", pair="blur=sharp")
 
 
-def test_results_are_kept_for_one_way_to_pair(tmp_path: Path) -> None:
+def test_results_are_kept_for_one_way_to_pair(tmp_path: Path, tiny_restormer: Restormer) -> None:
+    checkpoint = tmp_path / "m.pth"
+    torch.save(tiny_restormer.state_dict(), checkpoint)
     images = MemoryImages([("a", torch.rand(3, 8, 8))])
     data = ImageData(images, images, None, "here", (), True)
     kept = []
     for pair in ("blur=sharp", "blur_gamma=sharp"):
         options = make_options(data=tmp_path, targets=tmp_path, pair=pair)
-        cache = sensitivity_cache(tmp_path / "out", tmp_path / "m.pth", "0" * 64, options)
+        cache = sensitivity_cache(tmp_path / "out", read_checkpoint(checkpoint), options)
         kept.append((identity_of(options, data, {}), cache.identity))
     assert all(one != other for one, other in zip(*kept, strict=True))
 

@@ -22,6 +22,8 @@ from csa2glmha.inspection import describe, inspect_model
 from csa2glmha.models.restormer import Restormer
 from csa2glmha.report.document import headline, headline_rows, markdown, render_table, write_report
 from csa2glmha.report.evaluate import Judged, judge, restore
+from csa2glmha.report.html.quality import quality_table
+from csa2glmha.report.html.summary import summary
 from csa2glmha.report.pictures import (
     colourful_pixels,
     comparison,
@@ -133,6 +135,8 @@ def test_rows_say_what_psnr_is_of(channel: str | None, label: str) -> None:
     rows = [row[0] for row in headline_rows(known)]
     assert f"{label} to teacher" in rows and f"{label} to truth" in rows
     assert f"| {label} to truth |" in markdown(known)
+    for made in (str(quality_table(known)), str(summary(known))):
+        assert f"{label} to the truth" in made and f"{label} to the teacher" in made
 
 
 def test_rows_without_measurements_are_left_out() -> None:

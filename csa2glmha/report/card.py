@@ -13,7 +13,14 @@ from csa2glmha.files import atomic_path
 from csa2glmha.hub import repository_of
 from csa2glmha.progress import say
 from csa2glmha.report.command_line import command_line
-from csa2glmha.report.document import METRICS, PICTURE_FILE, headline_rows, markdown_table, rank_text
+from csa2glmha.report.document import (
+    PICTURE_FILE,
+    channel_of,
+    headline_rows,
+    markdown_table,
+    metrics_of,
+    rank_text,
+)
 from csa2glmha.report.text import markdown_text
 from csa2glmha.text import one_line
 
@@ -129,7 +136,7 @@ def _metrics(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {"type": metric, "value": round(found[against][metric], 5), "name": f"{label} {words}"}
         for against, words in (("truth", "to the ground truth"), ("teacher", "to the teacher's output"))
-        for metric, label, *_ in METRICS
+        for metric, label, *_ in metrics_of(channel_of(report))
         if isinstance(found.get(against, {}).get(metric), float) and math.isfinite(found[against][metric])
     ]
 

@@ -35,6 +35,11 @@ METRICS = (
 CHANNELS = {"rgb": "RGB", "y": "Y of YCbCr", "gray": "gray"}
 
 
+def channel_of(report: dict[str, Any]) -> str | None:
+    """What PSNR and SSIM of a report are of, a key of :data:`CHANNELS`; None where it does not say."""
+    return report.get("data", {}).get("channel")
+
+
 def metrics_of(channel: str | None) -> tuple[tuple[str, str, str, int, int], ...]:
     """:data:`METRICS`, PSNR and SSIM labelled by what they are of; spectra and older reports do not say."""
     if channel not in CHANNELS:
@@ -61,7 +66,7 @@ def headline_rows(report: dict[str, Any]) -> list[Row]:
         rows.append(("ONNX latency", teacher, student, f"{time_share(latency):.3f}"))
     quality = report.get("quality", {})
     student_quality = quality.get("student", {})
-    metrics = metrics_of(report.get("data", {}).get("channel"))
+    metrics = metrics_of(channel_of(report))
     for metric, label, unit, digits, _ in metrics:
         start = quality.get("initialisation", {}).get("teacher", {}).get(metric)
         value = student_quality.get("teacher", {}).get(metric)

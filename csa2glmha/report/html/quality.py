@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from csa2glmha.report.document import metrics_of
+from csa2glmha.report.document import channel_of, metrics_of
 from csa2glmha.report.html.axes import axis_of
 from csa2glmha.report.html.charts import Series, chart, legend_of
 from csa2glmha.report.html.markup import Markup, details, table, tag
@@ -24,7 +24,7 @@ def quality_table(report: dict[str, Any]) -> Markup | None:
     """Every metric of teacher, initialisation and student."""
     quality = report.get("quality", {})
     rows: list[list[str]] = []
-    metrics = metrics_of(report.get("data", {}).get("channel"))
+    metrics = metrics_of(channel_of(report))
     for against, words in (("teacher", "to the teacher"), ("truth", "to the truth")):
         for metric, label, unit, to_teacher, to_truth in metrics:
             values = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from csa2glmha.report.complexity import format_macs, format_params
-from csa2glmha.report.document import headline_rows, metrics_of, rank_text, time_share
+from csa2glmha.report.document import channel_of, headline_rows, metrics_of, rank_text, time_share
 from csa2glmha.report.html.markup import Markup, breakable, details, table, tag
 from csa2glmha.report.html.numbers import MINUS, TIMES, finite, fixed, percent_change, signed
 
@@ -160,7 +160,7 @@ def _cards(report: dict[str, Any]) -> list[Markup]:
         note = " → ".join(f"{ms:.0f} ms" if ms >= 10 else f"{ms:.2g} ms" for ms in times)
         cards.append(_saving_card("Time, ONNX Runtime", teacher, teacher * time_share(latency), note))
     drop = psnr_change(quality)
-    psnr = metrics_of(report.get("data", {}).get("channel"))[0][1]
+    psnr = metrics_of(channel_of(report))[0][1]
     if drop is not None:
         values = [fixed(quality[name]["truth"]["psnr"], 3) for name in ("teacher", "student")]
         cards.append(_card(f"{psnr} to the truth", signed(drop, 3, " dB"), f"{values[0]} → {values[1]} dB"))
