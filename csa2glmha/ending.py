@@ -40,6 +40,7 @@ def run_safely(command: Callable[[], object]) -> int:
         # Names of files and of layers may hold what the terminal's encoding does not.
         with contextlib.suppress(AttributeError, ValueError, OSError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    stdout = sys.stdout
     try:
         code = command()
         if sys.stdout is not None:
@@ -49,6 +50,9 @@ def run_safely(command: Callable[[], object]) -> int:
         if os.environ.get(DEBUG, "0") not in ("", "0"):
             with contextlib.suppress(OSError, ValueError):
                 traceback.print_exc()
+        # Click exits with 1, and leaves streams behind that are silent, where a reader is gone.
+        if isinstance(error, SystemExit) and sys.stdout is not stdout:
+            error = BrokenPipeError()
         return _end(error)
 
 

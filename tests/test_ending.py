@@ -94,8 +94,10 @@ def test_the_place_in_the_package_is_named(capsys: pytest.CaptureFixture[str]) -
 class Full(io.StringIO):
     """A stream on a full disk."""
 
+    number = errno.ENOSPC
+
     def write(self, text: str) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(self.number, os.strerror(self.number))
 
 
 def test_a_full_log_does_not_end_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,3 +129,15 @@ def test_names_that_the_encoding_does_not_hold(monkeypatch: pytest.MonkeyPatch) 
 
     assert run_safely(command) == 0
     assert raw.getvalue() == b"Gr\\xf6\\xdfe\nGr\xf6\xdfe \\u65e5 \\ufffd\n"
+
+
+def test_a_reader_that_is_gone_is_no_failure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `csa2glmha --version | true`; Click would exit with 1."""
+    stream = Full()
+    stream.number = errno.EPIPE
+    for name in ("stdout", "stderr"):  # Click replaces both
+        monkeypatch.setattr(sys, name, stream if name == "stdout" else sys.stderr)
+    assert run_safely(lambda: cli.cli.main(["--version"], standalone_mode=False)) == 0
+    assert capsys.readouterr().err == ""
