@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 from hypothesis import settings
 from hypothesis import strategies as st
 
@@ -38,6 +40,13 @@ _UNPICKLING = ("pickle.find_class", "marshal.loads")
 _CHANGING = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate")
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _watching: list[list[str]] = []
+_stderr = [2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hangs_are_told(request: pytest.FixtureRequest) -> None:
+    """Where a hang is: on the stream for crashes, since what pytest captures is lost with the process."""
+    _stderr[0] = request.config.stash.get(fault_handler_stderr_fd_key, 2)
 
 
 def _may_change(path: Any) -> bool:
@@ -85,7 +94,7 @@ def confined(folder: Path) -> Iterator[None]:
     What may be written is what lies in temporary folders that are gone at the end.
     """
     before, wrong = _content(folder), list[str]()
-    faulthandler.dump_traceback_later(60 * MINUTES_OF_A_HANG, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(60 * MINUTES_OF_A_HANG, exit=True, file=_stderr[0])
     _watching.append(wrong)
     try:
         yield

@@ -162,25 +162,28 @@ def test_only_the_command_line_changes_it(monkeypatch: pytest.MonkeyPatch) -> No
     assert not ours([""]) and not ours([])
 
 
+HOUR = 3600.0  # in seconds, which no child takes on the busiest machine
+
+
 def test_children_say_why_they_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "works.py").write_text("import sys; print('out', *sys.argv[1:])")
     (tmp_path / "fails.py").write_text("raise ValueError('two\\nlines')")
     (tmp_path / "crashes.py").write_text("import os; os.abort()")
     (tmp_path / "sleeps.py").write_text("import time; time.sleep(600)")
     monkeypatch.syspath_prepend(tmp_path)
-    assert run_module("works", ["a b"], 60) == "out a b\n"
+    assert run_module("works", ["a b"], HOUR) == "out a b\n"
     for name, reason in (
         ("fails", r"^lines \(exit code 1\)$"),
         ("crashes", "signal 6"),
         ("missing", "No module named"),
     ):
         with pytest.raises(ChildError, match=reason):
-            run_module(name, [], 60)
+            run_module(name, [], HOUR)
     with pytest.raises(ChildError, match="longer than 1 seconds"):
         run_module("sleeps", [], 1)
     monkeypatch.setattr(child.sys, "executable", str(tmp_path / "none"))
     with pytest.raises(ChildError, match="no process could be started"):
-        run_module("works", [], 60)
+        run_module("works", [], HOUR)
 
 
 #: Files of these names lie in the folder that the commands are started in.
