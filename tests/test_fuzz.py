@@ -1,7 +1,7 @@
 """Files and options that nobody would write: each is used or refused in words, and nothing else happens.
 
-Some three thousand inputs, the same ones every time, take less than a minute. CSA2GLMHA_FUZZ=5000 gives every test as many
-new ones.
+Some three thousand inputs, the same ones every time, take less than a minute; CSA2GLMHA_FUZZ=5000 gives
+every test as many new ones.
 """
 
 from __future__ import annotations
