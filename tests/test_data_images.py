@@ -183,13 +183,14 @@ def test_written_values_are_clipped_and_rounded(tmp_path):
         ("a.pgm", torch.zeros(3, 4, 4), 8, "pgm"),
         ("a.png", torch.full((1, 4, 4), torch.nan), 8, "not finite"),
         ("a.webp", torch.zeros(1, 1, 20000), 8, "20000x1"),
-        ("missing/a.png", torch.zeros(1, 1, 1), 8, "cannot write"),
+        ("taken/a.png", torch.zeros(1, 1, 1), 8, "cannot write"),
     ],
 )
 def test_image_that_cannot_be_written_leaves_nothing(tmp_path, name, image, bits, match):
+    (tmp_path / "taken").write_bytes(b"a file where a folder would have to be")
     with pytest.raises(OutputError, match=match):
         write_image(tmp_path / name, image, bits)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 def test_failed_write_keeps_the_earlier_file(tmp_path, monkeypatch):

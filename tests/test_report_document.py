@@ -475,7 +475,7 @@ def test_inspect_a_teacher(tmp_path: Path, tiny_restormer: Restormer) -> None:
         assert found[what] - found["estimate"][what] == saved > 0
     text = describe(found)
     assert "restormer (teacher)" in text
-    assert "note: wrapper 'params' opened" in text
+    assert "note: opened 'params'" in text
     assert "latent.0.attn" in text
     assert "q full, k 4, v 4" in text
 

@@ -176,8 +176,10 @@ def test_unknown_values() -> None:
 
 
 def test_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file where a folder would have to be")
     with pytest.raises(OutputError, match="cannot write"):
-        write_html(tmp_path / "missing", example_report(), [])
+        write_html(tmp_path / "taken", example_report(), [])
+    (tmp_path / "taken").unlink()
     (tmp_path / "report.html").write_text("earlier")
     with pytest.raises(KeyError):
         write_html(tmp_path, example_report("layers"), [])
