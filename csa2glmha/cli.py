@@ -186,16 +186,19 @@ def given_only(values: dict[str, Any]) -> dict[str, Any]:
 @click.option("--recipe", type=EXISTING, metavar="FILE", help="YAML file that sets any of these options.")
 @click.option("-o", "--output", metavar="DIR", help="Output folder [default: CHECKPOINT-rankR].")
 @click.option("--overwrite", is_flag=True, help="Replace existing results.")
+@click.option("--dry-run", is_flag=True, help="Check everything and show what would be done; write nothing.")
 def convert(
     checkpoint: Model,
     recipe: Path | None,
     no_distill: bool,
     no_latency: bool,
     overwrite: bool,
+    dry_run: bool,
     **given: Any,
 ) -> None:
     """Compress CHECKPOINT and write student, ONNX file and report."""
-    from csa2glmha.pipeline import run_conversion
+    from csa2glmha.pipeline import preview_conversion, run_conversion
+    from csa2glmha.preview import describe_preview
     from csa2glmha.report.document import headline
 
     values = {} if recipe is None else read_recipe(recipe)
@@ -209,6 +212,9 @@ def convert(
     values |= {"latency": False} if no_latency else {}
     values |= {"overwrite": True} if overwrite else {}
     options = make_options(**values)
+    if dry_run:
+        show(describe_preview(preview_conversion(local_file(checkpoint), options)))
+        return
     result = run_conversion(local_file(checkpoint), options)
     show(headline(result.report))
     show("")

@@ -124,14 +124,15 @@ def check_room(folder: Path, needed: int, replaced: Iterable[Path]) -> None:
     """Refuse to begin what will not fit on the disk.
 
     Args:
-        folder: that exists, where files are to be written.
+        folder: where files are to be written; where it is not there yet, it is made on its parent's disk.
         needed: bytes.
         replaced: files and folders that will have gone by then.
 
     Raises:
         OutputError: there is too little room.
     """
-    room = _free(folder)
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    room = _free(there)
     for path in replaced:
         files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
         room += sum(each.lstat().st_size for each in files if os.path.lexists(each))

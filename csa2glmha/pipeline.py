@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,6 +51,7 @@ from csa2glmha.measurements import Measurements, build_report
 from csa2glmha.models import RestorationModel
 from csa2glmha.models.mst import MST, bake_mask, unbake_mask
 from csa2glmha.options import ConvertOptions, make_options
+from csa2glmha.preview import Preview, preview
 from csa2glmha.progress import is_first_process, say
 from csa2glmha.report.card import CARD_FILE, replaceable, write_card
 from csa2glmha.report.comparisons import compare_images
@@ -62,6 +62,7 @@ from csa2glmha.report.html import HTML_FILE, write_html
 from csa2glmha.report.pictures import comparison, plot_spectra, spectral_comparison
 from csa2glmha.search.costs import Finish, unchanged
 from csa2glmha.search.plan import RankSearch, measured_ranks, sensitivity_cache
+from csa2glmha.stages import CONVERSION, Stages
 from csa2glmha.storage import (
     STUDENT_FILE,
     LoadedModel,
@@ -179,29 +180,86 @@ def check_data(teacher: RestorationModel, data: Data, options: ConvertOptions) -
     return RankSearch.prepare(teacher, data, options, finish) if options.automatic else None
 
 
-def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> Conversion:
+@dataclass(frozen=True)
+class Prepared:
+    """What a conversion begins with, once all checks have passed.
+
+    Attributes:
+        device: to compute on.
+        loaded: the teacher and its file.
+        plan: what is to be made.
+        data: opened.
+        search: for ranks; None where they are given.
+    """
+
+    device: torch.device
+    loaded: LoadedModel
+    plan: Plan
+    data: Data
+    search: RankSearch | None
+
+
+def prepare_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> Prepared:
+    """Open what a conversion needs and check it; nothing is written.
+
+    Raises:
+        Csa2GlmhaError: what would stop the conversion later.
+    """
     device = resolve_device(options.device)
     check_training(options, device)
     loaded = load_model(checkpoint, options.weights)
-    teacher = loaded.model
     plan = plan_conversion(loaded, options)
+    data = open_data(loaded.model, options)
+    search = check_data(loaded.model, data, options)
+    check_apart(output, options)
+    names = [output / name for name in OUTPUT_FILES]
+    check_not_inputs(names, checkpoint, options.mask)
+    # The student is no larger than its teacher, and its ONNX file neither.
+    check_room(output, 2 * weight_bytes(loaded.model), [*names, output / STATE_FOLDER])
+    return Prepared(device, loaded, plan, data, search)
+
+
+def preview_conversion(checkpoint: Path, options: ConvertOptions) -> Preview:
+    """What :func:`run_conversion` would do, after all of its checks; nothing is written.
+
+    Raises:
+        Csa2GlmhaError: as the conversion would.
+    """
+    output = options.output or Path(default_output(checkpoint, options))
+    prepared = prepare_conversion(checkpoint, options, output)
+    there = [name for name in OUTPUT_FILES if (output / name).exists()]
+    where = f"{output} (holds results already: give --overwrite, or another folder)" if there else str(output)
+    teacher = prepared.loaded.model.to(prepared.device).requires_grad_(False)
+    plan = prepared.plan
+    return preview(teacher, plan.configs, prepared.data, options, prepared.search, plan.distilled, where)
+
+
+def _stage_names(plan: Plan, options: ConvertOptions) -> list[str]:
+    wanted = {
+        "ranks": options.measured,
+        "distill": plan.distilled,
+        "baselines": options.baselines,
+        "latency": bool(options.latency),
+    }
+    return [name for name in CONVERSION if wanted.get(name, True)]
+
+
+def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> Conversion:
+    prepared = prepare_conversion(checkpoint, options, output)
+    device, loaded, plan = prepared.device, prepared.loaded, prepared.plan
+    data, search, teacher = prepared.data, prepared.search, loaded.model
     configs, exact, distilled = plan.configs, plan.exact, plan.distilled
     layers = attention_layers(teacher)
-    data = open_data(teacher, options)
-    search = check_data(teacher, data, options)
     layer_configs = {name: config.to_json() for name, config in configs.items()}
     source = {"the teacher": loaded.checkpoint.sha256, **_weights_of(loaded)}
     identity = identity_of(options, data, {**source, "layers": layer_configs})
     states = StateFolder(output / STATE_FOLDER, identity, options.state_minutes, say)
-    check_apart(output, options)
-    check_not_inputs([output / name for name in OUTPUT_FILES], checkpoint, options.mask)
-    # The student is no larger than its teacher, and its ONNX file neither.
-    check_room(output, 2 * weight_bytes(teacher), [output / name for name in (*OUTPUT_FILES, STATE_FOLDER)])
     state = _prepare_output(output, states, options, distilled)
     for note in (*loaded.checkpoint.notes, *data.notes):
         say(note)
 
-    seconds: dict[str, float] = {}
+    stage = Stages(_stage_names(plan, options))
+    seconds = stage.seconds
     torch.manual_seed(options.seed)
     teacher.to(device).requires_grad_(False)
     found = None
@@ -213,11 +271,11 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         inputs = None if exact else _calibration_inputs(data, options)
         statistics = None
         if options.measured and inputs is not None:
-            with _timed(seconds, "ranks"):
+            with stage("ranks"):
                 cache = sensitivity_cache(output, loaded.checkpoint, options)
                 ranks, statistics, found = measured_ranks(teacher, options, inputs, search, cache)
             configs = {name: layer_config(layers[name].form, each) for name, each in ranks.items()}
-        with _timed(seconds, "initialise"):
+        with stage("initialise"):
             student, fits = initialise_student(teacher, configs, inputs, statistics, analyse_layer)
         del statistics
     distilled = distilled and not all(config.full for config in configs.values())
@@ -230,16 +288,17 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
             states.clear()
             metadata = student_metadata(student, loaded.checkpoint.sha256, options.seed, {})
             save_initial(states, student, metadata, fits, seconds["initialise"], found)
-        distillation = DistillJob(options, data, states, output / LOG_FILE).run(student, teacher, state)
+        with stage("distill"):
+            distillation = DistillJob(options, data, states, output / LOG_FILE).run(student, teacher, state)
         seconds["distill"] = distillation.seconds
     student = _finish(data, options)(student)
     candidates["student"] = restore(student)
-    with _timed(seconds, "judge"):
+    with stage("judge"):
         quality = judge(candidates, examples, "teacher", data.spectral)
     frame = data.frame(options.input_size)
     compared, baselines = None, None
     if options.baselines:
-        with _timed(seconds, "baselines"):
+        with stage("baselines"):
             baselines = _baselines(teacher, distillation, data, examples, options, identity, output)
             compared = baselines.run(
                 count_complexity(student, *student.input_shapes(*data.frame(options.input_size))).macs
@@ -280,8 +339,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     with_room(states, lambda: _replace_student(output, student, metadata, stale), taken)
     example = examples[0].inputs[0]
     described = onnx_metadata(output.name, student.architecture, student.hyperparameters, metadata)
-    with _timed(seconds, "export"):
-        say("exporting to ONNX and comparing with PyTorch")
+    with stage("export"):
         try:
             measured.export = with_room(
                 states,
@@ -290,7 +348,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         except ExportError as error:
             raise ExportError(f"{error}; the student itself is kept in {output / STUDENT_FILE}") from error
     if options.latency:
-        with _timed(seconds, "latency"):
+        with stage("latency"):
             files = {"student": output / ONNX_FILE}
             try:
                 measured.latency = compare_with_teacher(teacher, files, frame, example=example, beside=output)
@@ -378,13 +436,6 @@ def default_output(checkpoint: Path, options: ConvertOptions) -> str:
     extra = "".join(f"-{name}{value}" for name, value in ranks.items() if value is not None)
     compact = "-compact" if options.attention == "compact" else ""
     return f"{checkpoint.stem}-{rank}{extra}{compact}"
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started
 
 
 def _calibration_inputs(data: Data, options: ConvertOptions) -> list[Inputs]:

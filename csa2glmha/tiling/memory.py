@@ -51,6 +51,21 @@ def whole_needs(model: RestorationModel, height: int, width: int) -> int:
     return _overhead(_peak(lambda: skeleton(*_inputs(model, height, width, 1))))
 
 
+def training_needs(model: RestorationModel, batch: int, height: int, width: int) -> int:
+    """Bytes that a training step takes beside the weights: activations, gradients, Adam's moments."""
+    skeleton = _skeleton(model).requires_grad_(True)
+    inputs = _inputs(model, height, width, batch)
+
+    def step() -> Tensor:
+        with torch.enable_grad():
+            loss: Tensor = skeleton(*inputs).sum()
+            loss.backward()
+        return loss
+
+    weights = sum(each.nbytes for each in model.parameters())
+    return _overhead(_peak(step) + 2 * weights)
+
+
 def tile_needs(
     model: RestorationModel, tile: tuple[int, int], sample: tuple[int, int], shared: bool
 ) -> MemoryNeeds:
