@@ -20,7 +20,7 @@ from csa2glmha.search.plan import CROPS, RankSearch
 from csa2glmha.tiling.memory import available_bytes, training_needs, used_bytes, whole_needs
 
 # Passes of one crop through the teacher that the stages take. Foretold and measured seconds on two cores, for
-# Restormer of 0.8 and of 2.6 M parameters and MST-S: initialisation 12 and 12, 23 and 25, 38 and 7 (which needs
+# Restormer of 0.8 and 2.6 M parameters and MST-S: initialisation 12 and 12, 23 and 25, 38 and 7 (it needs
 # no factors refined); 20 steps of distillation 12 and 12, 20 and 18, 22 and 35.
 _INITIALISE_PASSES = 5.0
 #: A training step: the teacher's pass, the student's, and back.
