@@ -19,6 +19,7 @@ from csa2glmha.data.stretch import NOTE as STRETCH_NOTE
 from csa2glmha.data.stretch import Stretched
 from csa2glmha.device import resolve_device
 from csa2glmha.errors import UsageError
+from csa2glmha.export.fitted import FittedOnnx
 from csa2glmha.export.runtime import CPU_PROVIDER, OnnxModel, provider_name
 from csa2glmha.files import sha256_of
 from csa2glmha.hub import display_name
@@ -94,9 +95,9 @@ def open_model(path: Path, device: str, weights: str | None = None) -> OpenModel
             raise UsageError(f"--weights {weights}: {path} is an ONNX file and has one set; leave it out")
         provider = CPU_PROVIDER if device == "auto" else provider_name(device, "--device")
         network = OnnxModel(path, provider=provider)
-        taken = len(network.input_names)
+        fitted, taken = FittedOnnx(network), len(network.input_names)
         return OpenModel(
-            lambda inputs: network(*inputs[:taken])[0],
+            lambda inputs: fitted(inputs)[0],
             network.metadata.get("architecture", "mst" if taken > 1 else ""),
             network.in_channels,
             network.out_channels,

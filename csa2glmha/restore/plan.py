@@ -105,7 +105,8 @@ class Restorer:
                 "--tile-mode global: an ONNX file makes its attention maps inside; run the student or "
                 "checkpoint it was exported from, or give --tile-mode plain"
             )
-        if self.options.size is not None and self.model.size is not None:
+        # Files of others that hold for one size are run in tiles of that, whatever is asked for.
+        if self.options.size is not None and self.model.size is not None and self.model.architecture:
             raise UsageError(
                 f"--tile {self.options.size}: this model takes {self.model.size[0]}x{self.model.size[1]} "
                 "pixels only; leave it out"
@@ -129,6 +130,8 @@ class Restorer:
             DataError: not even tiles fit into the memory, or the inputs do not fit the network.
         """
         height, width = inputs[0].shape[-2:]
+        if self.model.size is not None:  # a foreign file that holds for one size is cut into tiles of it
+            return self.model.run(inputs)
         size = self.options.size
         if self._fits_whole(height, width) if size is None else max(height, width) <= size:
             return self.model.run(inputs)
@@ -164,7 +167,7 @@ class Restorer:
         return min(DEFAULT_OVERLAP, size // 4, room)
 
     def _fits_whole(self, height: int, width: int) -> bool:
-        if self.model.size is not None or (self.model.network is None and height * width <= _PROBE**2):
+        if self.model.network is None and height * width <= _PROBE**2:
             return True
         if (height, width) not in self._whole:
             network = self.model.network
