@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from pathlib import Path
 
 import cv2
@@ -119,3 +122,30 @@ def test_a_file_from_the_field(cases: Path, tmp_path: Path) -> None:
     written = read_image(tmp_path / "out" / "odd.png", 3)
     assert written.shape == (3, 51, 61)
     assert np.abs(written.numpy() - expected.clip(0, 1)).max() < 0.51 / 255 + 1e-5
+
+
+def endless(path: Path) -> Path:
+    """A loop of more turns than anybody waits for."""
+    turns = onnx.numpy_helper.from_array(np.array(2**62), "turns")
+    on = onnx.numpy_helper.from_array(np.array(True), "on")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("v", "w")]
+    flags = [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("go", "still")]
+    index = helper.make_tensor_value_info("i", TensorProto.INT64, [])
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["still"]), helper.make_node("Neg", ["v"], ["w"])],
+        "body",
+        [index, flags[0], values[0]],
+        [flags[1], values[1]],
+    )
+    return save(
+        path, [helper.make_node("Loop", ["turns", "on", "x"], ["y"], body=body)], ("h", "w"), turns, on
+    )
+
+
+def test_an_interrupt_ends_a_run_that_would_not_end(tmp_path: Path) -> None:
+    model = OnnxModel(endless(tmp_path / "endless.onnx"))
+    interrupt = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.rand(1, 3, 8, 8))
+    interrupt.join()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
+import threading
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import onnxruntime as ort
 import torch
 from torch import Tensor
@@ -25,6 +30,9 @@ _WAITING = {
     # Threads that wait for the next run would slow down whatever runs in between.
     "session.force_spinning_stop": "1",
 }
+
+#: How long a signal may go unheard during a run.
+_HEARING_SECONDS = 0.2
 
 CPU_PROVIDER = "CPUExecutionProvider"
 
@@ -54,6 +62,7 @@ class OnnxModel:
     ) -> None:
         self.path = path
         self._session = _open_session(path, threads, provider, profile)
+        self._runner = concurrent.futures.ThreadPoolExecutor(1, "onnx")
         for node in (*self._session.get_inputs(), *self._session.get_outputs()):
             if len(node.shape) != 4 or not isinstance(node.shape[1], int):
                 raise CheckpointError(
@@ -79,7 +88,7 @@ class OnnxModel:
         for name, array in arrays.items():
             self._check_shape(name, array.shape)
         try:
-            output = self._session.run(None, arrays)[0]
+            output = self._run(arrays)[0]
         # ONNX Runtime's exceptions have no base class of their own.
         except Exception as error:
             shapes = ", ".join(str(array.shape) for array in arrays.values())
@@ -87,6 +96,26 @@ class OnnxModel:
                 f"{str(self.path)!r} fails on input of shape {shapes}: {str(error).splitlines()[0]}"
             ) from error
         return torch.from_numpy(output).float().to(inputs[0].device)
+
+    def _run(self, arrays: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """The outputs. Ctrl-C ends a run at once, and one that never ends at all.
+
+        Python acts on a signal in its main thread, between two steps of its own, and a run is one step. So
+        the main thread waits for another one that runs.
+        """
+        options = ort.RunOptions()
+        if threading.current_thread() is not threading.main_thread():
+            return list(self._session.run(None, arrays, options))
+        running = self._runner.submit(self._session.run, None, arrays, options)
+        try:
+            while True:
+                with contextlib.suppress(concurrent.futures.TimeoutError):
+                    # On Windows a wait without a limit hears of no signal.
+                    return list(running.result(timeout=_HEARING_SECONDS))
+        except KeyboardInterrupt:
+            options.terminate = True
+            concurrent.futures.wait([running])
+            raise
 
     def end_profile(self) -> Path:
         """The file with the times of all runs until now, as JSON; later runs are not added to it."""
