@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, helper
 
 from csa2glmha.data.images import read_image
-from csa2glmha.errors import Csa2GlmhaError, DataError
+from csa2glmha.errors import CheckpointError, Csa2GlmhaError, DataError
 from csa2glmha.evaluation import evaluate_file, open_model
 from csa2glmha.export.fitted import FittedOnnx
 from csa2glmha.export.runtime import OnnxModel
@@ -68,8 +68,8 @@ def test_the_multiple_that_a_file_needs_is_found(tmp_path: Path, multiple: int) 
         assert torch.equal(model.run((image,)), image[0] * 0.5)
 
 
-@pytest.mark.parametrize("size", [(32, 48), (40, 40)])
-def test_a_file_of_one_size_is_run_in_tiles_of_it(tmp_path: Path, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(32, 48), (40, 40), ("h", 40), (40, "w")])
+def test_a_file_of_one_size_is_run_in_tiles_of_it(tmp_path: Path, size: tuple[int | str, int | str]) -> None:
     model = open_model(halves(tmp_path / "m.onnx", size), "cpu")
     for height, width in ((32, 48), (100, 131), (5, 7), (1, 1), (200, 9)):
         image = torch.rand(1, 3, height, width)
@@ -122,6 +122,61 @@ def test_a_file_from_the_field(cases: Path, tmp_path: Path) -> None:
     written = read_image(tmp_path / "out" / "odd.png", 3)
     assert written.shape == (3, 51, 61)
     assert np.abs(written.numpy() - expected.clip(0, 1)).max() < 0.51 / 255 + 1e-5
+
+
+def test_values_that_are_not_finite_are_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zero = onnx.numpy_helper.from_array(np.array(0, np.float32), "zero")
+    file = save(tmp_path / "nan.onnx", [helper.make_node("Div", ["x", "zero"], ["y"])], ("h", "w"), zero)
+    model, shapes = OnnxModel(file), []
+    run = OnnxModel.__call__
+
+    def counted(self: OnnxModel, *inputs: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(inputs[0].shape))
+        return run(self, *inputs)
+
+    monkeypatch.setattr(OnnxModel, "__call__", counted)
+    with pytest.raises(DataError, match="not finite of an input of 61x51"):
+        FittedOnnx(model)((torch.rand(1, 3, 51, 61),))
+    assert shapes == [(1, 3, 51, 61)]
+
+
+def ends(path: Path, kind: int, inputs: int = 1, further: bool = False) -> Path:
+    """Input to output as it is; without an input a constant; with a mean as a further output."""
+    shape = [1, 3, "h", "w"]
+    taken = [helper.make_tensor_value_info("x", kind, shape)][:inputs]
+    made = [helper.make_tensor_value_info("y", kind, shape)]
+    constants = [helper.make_tensor("k", kind, [1, 3, 1, 1], [1, 1, 1])] if not inputs else []
+    nodes = [helper.make_node("Identity", ["x" if inputs else "k"], ["y"])]
+    if further:
+        nodes.append(helper.make_node("ReduceMean", ["x"], ["mean"], keepdims=0))
+        made.append(helper.make_tensor_value_info("mean", kind, []))
+    graph = helper.make_graph(nodes, "g", taken, made, constants)
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), str(path))
+    return path
+
+
+@pytest.mark.parametrize(("kind", "further"), [(TensorProto.DOUBLE, False), (TensorProto.FLOAT, True)])
+def test_double_precision_and_further_outputs_are_taken(tmp_path: Path, kind: int, further: bool) -> None:
+    image = torch.rand(1, 3, 8, 10)
+    model = open_model(ends(tmp_path / "m.onnx", kind, further=further), "cpu")
+    assert torch.equal(model.run((image,)), image[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "reason"),
+    [
+        (TensorProto.FLOAT, 0, "has no input"),
+        (TensorProto.UINT8, 1, r"'x' is a tensor\(uint8\), not one of floating-point numbers"),
+    ],
+)
+def test_what_is_no_image_model_is_refused_when_it_is_opened(
+    tmp_path: Path, kind: int, inputs: int, reason: str
+) -> None:
+    with pytest.raises(CheckpointError, match=reason):
+        OnnxModel(ends(tmp_path / "m.onnx", kind, inputs))
 
 
 def endless(path: Path) -> Path:

@@ -67,12 +67,13 @@ class FittedOnnx:
                 continue
             tried.add(tuple(padded.shape))
             try:
-                output = self._checked((padded,))
+                output = self._of_same_size((padded,))
             except DataError as error:
                 first = first or error
                 continue
             self._multiple = multiple
-            return output[..., :height, :width]
+            # Another multiple is no cure for values: it would only be tried in vain, and kept by chance.
+            return self._finite(output)[..., :height, :width]
         assert first is not None
         raise first
 
@@ -90,16 +91,24 @@ class FittedOnnx:
         return restore_separately(self._checked, (image,), tiles)[..., :height, :width]
 
     def _checked(self, inputs: Inputs) -> Tensor:
+        return self._finite(self._of_same_size(inputs))
+
+    def _of_same_size(self, inputs: Inputs) -> Tensor:
         output = self._model(*inputs)
-        path, (height, width) = str(self._model.path), inputs[0].shape[-2:]
+        height, width = inputs[0].shape[-2:]
         if output.shape[-2:] != (height, width):
             raise DataError(
-                f"{path!r} makes {output.shape[-1]}x{output.shape[-2]} pixels of {width}x{height}; only "
-                "networks whose output is as large as their input can be used"
+                f"{str(self._model.path)!r} makes {output.shape[-1]}x{output.shape[-2]} pixels of "
+                f"{width}x{height}; only networks whose output is as large as their input can be used"
             )
+        return output
+
+    def _finite(self, output: Tensor) -> Tensor:
         if not torch.isfinite(output).all():
+            height, width = output.shape[-2:]
             raise DataError(
-                f"{path!r} makes values that are not finite of an input of {width}x{height} pixels"
+                f"{str(self._model.path)!r} makes values that are not finite of an input of "
+                f"{width}x{height} pixels"
             )
         return output
 

@@ -36,6 +36,12 @@ _HEARING_SECONDS = 0.2
 
 CPU_PROVIDER = "CPUExecutionProvider"
 
+_FLOATS = {
+    "tensor(float16)": torch.float16,
+    "tensor(float)": torch.float32,
+    "tensor(double)": torch.float64,
+}
+
 
 class OnnxModel:
     """An ONNX file called like the network it came from, with inputs and output in float32 on the host.
@@ -63,15 +69,11 @@ class OnnxModel:
         self.path = path
         self._session = _open_session(path, threads, provider, profile)
         self._runner = concurrent.futures.ThreadPoolExecutor(1, "onnx")
-        for node in (*self._session.get_inputs(), *self._session.get_outputs()):
-            if len(node.shape) != 4 or not isinstance(node.shape[1], int):
-                raise CheckpointError(
-                    f"{str(path)!r} is no image model of ours: {node.name!r} has shape {node.shape}, "
-                    "not (batch, channels, height, width) with a fixed number of channels"
-                )
+        _check_ends(path, self._session)
         self._inputs = {node.name: node.shape for node in self._session.get_inputs()}
-        half = self._session.get_inputs()[0].type == "tensor(float16)"
-        self._dtype = torch.float16 if half else torch.float32
+        # Further outputs are not asked for.
+        self._outputs = [self._session.get_outputs()[0].name]
+        self._dtype = _FLOATS[self._session.get_inputs()[0].type]
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Run the file on its inputs, (B, C, H, W) each; the result is on the first one's device.
@@ -105,8 +107,8 @@ class OnnxModel:
         """
         options = ort.RunOptions()
         if threading.current_thread() is not threading.main_thread():
-            return list(self._session.run(None, arrays, options))
-        running = self._runner.submit(self._session.run, None, arrays, options)
+            return list(self._session.run(self._outputs, arrays, options))
+        running = self._runner.submit(self._session.run, self._outputs, arrays, options)
         try:
             while True:
                 with contextlib.suppress(concurrent.futures.TimeoutError):
@@ -143,9 +145,11 @@ class OnnxModel:
 
     @property
     def fixed_size(self) -> tuple[int, int] | None:
-        """Height and width, if the file takes one size only."""
+        """Height and width, if the file takes one size only; a square, if it leaves one of the two open."""
         height, width = self._session.get_inputs()[0].shape[2:]
-        return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+        if isinstance(height, int):
+            return height, width if isinstance(width, int) else height
+        return (width, width) if isinstance(width, int) else None
 
     def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         expected = self._inputs[name]
@@ -201,3 +205,23 @@ def _open_session(
             f"{provider} cannot be used here; check that its libraries are installed, or use cpu"
         )
     return session
+
+
+def _check_ends(path: Path, session: ort.InferenceSession) -> None:
+    """Raise CheckpointError for a network that does not make images of images."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if not inputs or not outputs:
+        raise CheckpointError(f"{str(path)!r} is no image model: it has no {'output' if inputs else 'input'}")
+    for node in (*inputs, outputs[0]):
+        if node.type not in _FLOATS:
+            raise CheckpointError(
+                f"{str(path)!r} is no image model of ours: {node.name!r} is a {node.type}, not one of "
+                "floating-point numbers"
+            )
+        if len(node.shape) != 4 or not isinstance(node.shape[1], int):
+            raise CheckpointError(
+                f"{str(path)!r} is no image model of ours: {node.name!r} has shape {node.shape}, "
+                "not (batch, channels, height, width) with a fixed number of channels"
+            )
+    if len({node.type for node in inputs}) > 1:
+        raise CheckpointError(f"{str(path)!r} is no image model of ours: its inputs are of different types")
