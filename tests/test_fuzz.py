@@ -403,11 +403,13 @@ def test_inspecting_with_any_ranks(given: list[tuple[str, str]]) -> None:
 
 def test_the_tests_notice_what_is_wrong(tmp_path: Path) -> None:
     """What the others rely on: that a file, a process or a pickle would be noticed."""
+    # At the root: a clone of this project may itself lie in a temporary folder, where writing is allowed.
+    outside = Path(tmp_path.anchor, "made-by-a-test")
     for deed in (
         lambda: (tmp_path / "made").write_text("x"),
-        lambda: Path("made-by-a-test").write_text("x"),
+        lambda: outside.write_text("x"),
         lambda: pickle.loads(b"cbuiltins\neval\n."),
     ):
         with pytest.raises(AssertionError), confined(tmp_path), contextlib.suppress(PermissionError):
             deed()
-    assert not Path("made-by-a-test").exists()
+    assert not outside.exists()
