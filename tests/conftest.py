@@ -61,13 +61,18 @@ TINY_RESTORMER: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def shared() -> Path:
-    """The folder with real checkpoints and images."""
+def shared_folder() -> Path:
+    """The folder with real checkpoints and images; skips the test where there is none."""
     folder = os.environ.get("CSA2GLMHA_SHARED")
     if not folder:
         pytest.skip("CSA2GLMHA_SHARED is unset: no folder with real checkpoints and images")
     return Path(folder)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder with real checkpoints and images."""
+    return shared_folder()
 
 
 @pytest.fixture(scope="session")
