@@ -51,7 +51,12 @@ def _show_versions(context: click.Context, option: click.Parameter, wanted: bool
         context.exit()
 
 
-@click.group(cls=SuggestingGroup, context_settings=CONTEXT)
+@click.group(
+    cls=SuggestingGroup,
+    context_settings=CONTEXT,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+)
 @click.option(
     "--version",
     is_flag=True,
@@ -60,12 +65,17 @@ def _show_versions(context: click.Context, option: click.Parameter, wanted: bool
     callback=_show_versions,
     help="Show the versions of this tool and what it runs on.",
 )
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Make trained channel-attention image models smaller and faster.
 
     A Restormer, MST or MST++ checkpoint goes in; out come a compressed student whose channel attention is
     guided and low-rank (GLMHA), a checked ONNX file, and a report of what was saved and what it cost.
     """
+    if context.invoked_subcommand is None:
+        # Click's own way is an error that holds the help, and errors are one line here.
+        click.echo(context.get_help(), err=True)
+        context.exit(UsageError.exit_code)
 
 
 class Number(click.FloatRange):

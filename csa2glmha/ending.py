@@ -22,7 +22,14 @@ DEBUG = "CSA2GLMHA_DEBUG"
 _INTERRUPTED = "interrupted; nothing half-written was left behind"
 _OUT_OF_MEMORY = "out of memory; use smaller --batch, --crop, --calibration-size or --tile"
 #: What libraries say that have no exception of their own for it.
-_MEMORY_WORDS = ("out of memory", "can't allocate memory", "insufficient memory", "bad alloc", "bad_alloc")
+_MEMORY_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",  # PyTorch on Windows
+    "insufficient memory",
+    "bad alloc",
+    "bad_alloc",
+)
 _PACKAGE = Path(__file__).parent
 _LONGEST_REASON = 300
 

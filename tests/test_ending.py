@@ -49,6 +49,7 @@ def raising(error: BaseException) -> Any:
         (raising(MemoryError()), 1, "out of memory; use smaller"),
         (raising(torch.OutOfMemoryError("CUDA out of memory. Tried")), 1, "out of memory; use smaller"),
         (raising(RuntimeError("std::bad_alloc")), 1, "out of memory; use smaller"),
+        (raising(RuntimeError("DefaultCPUAllocator: not enough memory: you tried")), 1, "out of memory; use"),
         (for_ever, 1, "unexpected RecursionError: something is nested too deeply"),
         (raising(SystemExit("a library gave up")), 1, "a library gave up"),
         (raising(ZeroDivisionError("a\nb\x1b[2J")), 1, "unexpected ZeroDivisionError: a b\ufffd[2J; this"),

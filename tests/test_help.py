@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from csa2glmha.cli import cli
+from csa2glmha.ending import run_safely
 from csa2glmha.help import COMMANDS, EXAMPLES, GROUPS
 
 OTHERS = {"device", "seed", "recipe", "weights"}
@@ -66,6 +67,14 @@ def test_a_mistyped_command_is_answered_with_the_nearest(typed: list[str], answe
     result = CliRunner().invoke(cli, typed)
     assert result.exit_code == 2
     assert answer in result.output
+
+
+def test_no_command_at_all_shows_the_help_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_safely(lambda: cli.main([], prog_name="csa2glmha", standalone_mode=False)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == CliRunner().invoke(cli, ["--help"], prog_name="csa2glmha").output
+    assert err.startswith("Usage: csa2glmha [OPTIONS] COMMAND [ARGS]...\n\n")
 
 
 def test_a_mistyped_option_is_answered_with_the_nearest() -> None:
