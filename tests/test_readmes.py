@@ -154,7 +154,7 @@ def test_the_pages_tell_a_story_that_runs(place: Path, monkeypatch: pytest.Monke
 
 def test_python_on_the_first_page_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    (code,) = blocks(ROOT / "README.md", "python")
+    code = "\n".join(blocks(ROOT / "README.md", "python"))
     shortened = code.replace('degrade="noise:25")', 'degrade="noise:25", overwrite=True, **cheap)')
     assert shortened != code
     found: dict[str, Any] = {"cheap": CHEAP}
