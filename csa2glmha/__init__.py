@@ -6,8 +6,8 @@ result = csa2glmha.convert("restormer.pth", rank=8, data="photos", degrade="nois
 model = csa2glmha.load("restormer-rank8/student.safetensors")
 """
 
-# First, and without the import that annotations elsewhere begin with: see csa2glmha/environment.py.
-from csa2glmha import environment
+# First, and without the import that annotations elsewhere begin with: see csa2glmha/core/environment.py.
+from csa2glmha.core import environment
 
 environment.leave_start_folder()
 environment.prepare()
@@ -18,18 +18,18 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "convert", "load"]
 
 if TYPE_CHECKING:
-    from csa2glmha.pipeline import convert
-    from csa2glmha.storage import load
+    from csa2glmha.checkpoint.student import load
+    from csa2glmha.commands.convert import convert
 
 
 def __getattr__(name: str) -> Any:
     # Resolved on first use: `csa2glmha --help` and --version need not wait for PyTorch.
     if name == "convert":
-        from csa2glmha.pipeline import convert
+        from csa2glmha.commands.convert import convert
 
         return convert
     if name == "load":
-        from csa2glmha.storage import load
+        from csa2glmha.checkpoint.student import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

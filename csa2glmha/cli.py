@@ -15,13 +15,13 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from csa2glmha.ending import run_safely
-from csa2glmha.errors import UsageError
+from csa2glmha.config.options import ConvertOptions, make_options, read_recipe
+from csa2glmha.core.ending import run_safely
+from csa2glmha.core.errors import UsageError
+from csa2glmha.core.hub import SCHEME, HubFile, local_file, parse_address
+from csa2glmha.core.progress import is_first_process
+from csa2glmha.core.text import one_line, writable
 from csa2glmha.help import SuggestingGroup
-from csa2glmha.hub import SCHEME, HubFile, local_file, parse_address
-from csa2glmha.options import ConvertOptions, make_options, read_recipe
-from csa2glmha.progress import is_first_process
-from csa2glmha.text import one_line, writable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Model = Path | HubFile
@@ -45,7 +45,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 def _show_versions(context: click.Context, option: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
-        from csa2glmha.versions import describe_versions
+        from csa2glmha.core.versions import describe_versions
 
         click.echo(describe_versions())
         context.exit()
@@ -207,8 +207,8 @@ def convert(
     **given: Any,
 ) -> None:
     """Compress CHECKPOINT and write student, ONNX file and report."""
-    from csa2glmha.pipeline import preview_conversion, run_conversion
-    from csa2glmha.preview import describe_preview
+    from csa2glmha.commands.convert import preview_conversion, run_conversion
+    from csa2glmha.commands.preview import describe_preview
     from csa2glmha.report.document import headline
 
     values = {} if recipe is None else read_recipe(recipe)
@@ -248,7 +248,7 @@ def inspect(checkpoint: Model, as_json: bool, **given: Any) -> None:
         onnx_file = inspect_onnx(file)
         show(json.dumps(onnx_file, indent=2) if as_json else describe_onnx(onnx_file))
         return
-    from csa2glmha.inspection import describe, inspect_model
+    from csa2glmha.commands.inspect import describe, inspect_model
 
     if options.measured:
         raise UsageError(
@@ -277,8 +277,8 @@ def analyze(
     **given: Any,
 ) -> None:
     """Show how much of CHECKPOINT's attention is static, its spectra, and what each rank would lose."""
-    from csa2glmha.analysis.command import analyze_file, describe_analysis
-    from csa2glmha.report.quality import finite_values
+    from csa2glmha.commands.analyze import analyze_file, describe_analysis
+    from csa2glmha.metrics.quality import finite_values
 
     options = make_options(**given_only(given), overwrite=overwrite)
     found = analyze_file(local_file(checkpoint), options, output, sensitivity)
@@ -293,7 +293,7 @@ def analyze(
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def distill(student: Model, teacher: Model, output: Path | None, overwrite: bool, **given: Any) -> None:
     """Fine-tune STUDENT against its teacher on your own images."""
-    from csa2glmha.pipeline import distill_file
+    from csa2glmha.commands.convert import distill_file
 
     options = make_options(**given_only(given))
     written, result = distill_file(local_file(student), local_file(teacher), output, overwrite, options)
@@ -331,7 +331,7 @@ def export(
     the calibration of int8, and show on held-out images what fp16 or int8 costs. Without --data, int8 takes
     the photographs that come with scikit-image, degraded as the student's metadata say or by --degrade.
     """
-    from csa2glmha.export.file import ExportChoices, export_file
+    from csa2glmha.commands.export import ExportChoices, export_file
 
     if (model is None) == (teacher is None):
         raise UsageError("export: give one file, MODEL or --teacher CKPT")
@@ -373,7 +373,7 @@ def evaluate(
 
     ONNX files run on the CPU unless --device names a provider that ONNX Runtime has here, such as cuda.
     """
-    from csa2glmha.evaluation import describe_evaluation, evaluate_file
+    from csa2glmha.commands.evaluate import describe_evaluation, evaluate_file
 
     options = make_options(**given_only(given))
     reference = None if teacher is None else local_file(teacher)
@@ -432,8 +432,8 @@ def run(
     Names, subfolders and bit depth are kept. For MST give measurements or cubes, and --mask. ONNX files run
     on the CPU unless --device names a provider that ONNX Runtime has here, such as cuda.
     """
-    from csa2glmha.restore.command import run_files
-    from csa2glmha.restore.plan import TileOptions
+    from csa2glmha.commands.run import run_files
+    from csa2glmha.inference.plan import TileOptions
 
     options = make_options(**given_only(given))
     budget = None if memory is None else int(memory * 1e9)
@@ -493,8 +493,8 @@ def bench(
     They run in turns, until the ratios of their times are known to one percent or time is up.
     """
     from csa2glmha.bench.candidates import Settings
-    from csa2glmha.bench.command import describe_bench, run_bench
     from csa2glmha.bench.rounds import Patience
+    from csa2glmha.commands.bench import describe_bench, run_bench
 
     chosen = make_options(**given_only({"weights": weights})).weights
     settings = Settings(None if size is None else (size, size), threads, provider, chosen)
@@ -536,7 +536,7 @@ def sweep(
 
     An interrupted sweep goes on when it is repeated; points that are done are not done again.
     """
-    from csa2glmha.sweep.command import describe_sweep, run_sweep
+    from csa2glmha.commands.sweep import describe_sweep, run_sweep
     from csa2glmha.sweep.points import parse_points
 
     values = given_only(given) | ({"distill": False} if no_distill else {})
@@ -563,7 +563,7 @@ def push(folder: Path, repository: str, private: bool, log: bool, yes: bool, ove
     Only what convert made goes: student, ONNX file, reports, pictures and the model card. Log in before with
     hf auth login.
     """
-    from csa2glmha.push import push_folder
+    from csa2glmha.commands.push import push_folder
 
     show(push_folder(folder, repository, private=private, log=log, yes=yes, overwrite=overwrite))
 
@@ -577,8 +577,8 @@ def push(folder: Path, repository: str, private: bool, log: bool, yes: bool, ove
 @settings("resume", "device", "seed")
 def demo(**given: Any) -> None:
     """Compress the small denoiser that comes with the package, in a few minutes."""
+    from csa2glmha.commands.convert import run_conversion
     from csa2glmha.embedded import demo_options, embedded_teacher
-    from csa2glmha.pipeline import run_conversion
     from csa2glmha.report.document import headline
 
     options = make_options(**demo_options(), **given_only(given))

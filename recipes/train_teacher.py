@@ -28,8 +28,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from csa2glmha.data.spectral import synthetic_spectra
-from csa2glmha.models import build
+from csa2glmha.data.inputs.spectral import synthetic_spectra
+from csa2glmha.families.registry import build
 
 WARMUP_STEPS = 200
 SEED = 0

@@ -24,20 +24,20 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from csa2glmha.attention import Ranks, attention_layers, glmha_layers, plan_layers
 from csa2glmha.checkpoint import write_safetensors
+from csa2glmha.checkpoint.student import load, load_model, save_student, student_metadata
 from csa2glmha.cli import cli
+from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.core.errors import CheckpointError, DataError
 from csa2glmha.data.batches import Batch, Inputs
 from csa2glmha.distill import DistillSettings, distill, teacher_outputs
-from csa2glmha.errors import CheckpointError, DataError
 from csa2glmha.export.onnx import export_onnx
 from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.inference.grid import divide
+from csa2glmha.inference.tiles import restore_globally, restore_separately
 from csa2glmha.initialize import initialise_student
-from csa2glmha.models import RestorationModel
-from csa2glmha.models.base import run
-from csa2glmha.storage import load, load_model, save_student, student_metadata
-from csa2glmha.tiling.grid import divide
-from csa2glmha.tiling.restore import restore_globally, restore_separately
+from csa2glmha.networks import RestorationModel, run
+from csa2glmha.reading.layers import attention_layers, glmha_layers
 from tests.conftest import shared_folder
 from tests.subjects import SUBJECTS, Subject, load_as
 

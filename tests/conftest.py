@@ -23,9 +23,9 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from torch import Tensor
 
+from csa2glmha.core.environment import cpu_count
 from csa2glmha.data.batches import Inputs
-from csa2glmha.environment import cpu_count
-from csa2glmha.models.restormer import Restormer
+from csa2glmha.families.restormer.network import Restormer
 from tests.hub_server import Hub, serve
 
 torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from _pytest.faulthandler import fault_handler_stderr_fd_key
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from csa2glmha.errors import Csa2GlmhaError
+from csa2glmha.core.errors import Csa2GlmhaError
 
 #: Inputs for every test; without it as many as a minute takes, the same ones each time.
 MORE = os.environ.get("CSA2GLMHA_FUZZ")

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from csa2glmha.data.batches import Example
-from csa2glmha.report.comparisons import Comparison, compare_image
-from tests.test_report_document import REPORT
+from csa2glmha.metrics.comparisons import Comparison, compare_image
+from tests.report.test_report_document import REPORT
 
 VOID = {"br", "hr", "img", "input", "link", "meta", "wbr"}
 

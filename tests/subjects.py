@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csa2glmha.data.batches import Inputs
-from csa2glmha.data.cassi import initial_cube, shifted_mask
-from csa2glmha.data.masks import load_mask
-from csa2glmha.models import RestorationModel, build
-from csa2glmha.models.mst import MST, bake_mask
-from csa2glmha.models.registry import ARCHITECTURES, load_strictly
+from csa2glmha.data.inputs.cassi import initial_cube, shifted_mask
+from csa2glmha.data.inputs.masks import load_mask
+from csa2glmha.families.registry import ARCHITECTURES, build, load_strictly
+from csa2glmha.families.spectral.mst import MST, bake_mask
+from csa2glmha.networks import RestorationModel
 
 State = dict[str, Tensor]
 

@@ -14,7 +14,7 @@ from csa2glmha.analysis.spectra import (
     relative_entropy,
     truncation_errors,
 )
-from csa2glmha.attention.layers import AttentionLayer
+from csa2glmha.core.progress import progress
 from csa2glmha.data.batches import Inputs
 from csa2glmha.initialize.factorize import conditioned, teacher_bank
 from csa2glmha.initialize.moments import LayerMoments
@@ -28,7 +28,7 @@ from csa2glmha.initialize.problems import (
     value_problem,
 )
 from csa2glmha.initialize.student import Needs, gather_statistics
-from csa2glmha.progress import progress
+from csa2glmha.reading.layers import AttentionLayer
 
 
 def measure(

@@ -10,12 +10,12 @@ import torch
 
 from csa2glmha.bench.noise import noise
 from csa2glmha.checkpoint import is_student
-from csa2glmha.environment import thread_count
-from csa2glmha.errors import UsageError
+from csa2glmha.checkpoint.student import load_model
+from csa2glmha.core.environment import thread_count
+from csa2glmha.core.errors import UsageError
+from csa2glmha.core.progress import say
 from csa2glmha.export.runtime import OnnxModel, provider_name
-from csa2glmha.models.mst import DISPERSION
-from csa2glmha.progress import say
-from csa2glmha.storage import load_model
+from csa2glmha.families.spectral.mst import DISPERSION
 
 DEFAULT_SIZE = 256
 #: Execution providers of ONNX Runtime that are also devices of PyTorch.

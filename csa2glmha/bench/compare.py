@@ -11,12 +11,12 @@ from torch import Tensor
 
 from csa2glmha.bench.noise import noise
 from csa2glmha.bench.rounds import Latency, Patience, Ratio, time_in_turns
+from csa2glmha.checkpoint.student import weight_bytes
+from csa2glmha.core.files import scratch_folder
+from csa2glmha.core.progress import manual_progress, say
 from csa2glmha.export.onnx import export_onnx
 from csa2glmha.export.runtime import OnnxModel
-from csa2glmha.files import scratch_folder
-from csa2glmha.models.base import RestorationModel
-from csa2glmha.progress import manual_progress, say
-from csa2glmha.storage import weight_bytes
+from csa2glmha.networks import RestorationModel
 
 #: What the teacher's plain export is called.
 TEACHER = "teacher"

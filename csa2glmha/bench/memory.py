@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 
 from csa2glmha.bench.candidates import Settings, open_candidates
-from csa2glmha.child import ChildError, run_module
-from csa2glmha.errors import Csa2GlmhaError
+from csa2glmha.core.child import ChildError, run_module
+from csa2glmha.core.errors import Csa2GlmhaError
 
 _RUNS = 2
 #: A model that has not run twice by then is given up.

@@ -6,8 +6,8 @@ import codecs
 import difflib
 from pathlib import Path
 
-from csa2glmha.errors import CheckpointError
-from csa2glmha.text import listed
+from csa2glmha.core.errors import CheckpointError
+from csa2glmha.core.text import listed
 
 HEAD_BYTES = 512
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")

@@ -26,9 +26,9 @@ from csa2glmha.checkpoint.kinds import (
     what_it_is,
 )
 from csa2glmha.checkpoint.pickles import rewritten_archive, rewritten_legacy
-from csa2glmha.errors import CheckpointError
-from csa2glmha.files import reachable
-from csa2glmha.text import listed
+from csa2glmha.core.errors import CheckpointError
+from csa2glmha.core.files import reachable
+from csa2glmha.core.text import listed
 
 #: Weights hardly get smaller by compression; zeros do, so a small file may still unpack to this much.
 _PACKING_MOST, _PACKING_SLACK = 16, 1 << 29

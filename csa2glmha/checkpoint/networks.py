@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from csa2glmha.checkpoint.sizes import is_plain
-from csa2glmha.models.registry import ARCHITECTURES, Architecture, likeness
+from csa2glmha.families.registry import ARCHITECTURES, Architecture, likeness
 
 #: Modules that wrap another one and do nothing that matters here: DataParallel, torch.compile, activation
 #: checkpointing, FullyShardedDataParallel (new and old), Lightning's Fabric. They stand anywhere in a name.

@@ -14,9 +14,9 @@ from csa2glmha.checkpoint.kinds import check_is_file, checkpoint_error, one_line
 from csa2glmha.checkpoint.load import load_content
 from csa2glmha.checkpoint.sizes import check_amount, is_plain
 from csa2glmha.checkpoint.unwrap import Opened, open_weights
-from csa2glmha.errors import UsageError
-from csa2glmha.files import sha256_of
-from csa2glmha.text import quoted
+from csa2glmha.core.errors import UsageError
+from csa2glmha.core.files import sha256_of
+from csa2glmha.core.text import quoted
 
 #: What files of converted networks say of themselves; all their tensors are theirs, as they are named.
 STUDENT_FORMAT = "csa2glmha-student"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from csa2glmha.checkpoint.kinds import checkpoint_error
-from csa2glmha.text import quoted
+from csa2glmha.core.text import quoted
 
 #: A tensor in a file may repeat what is stored once. Copies may take this many times what is stored.
 _MOST_REPEATED, _REPEATED_SLACK = 8, 1 << 26

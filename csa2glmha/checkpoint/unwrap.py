@@ -22,8 +22,8 @@ from csa2glmha.checkpoint.networks import (
     without_wrappers,
 )
 from csa2glmha.checkpoint.sizes import check_amount
-from csa2glmha.errors import CheckpointError, UsageError
-from csa2glmha.text import listed, quoted
+from csa2glmha.core.errors import CheckpointError, UsageError
+from csa2glmha.core.text import listed, quoted
 
 #: What the weights at the top of a file are called, where --weights is to choose them.
 TOP = "."

@@ -9,7 +9,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from csa2glmha.files import atomic_path
+from csa2glmha.core.files import atomic_path
 
 #: The length of the header, and the multiple that it is filled up to.
 _LENGTH_BYTES = 8

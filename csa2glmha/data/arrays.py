@@ -15,13 +15,13 @@ import numpy.typing as npt
 import scipy.io
 import tifffile
 
+from csa2glmha.core.device import free_memory
+from csa2glmha.core.errors import DataError
+from csa2glmha.core.text import quoted, shown
 from csa2glmha.data.hdf5 import hdf5_variables
 from csa2glmha.data.matlab5 import check_array
 from csa2glmha.data.tiff_directories import check_directories
 from csa2glmha.data.variables import NUMBER_CLASSES, Array, Variable
-from csa2glmha.device import free_memory
-from csa2glmha.errors import DataError
-from csa2glmha.text import quoted, shown
 
 SUFFIXES = (".mat", ".npy", ".npz", ".tif", ".tiff")
 SUFFIX_LIST = "mat, npy, npz or tif"

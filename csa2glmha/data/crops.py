@@ -15,9 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.data.batches import Batch, seeded, shuffled
 from csa2glmha.data.degrade import Degradation, reflect_pad
-from csa2glmha.errors import DataError, UsageError
 
 
 class ImageSource(Protocol):

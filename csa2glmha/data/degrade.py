@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csa2glmha.errors import DataError, UsageError
+from csa2glmha.core.errors import DataError, UsageError
 
 FORMS = (
     "none, noise:SIGMA (0 to 255, of 255), blur:SIGMA (0 to 50 pixels), "

@@ -7,8 +7,8 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from csa2glmha.errors import DataError
-from csa2glmha.files import is_temporary
+from csa2glmha.core.errors import DataError
+from csa2glmha.core.files import is_temporary
 
 Files = list[tuple[str, Path]]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from csa2glmha.core.errors import DataError
+from csa2glmha.core.text import quoted
 from csa2glmha.data.variables import NUMBER_CLASSES, Array, Variable
-from csa2glmha.errors import DataError
-from csa2glmha.text import quoted
 
 #: What MATLAB writes on every array, and what a file of its begins with. hdf5storage writes both.
 _CLASS, _HEADER = "MATLAB_class", b"MATLAB 7.3 MAT-file"

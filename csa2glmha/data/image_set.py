@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from csa2glmha.core.device import total_memory
+from csa2glmha.core.environment import cpu_count
+from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.data.decode import decode
 from csa2glmha.data.folders import Files, list_with_foreign
 from csa2glmha.data.images import FOREIGN_SUFFIXES, SUFFIX_LIST, SUFFIXES, check_channels, to_tensor
 from csa2glmha.data.pairing import pair_names
 from csa2glmha.data.stored import Pixels, StoredImage, UnreadableError
-from csa2glmha.device import total_memory
-from csa2glmha.environment import cpu_count
-from csa2glmha.errors import DataError, UsageError
 
 
 @dataclass

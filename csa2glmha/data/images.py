@@ -13,11 +13,11 @@ import skimage.data
 import torch
 from torch import Tensor
 
+from csa2glmha.core.errors import DataError, UnfitError
+from csa2glmha.core.files import atomic_path
 from csa2glmha.data.decode import decode
 from csa2glmha.data.encode import encode, largest_bits_of
 from csa2glmha.data.stored import WHITE, Pixels, StoredImage, UnreadableError
-from csa2glmha.errors import DataError, UnfitError
-from csa2glmha.files import atomic_path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 _WRITABLE_CHANNELS = {".ppm": (3,), ".pgm": (1,)}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from csa2glmha.config.options import ConvertOptions
+from csa2glmha.core.errors import UsageError
 from csa2glmha.data.batches import Data
-from csa2glmha.data.cassi_data import CassiData, prepare_cassi
+from csa2glmha.data.inputs.cassi_data import CassiData, prepare_cassi
 from csa2glmha.data.sources import ImageData, prepare_images, wants_stretch
-from csa2glmha.errors import UsageError
-from csa2glmha.models import RestorationModel
-from csa2glmha.options import ConvertOptions
+from csa2glmha.networks import RestorationModel
 
 #: What metadata call it whether images are stretched: "yes" or "no", nothing where they never are.
 STRETCH = "stretch"

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from csa2glmha.core.errors import UsageError
 from csa2glmha.data.folders import stem
-from csa2glmha.errors import UsageError
 
 #: Suffixes that users write into patterns.
 _SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp|ppm|pgm|mat|npy|npz)$", re.I)

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from csa2glmha.core.errors import DataError
 from csa2glmha.data.batches import Example, Inputs
 from csa2glmha.data.crops import ImageSource, TrainingCrops, calibration_crops
 from csa2glmha.data.degrade import Degradation, parse_degradation
 from csa2glmha.data.image_set import ImageSet, skipped_note
 from csa2glmha.data.images import MemoryImages, bundled_images
-from csa2glmha.data.spectral import CubeSet, SpectralPairs
-from csa2glmha.data.stretch import NOTE as STRETCH_NOTE
-from csa2glmha.data.stretch import Stretched
-from csa2glmha.errors import DataError
-from csa2glmha.report.quality import SSIM_WINDOW
+from csa2glmha.data.inputs.spectral import CubeSet, SpectralPairs
+from csa2glmha.data.inputs.stretch import NOTE as STRETCH_NOTE
+from csa2glmha.data.inputs.stretch import Stretched
+from csa2glmha.metrics.quality import SSIM_WINDOW
 
 #: Channels of gray and colour images, and of pairs of colour images.
 IMAGE_CHANNELS = (1, 3, 6)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from csa2glmha.errors import DataError
+from csa2glmha.core.errors import DataError
 
 #: Bits of a sample that cameras and files have.
 DEPTHS = (8, 10, 12, 14, 16)

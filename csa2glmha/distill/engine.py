@@ -17,19 +17,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from csa2glmha.core.errors import CheckpointError, Csa2GlmhaError, OutputError
+from csa2glmha.core.interrupt import StopRequest
+from csa2glmha.core.progress import manual_progress
 from csa2glmha.data.batches import Batch, TrainingBatches
 from csa2glmha.distill import schedule
 from csa2glmha.distill.feed import feed
 from csa2glmha.distill.held_out import HeldOut, decibels, errors
-from csa2glmha.distill.interrupt import StopRequest
 from csa2glmha.distill.log import STEPS_PER_ENTRY, TrainingLog
 from csa2glmha.distill.processes import Processes
 from csa2glmha.distill.result import DistillResult
 from csa2glmha.distill.settings import END, LAYERS, DistillSettings
 from csa2glmha.distill.stages import Stage, approximate_layers, make_stage
 from csa2glmha.distill.state import Position, State, StateFolder
-from csa2glmha.errors import CheckpointError, Csa2GlmhaError, OutputError
-from csa2glmha.progress import manual_progress
 
 #: Steps that are timed, and kept, before the length of a stage is known; the first is left out of the median,
 #: since it also allocates memory and chooses kernels. They are taken at a small share of the learning rate.

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from csa2glmha.core.errors import Csa2GlmhaError
 from csa2glmha.data.batches import Batch, TrainingBatches
 from csa2glmha.distill.processes import Processes
 from csa2glmha.distill.settings import DistillSettings
-from csa2glmha.errors import Csa2GlmhaError
 
 #: What a worker still gives the trainer to finish its step.
 SECONDS_AFTER_SIGTERM = 20

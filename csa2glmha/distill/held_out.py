@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from csa2glmha.data.batches import Inputs
-from csa2glmha.models.base import run
+from csa2glmha.networks import run
 
 
 @dataclass(frozen=True)

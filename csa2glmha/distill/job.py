@@ -10,6 +10,11 @@ from typing import Any
 
 import torch
 
+from csa2glmha.checkpoint.student import load_model, save_student
+from csa2glmha.config.options import ConvertOptions
+from csa2glmha.core.errors import CheckpointError, OutputError, UsageError
+from csa2glmha.core.files import check_folder, sha256_of
+from csa2glmha.core.progress import say
 from csa2glmha.data.batches import Data
 from csa2glmha.distill.engine import distill
 from csa2glmha.distill.held_out import HeldOut, teacher_outputs
@@ -20,14 +25,9 @@ from csa2glmha.distill.settings import LAYERS, DistillSettings
 from csa2glmha.distill.stages import known_truth
 from csa2glmha.distill.state import State, StateFolder
 from csa2glmha.distill.state_files import INITIAL_FILE
-from csa2glmha.errors import CheckpointError, OutputError, UsageError
-from csa2glmha.files import check_folder, sha256_of
+from csa2glmha.families.spectral.mst import MST, freeze_mask_branch
 from csa2glmha.initialize import LayerFit
-from csa2glmha.models import RestorationModel
-from csa2glmha.models.mst import MST, freeze_mask_branch
-from csa2glmha.options import ConvertOptions
-from csa2glmha.progress import say
-from csa2glmha.storage import load_model, save_student
+from csa2glmha.networks import RestorationModel
 
 STATE_FOLDER, LOG_FILE = "state", "distill.jsonl"
 

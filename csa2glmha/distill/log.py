@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from csa2glmha.errors import UsageError
-from csa2glmha.files import open_own
-from csa2glmha.progress import say
+from csa2glmha.core.errors import UsageError
+from csa2glmha.core.files import open_own
+from csa2glmha.core.progress import say
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast, broadcast_object_list
 from torch import Tensor, nn
 
-from csa2glmha.errors import UsageError
+from csa2glmha.core.errors import UsageError
 
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from csa2glmha.attention.glmha import GuidedAttention
-from csa2glmha.attention.layers import attention_layers, glmha_layers
+from csa2glmha.core.errors import UsageError
 from csa2glmha.data.batches import Batch, Inputs
 from csa2glmha.distill.losses import LOSSES
 from csa2glmha.distill.processes import Processes
 from csa2glmha.distill.settings import LAYERS, DistillSettings
-from csa2glmha.errors import UsageError
-from csa2glmha.models.base import run
+from csa2glmha.networks import run
+from csa2glmha.reading.layers import attention_layers, glmha_layers
 
 #: Adds the gradients of a scalar.
 Backward = Callable[[Tensor], None]

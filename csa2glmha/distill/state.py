@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from csa2glmha.checkpoint import write_safetensors
+from csa2glmha.core.errors import CheckpointError, DataError, InterruptedRunError, OutputError, UsageError
+from csa2glmha.core.files import atomic_path, is_disk_full, sha256_of
 from csa2glmha.distill.state_files import (
     DAMAGED_PREFIX,
     FORMAT,
@@ -37,8 +39,6 @@ from csa2glmha.distill.state_files import (
     is_state,
     remove,
 )
-from csa2glmha.errors import CheckpointError, DataError, InterruptedRunError, OutputError, UsageError
-from csa2glmha.files import atomic_path, is_disk_full, sha256_of
 
 FORMAT_VERSION = 1
 KEPT = 2

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from csa2glmha.core.errors import DataError
 from csa2glmha.data.batches import Inputs
-from csa2glmha.errors import DataError
 from csa2glmha.export.runtime import OnnxModel
-from csa2glmha.models.base import reflect_pad_to_multiple
-from csa2glmha.tiling.grid import Tile, divide_axis
-from csa2glmha.tiling.restore import restore_separately
+from csa2glmha.inference.grid import Tile, divide_axis
+from csa2glmha.inference.tiles import restore_separately
+from csa2glmha.networks import reflect_pad_to_multiple
 
 #: Sides that networks ask for a multiple of.
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)

@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from csa2glmha.core.errors import ExportError
 from csa2glmha.data.batches import Inputs
-from csa2glmha.errors import ExportError
 
 _MANY_INPUTS = 16
 #: What maps pass through on their way into an attention product.

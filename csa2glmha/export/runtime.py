@@ -13,9 +13,9 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
-from csa2glmha.environment import thread_count
-from csa2glmha.errors import CheckpointError, DataError, UsageError
-from csa2glmha.files import reachable
+from csa2glmha.core.environment import thread_count
+from csa2glmha.core.errors import CheckpointError, DataError, UsageError
+from csa2glmha.core.files import reachable
 
 # ONNX Runtime also logs what it raises; the exception is enough.
 _LOG_FATAL_ONLY = 4

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from csa2glmha.deploy import primitives
 from csa2glmha.export.graph import FLOAT, HALF, INT64, GraphBuilder, Operand, Value, element_type
-from csa2glmha.models.base import RestorationModel, reflect_pad_to_multiple
+from csa2glmha.export.lowering import primitives
+from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
 
 #: The first opset with a GELU operator.
 LOWEST_OPSET = 20

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csa2glmha.errors import DataError
+from csa2glmha.core.errors import DataError
 
 
 def check_finite(layer: str, what: str, tensors: Iterable[Tensor]) -> None:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
 from csa2glmha.attention.glmha import GLMHA, GLMHAConfig, GuidedAttention, pooled_statistics
-from csa2glmha.attention.layers import AttentionLayer, attention_layers
 from csa2glmha.attention.pointwise import PointwiseGLMHA
+from csa2glmha.core.progress import manual_progress, progress
 from csa2glmha.data.batches import Inputs
 from csa2glmha.initialize.compact import compact_factors
 from csa2glmha.initialize.corrections import set_corrections
@@ -32,8 +32,8 @@ from csa2glmha.initialize.overflow import check_finite, naming
 from csa2glmha.initialize.pointwise import fill_pointwise
 from csa2glmha.initialize.problems import Gathered, side_problem, teacher_filters, value_problem
 from csa2glmha.initialize.statistics import LayerStatistics
-from csa2glmha.models.base import run
-from csa2glmha.progress import manual_progress, progress
+from csa2glmha.networks import run
+from csa2glmha.reading.layers import AttentionLayer, attention_layers
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import yaml
 
-from csa2glmha.files import atomic_path
-from csa2glmha.hub import repository_of
-from csa2glmha.progress import say
+from csa2glmha.core.files import atomic_path
+from csa2glmha.core.hub import repository_of
+from csa2glmha.core.lines import markdown_text
+from csa2glmha.core.progress import say
+from csa2glmha.core.text import one_line
 from csa2glmha.report.command_line import command_line
 from csa2glmha.report.document import (
     PICTURE_FILE,
@@ -21,8 +23,6 @@ from csa2glmha.report.document import (
     metrics_of,
     rank_text,
 )
-from csa2glmha.report.text import markdown_text
-from csa2glmha.text import one_line
 
 CARD_FILE = "README.md"
 #: What a card says before its owner put a licence in.

@@ -6,8 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from csa2glmha.options import ConvertOptions
-from csa2glmha.text import one_line
+from csa2glmha.config.options import ConvertOptions
+from csa2glmha.core.text import one_line
 
 #: Options that concern the machine or one run, and not the result.
 _LOCAL = {"output", "overwrite", "resume", "device", "workers", "state_minutes", "tensorboard", "baselines"}

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from csa2glmha.files import atomic_path
-from csa2glmha.report.complexity import format_macs, format_params
-from csa2glmha.report.text import markdown_text
-from csa2glmha.text import one_line, writable
+from csa2glmha.core.files import atomic_path
+from csa2glmha.core.lines import markdown_text
+from csa2glmha.core.text import one_line, writable
+from csa2glmha.metrics.complexity import format_macs, format_params
 
 Row = tuple[str, str, str, str]
 

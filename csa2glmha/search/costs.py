@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from csa2glmha.attention.glmha import GLMHAConfig
-from csa2glmha.attention.layers import attention_layers, replace_layers
-from csa2glmha.attention.ranks import Ranks, plan_layers
-from csa2glmha.models import RestorationModel
-from csa2glmha.progress import progress
-from csa2glmha.report.complexity import Complexity, count_complexity
+from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.core.progress import progress
+from csa2glmha.metrics.complexity import Complexity, count_complexity
+from csa2glmha.networks import RestorationModel
+from csa2glmha.reading.layers import attention_layers, replace_layers
 from csa2glmha.search.choices import Choice
 
 Key = tuple[str, str]

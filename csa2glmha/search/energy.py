@@ -10,9 +10,9 @@ from torch import Tensor
 from csa2glmha.analysis.measure import predicted_errors
 from csa2glmha.analysis.spectra import rank_for_energy
 from csa2glmha.attention.canonical import ChannelAttention
-from csa2glmha.attention.layers import AttentionLayer
-from csa2glmha.attention.ranks import Ranks
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.initialize.student import Statistics
+from csa2glmha.reading.layers import AttentionLayer
 from csa2glmha.search.choices import CHANNELS_MULTIPLE
 
 

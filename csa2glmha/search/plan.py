@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from csa2glmha import __version__
-from csa2glmha.attention.layers import attention_layers
-from csa2glmha.attention.ranks import Ranks
 from csa2glmha.checkpoint import Checkpoint
+from csa2glmha.checkpoint.student import teacher_weights, weight_bytes
+from csa2glmha.config.budget import LATENCY, MAX_DROP, Budget
+from csa2glmha.config.options import ConvertOptions
+from csa2glmha.config.ranks import Ranks
+from csa2glmha.core.errors import UsageError
+from csa2glmha.core.files import scratch_folder, sha256_of
+from csa2glmha.core.progress import say
 from csa2glmha.data.batches import Data, Inputs
 from csa2glmha.data.folders import digest_of
 from csa2glmha.distill.held_out import teacher_outputs
-from csa2glmha.errors import UsageError
-from csa2glmha.files import scratch_folder, sha256_of
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.student import Needs, Statistics, gather_statistics
-from csa2glmha.models import RestorationModel
-from csa2glmha.options import ConvertOptions
-from csa2glmha.progress import say
-from csa2glmha.report.evaluate import psnr_to_truth, restore
-from csa2glmha.search.budget import LATENCY, MAX_DROP, Budget
+from csa2glmha.metrics.evaluate import psnr_to_truth, restore
+from csa2glmha.networks import RestorationModel
+from csa2glmha.reading.layers import attention_layers
 from csa2glmha.search.choices import Choice, all_choices
 from csa2glmha.search.costs import Costs, Finish, Key, count_costs, unchanged
 from csa2glmha.search.energy import ranks_for_shares
@@ -33,7 +34,6 @@ from csa2glmha.search.sensitivity import Measured, SensitivityCache, measure_sen
 from csa2glmha.search.space import Configs, SearchSpace
 from csa2glmha.search.timing import Stopwatch
 from csa2glmha.search.trials import check_time, search_drop, search_latency
-from csa2glmha.storage import teacher_weights, weight_bytes
 
 #: Crops of the held-out images that errors are measured on.
 CROPS = 8

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from csa2glmha.report.complexity import Complexity, format_macs, format_params
+from csa2glmha.config.budget import MACS, MAX_DROP, PARAMS, Budget
+from csa2glmha.metrics.complexity import Complexity, format_macs, format_params
 from csa2glmha.report.document import render_table
 from csa2glmha.search.allocate import Allocation, InfeasibleError, allocate
-from csa2glmha.search.budget import MACS, MAX_DROP, PARAMS, Budget
 from csa2glmha.search.choices import LOGITS, VALUES, Choice
 from csa2glmha.search.costs import Key
 from csa2glmha.search.sensitivity import Measured, agreement_of_prediction

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from csa2glmha.attention.layers import attention_layers
-from csa2glmha.attention.ranks import Ranks, layer_config
-from csa2glmha.errors import UsageError
-from csa2glmha.models import RestorationModel
-from csa2glmha.report.complexity import Complexity, format_macs, format_params
+from csa2glmha.config.budget import LATENCY, MACS, PARAMS, Budget
+from csa2glmha.config.ranks import Ranks, layer_config
+from csa2glmha.core.errors import UsageError
+from csa2glmha.metrics.complexity import Complexity, format_macs, format_params
+from csa2glmha.networks import RestorationModel
+from csa2glmha.reading.layers import attention_layers
 from csa2glmha.search.allocate import Allocation, allocate
-from csa2glmha.search.budget import LATENCY, MACS, PARAMS, Budget
 from csa2glmha.search.choices import LOGITS, VALUES, Choice, combined
 from csa2glmha.search.costs import Costs, Finish, Key, count_configs, unchanged
 from csa2glmha.search.report import search_report

@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
+from csa2glmha.core.errors import OutputError
+from csa2glmha.core.files import open_own
+from csa2glmha.core.progress import manual_progress
 from csa2glmha.data.batches import Inputs
 from csa2glmha.distill.held_out import HeldOut, errors
-from csa2glmha.errors import OutputError
-from csa2glmha.files import open_own
 from csa2glmha.initialize.student import Candidate, Statistics, initialise_layers
-from csa2glmha.models import RestorationModel
-from csa2glmha.progress import manual_progress
+from csa2glmha.networks import RestorationModel
 from csa2glmha.search.choices import LOGITS, Choice
 from csa2glmha.search.costs import Key
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from csa2glmha.models import RestorationModel
+from csa2glmha.config.budget import MACS, Budget
+from csa2glmha.networks import RestorationModel
 from csa2glmha.search.allocate import Allocation, allocate
-from csa2glmha.search.budget import MACS, Budget
 from csa2glmha.search.costs import count_configs
 from csa2glmha.search.search import FoundRanks, configs_of, found_ranks, unreachable
 from csa2glmha.search.space import Configs, SearchSpace

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from csa2glmha.checkpoint import Checkpoint, read_checkpoint
+from csa2glmha.commands.convert import ONNX_FILE, STUDENT_FILE, provenance
+from csa2glmha.core.errors import OutputError
 from csa2glmha.data.open import STRETCH
 from csa2glmha.distill import StateFolder
 from csa2glmha.distill.job import STATE_FOLDER
-from csa2glmha.errors import OutputError
-from csa2glmha.pipeline import ONNX_FILE, STUDENT_FILE, provenance
 from csa2glmha.report.document import REPORT_FILES
 from csa2glmha.sweep.points import Point
 

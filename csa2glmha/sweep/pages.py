@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from csa2glmha.checkpoint.student import STUDENT_FILE, load
+from csa2glmha.core.progress import progress
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.open import open_data
-from csa2glmha.progress import progress
-from csa2glmha.report.comparisons import compare_images
+from csa2glmha.metrics.comparisons import compare_images
+from csa2glmha.metrics.evaluate import restore
 from csa2glmha.report.document import REPORT_FILES, write_report
-from csa2glmha.report.evaluate import restore
 from csa2glmha.report.html.page import write_html
 from csa2glmha.report.html.pictures import all_pictures, choose_quality
-from csa2glmha.storage import STUDENT_FILE, load
 from csa2glmha.sweep.folders import check_images
 from csa2glmha.sweep.points import Point
 

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from csa2glmha.errors import UsageError
-from csa2glmha.options import ConvertOptions, make_options
+from csa2glmha.config.options import ConvertOptions, make_options
+from csa2glmha.core.errors import UsageError
 
 UNIFORM, AUTO = "uniform", "auto"
 _AUTO = re.compile(r"auto(?::(?:macs=)?(?P<macs>[^=]+)|:params=(?P<params>.+)|:max-drop=(?P<drop>.+))", re.I)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from csa2glmha.report.comparisons import Comparison, View
+from csa2glmha.metrics.comparisons import Comparison, View
+from csa2glmha.metrics.pictures import DIFFERENCE_GAIN
 from csa2glmha.report.html.axes import axis_of
 from csa2glmha.report.html.charts import Series, chart, legend
 from csa2glmha.report.html.markup import Markup, details, escape, table, tag
 from csa2glmha.report.html.numbers import TIMES, finite, fixed, short, signed
 from csa2glmha.report.html.pictures import LOSSLESS, all_pictures, encode_pictures
-from csa2glmha.report.pictures import DIFFERENCE_GAIN
 
 TITLES = {
     "input": "Input",

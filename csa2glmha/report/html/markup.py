@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Union
 
-from csa2glmha.text import writable
+from csa2glmha.core.text import writable
 
 _VOID = frozenset({"br", "hr", "img", "input", "link", "meta"})
 

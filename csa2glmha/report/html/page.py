@@ -10,8 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from csa2glmha.files import atomic_path
-from csa2glmha.report.comparisons import Comparison
+from csa2glmha.core.files import atomic_path
+from csa2glmha.metrics.comparisons import Comparison
 from csa2glmha.report.html.analysis import analysis_section
 from csa2glmha.report.html.gallery import gallery
 from csa2glmha.report.html.layers import layer_bars, rank_chart

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from csa2glmha.report.comparisons import Comparison
+from csa2glmha.metrics.comparisons import Comparison
 
 #: All pictures of a page together take no more than this, in bytes before base64, if quality allows.
 BUDGET = 3_000_000

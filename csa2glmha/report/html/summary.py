@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from csa2glmha.report.complexity import format_macs, format_params
+from csa2glmha.metrics.complexity import format_macs, format_params
 from csa2glmha.report.document import channel_of, headline_rows, metrics_of, rank_text, time_share
 from csa2glmha.report.html.markup import Markup, breakable, details, table, tag
 from csa2glmha.report.html.numbers import MINUS, TIMES, finite, fixed, percent_change, signed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from csa2glmha.report.complexity import format_macs, format_params
+from csa2glmha.metrics.complexity import format_macs, format_params
 from csa2glmha.report.html.axes import Axis, axis_of
 from csa2glmha.report.html.charts import Series, chart, legend_of
 from csa2glmha.report.html.markup import Markup, details, table, tag

@@ -1,0 +1,101 @@
+"""Configurations of GLMHA layers from files, checked against the layers that they are to replace."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from csa2glmha.attention.canonical import ChannelAttention
+from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.families.hyperparameters import first_problem
+
+_Count = Annotated[int, Field(ge=1, le=2**20)]
+_Rank = Annotated[int, Field(ge=0, le=2**20)]
+
+
+class _Fields(BaseModel):
+    """The fields of GLMHAConfig, each within what makes sense alone."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    channels: _Count
+    out_channels: _Count
+    heads: _Count
+    head_channels: _Count
+    rank_q: _Rank
+    rank_k: _Rank
+    rank_v: _Count
+    attention: Literal["expanded", "compact"] = "expanded"
+    kernel_size: Literal[1, 3, 5, 7] = 3
+    bias: bool = False
+    output_bias: bool = False
+    bias_rank: _Rank = 0
+    guide_width: Annotated[int, Field(ge=0, le=2**12)] = 0
+    logits: Literal["maps", "gram", "subspace", "modes"] = "maps"
+    rank_pos: _Count | None = None
+
+
+def read_config(value: Any, form: ChannelAttention) -> GLMHAConfig:
+    """The configuration of the layer that replaces one of this form.
+
+    Args:
+        value: as :meth:`GLMHAConfig.to_json` gives it.
+        form: of the layer to be replaced.
+
+    Raises:
+        ValueError: in one line, what is wrong with it.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__} in place of its fields")
+    try:
+        config = GLMHAConfig(**_Fields(**value).model_dump())
+    except ValidationError as error:
+        raise ValueError(first_problem(error)) from None
+    except TypeError:
+        raise ValueError("names of fields that are no text") from None
+    problem = _misfit(config, form) or _contradiction(config, form.embedded)
+    if problem is not None:
+        raise ValueError(problem)
+    return config
+
+
+def _misfit(config: GLMHAConfig, form: ChannelAttention) -> str | None:
+    """What the layer to be replaced has otherwise."""
+    layer = {
+        "channels": form.channels,
+        "out_channels": form.output.shape[0],
+        "heads": form.heads,
+        "head_channels": form.head_channels,
+    }
+    for name, expected in layer.items():
+        if getattr(config, name) != expected:
+            return f"{name}: {getattr(config, name)}, the network's layer has {expected}"
+    c = config.head_channels
+    for name in ("rank_q", "rank_k", "rank_v", "rank_pos", "bias_rank"):
+        rank = getattr(config, name)
+        if rank is not None and rank > c:
+            return f"{name}: {rank} is above the {c} channels of a head"
+    return None
+
+
+def _contradiction(config: GLMHAConfig, embedded: bool) -> str | None:
+    """Two fields that exclude each other."""
+    q, k, c = config.rank_q, config.rank_k, config.head_channels
+    fits = {
+        "maps": q > 0 and k > 0 and not embedded,
+        "gram": q == k == c and embedded,
+        "subspace": 0 < q == k and embedded,
+        "modes": q == k == 0,
+    }
+    if not fits[config.logits]:
+        return f"logits: {config.logits!r} does not go with queries of rank {q} and keys of rank {k} here"
+    if config.compact and (embedded or k != config.rank_v or k < 2):
+        return (
+            f"attention: 'compact' does not go with keys of rank {k} and values of rank {config.rank_v} here"
+        )
+    if config.rank_pos is not None and not embedded:
+        return "rank_pos: this layer makes no positional embedding"
+    if embedded and (config.kernel_size != 1 or config.bias):
+        return "kernel_size, bias: this layer has neither depthwise convolutions nor biases"
+    return None

@@ -1,0 +1,158 @@
+"""Loading any supported model, and the file format of students.
+
+A student file is safetensors; its metadata says how to rebuild the network:
+
+    format            "csa2glmha-student"
+    format_version    "1"
+    architecture      name in the registry
+    hyperparameters   JSON, of the architecture
+    layers            JSON, layer name to GLMHAConfig
+    teacher_sha256    of the checkpoint it was made from
+    teacher_source    address of that on the Hugging Face Hub, with the commit, if it came from there
+    teacher_weights   what they are called in it, where it holds several
+    tool_version, seed, ranks, task
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from csa2glmha import __version__
+from csa2glmha.attention.stored import read_config
+from csa2glmha.checkpoint import STUDENT_FORMAT, Checkpoint, read_checkpoint, write_safetensors
+from csa2glmha.core.errors import CheckpointError
+from csa2glmha.core.hub import local_file
+from csa2glmha.core.text import quoted, shown
+from csa2glmha.families.hyperparameters import check_hyperparameters
+from csa2glmha.families.registry import build, build_from_state, load_strictly
+from csa2glmha.networks import RestorationModel
+from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_layers
+
+#: What a conversion calls it, in the folder that has the student's own name.
+STUDENT_FILE = "student.safetensors"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network and the file it came from.
+
+    Attributes:
+        model: in eval mode, float32, on the CPU.
+        checkpoint: the file; its state dict is the model's.
+        is_student: it has been converted.
+    """
+
+    model: RestorationModel
+    checkpoint: Checkpoint
+    is_student: bool
+
+
+def load(path: str | Path, weights: str | None = None) -> RestorationModel:
+    """Load a teacher's checkpoint or a student file.
+
+    Args:
+        path: .pth, .pt, .ckpt or .safetensors; or an address on the Hugging Face Hub such as
+            "hf://owner/name/file.pth".
+        weights: which to take of a file that holds several, such as "state_dict_ema"; None: averaged ones.
+
+    Returns:
+        The network in eval mode, float32, on the CPU.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is of no supported architecture.
+        UsageError: the file holds nothing that is called as ``weights``.
+    """
+    return load_model(local_file(path), weights).model
+
+
+def load_model(path: str | Path, weights: str | None = None) -> LoadedModel:
+    """As :func:`load`, with what the file says about itself."""
+    checkpoint = read_checkpoint(path, weights)
+    if checkpoint.metadata.get("format") == STUDENT_FORMAT:
+        return LoadedModel(_build_student(checkpoint), checkpoint, True)
+    return LoadedModel(build_from_state(checkpoint.state_dict, str(path)), checkpoint, False)
+
+
+def _build_student(checkpoint: Checkpoint) -> RestorationModel:
+    metadata, source = checkpoint.metadata, str(checkpoint.path)
+    version = shown(metadata.get("format_version", ""))
+    if version != str(FORMAT_VERSION):
+        raise CheckpointError(
+            f"{shown(source)}: student format {version or 'unknown'} is not {FORMAT_VERSION}, which this "
+            f"csa2glmha {__version__} reads; convert the teacher again, or install a matching version"
+        )
+    try:
+        with torch.device("meta"):
+            model = _described_network(metadata, len(checkpoint.state_dict))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{shown(source)}: damaged student metadata ({quoted(error, 300)}); convert the teacher again"
+        ) from error
+    load_strictly(model, checkpoint.state_dict, source)
+    return model.eval()
+
+
+def _described_network(metadata: Mapping[str, str], tensors: int) -> RestorationModel:
+    """The network that the metadata of a student describe, without its weights."""
+    name = metadata["architecture"]
+    values = json.loads(metadata["hyperparameters"])
+    model = build(name, check_hyperparameters(name, values, tensors))
+    layers = attention_layers(model)
+    configs = {}
+    for layer, value in json.loads(metadata["layers"]).items():
+        if layer not in layers:
+            raise ValueError(f"layer {layer!r}: the network has no such attention")
+        try:
+            configs[layer] = read_config(value, layers[layer].form)
+        except ValueError as error:
+            raise ValueError(f"layer {layer!r}: {error}") from None
+    replace_layers(model, configs)
+    return model
+
+
+def teacher_weights(teacher: Checkpoint) -> dict[str, str]:
+    """What a student's metadata say of its teacher's weights: nothing where the file leaves no choice."""
+    return {"teacher_weights": teacher.weights} if teacher.weights else {}
+
+
+def student_metadata(
+    student: RestorationModel, teacher_sha256: str, seed: int, extra: Mapping[str, str]
+) -> dict[str, str]:
+    """The metadata of a student file."""
+    layers = {name: layer.config.to_json() for name, layer in glmha_layers(student).items()}
+    return {
+        "format": STUDENT_FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "tool_version": __version__,
+        "architecture": student.architecture,
+        "hyperparameters": json.dumps(student.hyperparameters),
+        "layers": json.dumps(layers),
+        "teacher_sha256": teacher_sha256,
+        "seed": str(seed),
+        **extra,
+    }
+
+
+def weight_bytes(model: RestorationModel) -> int:
+    """Bytes that a file of a network's weights takes, in float32."""
+    return 4 * sum(each.numel() for each in (*model.parameters(), *model.buffers()))
+
+
+def save_student(
+    path: Path,
+    student: RestorationModel,
+    metadata: dict[str, str],
+    before_replacing: Callable[[], None] = lambda: None,
+) -> None:
+    """Write a student file, whole or not at all; see :func:`csa2glmha.core.files.atomic_path`.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_safetensors(path, student.state_dict(), metadata, before_replacing)

@@ -1,0 +1,229 @@
+"""What `export` does: any checkpoint or student file to ONNX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from csa2glmha.checkpoint.student import LoadedModel, load_model, weight_bytes
+from csa2glmha.config.options import ConvertOptions
+from csa2glmha.core.errors import ExportError, UsageError
+from csa2glmha.core.files import atomic_path, ensure_writable, scratch_folder
+from csa2glmha.core.hub import beside
+from csa2glmha.core.locks import exclusive_file
+from csa2glmha.core.progress import say
+from csa2glmha.data.batches import Data
+from csa2glmha.data.images import bundled_images
+from csa2glmha.data.open import as_trained, open_data
+from csa2glmha.export.metadata import metadata_of
+from csa2glmha.export.onnx import PRECISIONS, ExportReport, check_opset, export_onnx
+from csa2glmha.export.quantize import quantize
+from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.export.translate import LOWEST_OPSET
+from csa2glmha.metrics.evaluate import judge, restore
+
+#: Held-out images that the loss of a lower precision is measured on, at most.
+JUDGED_IMAGES = 8
+#: Options on the data that int8 is calibrated on, and that it and fp16 are judged on.
+_DATA = ("data", "targets", "pair", "degrade", "mask", "mask_key", "measurement_scale", "mat_key", "stretch")
+_CALIBRATION = ("calibration_crops", "calibration_size")
+
+
+@dataclass(frozen=True)
+class ExportChoices:
+    """How a file is exported; see :func:`~csa2glmha.export.onnx.export_onnx`."""
+
+    opset: int | None = None
+    plain: bool = False
+    precision: str = "fp32"
+    half_io: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class PrecisionLoss:
+    """What a lower precision costs, PSNR in dB, means over images.
+
+    Attributes:
+        images: how many.
+        data: where they are from.
+        degradation: how inputs were made of clean images; None where they were not.
+        exact, lower: against the ground truth, where there is one, of the network in float32 and of the file.
+        agreement: of the file with the network in float32.
+    """
+
+    images: int
+    data: str
+    degradation: str | None
+    exact: float | None
+    lower: float | None
+    agreement: float
+
+    def describe(self, precision: str) -> str:
+        """One line for people."""
+        against = f"{self.agreement:.2f} dB to float32"
+        if self.exact is not None and self.lower is not None:
+            both = f"{self.exact:.3f} dB in float32, {self.lower:.3f} dB in {precision}"
+            against = f"{both} ({self.lower - self.exact:+.3f}), {against}"
+        made = "" if self.degradation is None else f"; degradation: {self.degradation}"
+        return f"PSNR: {against}, on {self.images} held-out images ({self.data}{made})"
+
+
+def export_file(
+    model: Path, output: Path | None, choices: ExportChoices, options: ConvertOptions
+) -> tuple[ExportReport, PrecisionLoss | None]:
+    """Export a student, or an unconverted checkpoint, to ONNX.
+
+    Args:
+        model: the file.
+        output: of the ONNX file, ending in .onnx; None: the model's name with .onnx.
+        choices: how.
+        options: of them those on data and the seed. Data calibrate int8 and show what it costs; what fp16
+            costs is measured where any of them is given. Without a folder they are the photographs that
+            come with scikit-image, degraded as the student's metadata say.
+
+    Raises:
+        UsageError: choices that exclude each other, or an output that is the model itself.
+        Csa2GlmhaError: the file is unusable, or the ONNX outputs differ from PyTorch's.
+    """
+    _check_choices(choices)
+    loaded = load_model(model, options.weights)
+    judged = choices.precision == "int8" or (
+        choices.precision == "fp16" and not options.model_fields_set.isdisjoint(_DATA)
+    )
+    if loaded.model.fixed_size is not None and judged:
+        raise UsageError(
+            f"{model}: has a mask baked in; int8 and --data need a model that takes its mask as an input: "
+            "convert without --mask"
+        )
+    output = _output_file(model, output)
+    with exclusive_file(output):
+        ensure_writable(output, choices.overwrite)
+        return _written(loaded, output, choices, options, judged)
+
+
+def _written(
+    loaded: LoadedModel, output: Path, choices: ExportChoices, options: ConvertOptions, judged: bool
+) -> tuple[ExportReport, PrecisionLoss | None]:
+    """Make the file, once nothing is in the way."""
+    for note in loaded.checkpoint.notes:
+        say(note)
+    _say_unused(choices.precision, options)
+    if not judged:
+        return _export(loaded, output, choices), None
+    options = as_trained(loaded.checkpoint.metadata, _with_task(loaded, options))
+    data = open_data(loaded.model, options)
+    for note in data.notes:
+        say(note)
+    # Elsewhere at first: what cannot be judged must not be left under the name that was asked for.
+    with scratch_folder(2 * weight_bytes(loaded.model), output.parent) as folder:
+        draft = folder / "draft.onnx"
+        if choices.precision == "int8":
+            report = _export_int8(loaded, draft, choices, data, options)
+        else:
+            report = _export(loaded, draft, choices)
+        loss = _loss(loaded, draft, data, options)
+        with atomic_path(output) as temporary:
+            temporary.write_bytes(draft.read_bytes())
+    return replace(report, path=output), loss
+
+
+def _check_choices(choices: ExportChoices) -> None:
+    """Refuse, before anything is read, what cannot be made.
+
+    Raises:
+        UsageError: with the option at fault.
+    """
+    precision, opset = choices.precision, choices.opset
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision}: unknown; give {', '.join(PRECISIONS)}")
+    check_opset(opset)
+    if choices.half_io and precision != "fp16":
+        raise UsageError(f"--io fp16: goes with --precision fp16, not {precision}; leave it out")
+    if precision == "fp32":
+        return
+    if choices.plain:
+        raise UsageError(f"--precision {precision}: needs the rewrites for deployment; leave out --plain")
+    if opset is not None and opset < LOWEST_OPSET:
+        raise UsageError(f"--opset {opset}: fp16 and int8 need {LOWEST_OPSET} or later")
+
+
+def _say_unused(precision: str, options: ConvertOptions) -> None:
+    """Tell of options on data that were given and change nothing."""
+    unused = {"fp32": (*_DATA, *_CALIBRATION), "fp16": _CALIBRATION, "int8": ()}[precision]
+    flags = {"stretch": "--no-stretch"}
+    given = [
+        flags.get(name, f"--{name.replace('_', '-')}") for name in unused if name in options.model_fields_set
+    ]
+    if given:
+        say(f"{', '.join(given)}: not used with --precision {precision}")
+
+
+def _with_task(loaded: LoadedModel, options: ConvertOptions) -> ConvertOptions:
+    """Degrade the photographs that come with this tool, which are clean, as the student's images were.
+
+    Images of the user's are inputs unless --degrade says otherwise, here as in all commands.
+    """
+    task = loaded.checkpoint.metadata.get("task") if loaded.is_student else None
+    if not task or options.data is not None or options.degrade is not None:
+        return options
+    say(f"no --degrade: {task}, which this student was made with")
+    return options.model_copy(update={"degrade": task})
+
+
+def _output_file(model: Path, output: Path | None) -> Path:
+    """The file to write, which no reader takes for something else, and which is not the model itself."""
+    if output is not None and output.suffix.lower() != ".onnx":
+        raise UsageError(f"-o {output}: run, evaluate and bench know ONNX files by the suffix .onnx; add it")
+    output = output or beside(model, f"{model.stem}.onnx")
+    if output.exists() and output.samefile(model):
+        raise UsageError(f"-o {output}: is the model itself, which is never replaced; give another name")
+    return output
+
+
+def _export(loaded: LoadedModel, output: Path, choices: ExportChoices) -> ExportReport:
+    example = bundled_images(3)[0][1]
+    if loaded.model.in_channels != 3:
+        example = example[:1].repeat(loaded.model.in_channels, 1, 1)
+    arguments: dict[str, Any] = {
+        "opset": choices.opset,
+        "plain": choices.plain,
+        "precision": choices.precision,
+        "half_io": choices.half_io,
+    }
+    metadata = metadata_of(loaded)
+    return export_onnx(
+        loaded.model, output, metadata=metadata, example=example, overwrite=choices.overwrite, **arguments
+    )
+
+
+def _export_int8(
+    loaded: LoadedModel, output: Path, choices: ExportChoices, data: Data, options: ConvertOptions
+) -> ExportReport:
+    crops = data.calibration(options.calibration_size, options.calibration_crops, options.seed)
+    exact = output.with_suffix(".float.onnx")
+    report = _export(loaded, exact, replace(choices, precision="fp32"))
+    if not report.rewritten:
+        raise ExportError(f"int8 needs the rewrites for deployment, but it was {report.notes[0]}")
+    say(f"calibrating int8 on {options.calibration_crops} crops: {data.source}")
+    count = quantize(exact, output, crops)
+    note = f"{count} convolutions in int8, the rest in float32"
+    return replace(report, parity=(), notes=(*report.notes, note), size_bytes=output.stat().st_size)
+
+
+def _loss(loaded: LoadedModel, file: Path, data: Data, options: ConvertOptions) -> PrecisionLoss:
+    """Compare the file with the network in PyTorch on held-out images."""
+    lower = OnnxModel(file)
+    examples = data.examples(options.input_size, options.seed)[:JUDGED_IMAGES]
+    taken = len(lower.input_names)
+    models = {"exact": restore(loaded.model), "lower": lambda inputs: lower(*inputs[:taken])[0]}
+    judged = judge(models, examples, "exact", data.spectral)
+    return PrecisionLoss(
+        len(examples),
+        data.source,
+        data.degradation,
+        judged["exact"].truth.get("psnr"),
+        judged["lower"].truth.get("psnr"),
+        judged["lower"].teacher["psnr"],
+    )

@@ -1,0 +1,162 @@
+"""What `inspect` shows of a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from csa2glmha.checkpoint.student import load_model
+from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.core.hub import display_name
+from csa2glmha.core.text import one_line
+from csa2glmha.metrics.complexity import count_complexity, format_macs, format_params
+from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_layers
+from csa2glmha.report.document import render_table
+
+
+def inspect_model(
+    checkpoint: Path, ranks: Ranks, input_size: int, weights: str | None = None
+) -> dict[str, Any]:
+    """Architecture, hyper-parameters and attention layers of a teacher or student file, as JSON values.
+
+    Args:
+        checkpoint: the file.
+        ranks: for a teacher, those whose cost is estimated.
+        input_size: side of the square input that MACs are counted for.
+        weights: as for :func:`csa2glmha.load`.
+    """
+    loaded = load_model(checkpoint, weights)
+    model = loaded.model
+    height, width = model.fixed_size or (input_size, input_size)
+    shapes = model.input_shapes(height, width)
+    now = count_complexity(model, *shapes)
+    found: dict[str, Any] = {
+        "file": display_name(checkpoint),
+        "sha256": loaded.checkpoint.sha256,
+        "kind": "student" if loaded.is_student else "teacher",
+        "architecture": model.architecture,
+        "hyperparameters": model.hyperparameters,
+        "weights": loaded.checkpoint.wrapper,
+        "other_weights": list(loaded.checkpoint.others),
+        "notes": list(loaded.checkpoint.notes),
+        "input_shapes": [list(shape) for shape in shapes],
+        "params": now.params,
+        "macs": now.macs,
+        "flops": now.flops,
+    }
+    if loaded.is_student:
+        keep = (
+            "tool_version",
+            "teacher_sha256",
+            "teacher_source",
+            "teacher_weights",
+            "seed",
+            "ranks",
+            "task",
+            "attention",
+            "mask",
+        )
+        metadata = loaded.checkpoint.metadata
+        found["student"] = {key: metadata[key] for key in keep if key in metadata}
+        found["layers"] = [
+            {
+                "name": name,
+                "heads": layer.config.heads,
+                "head_channels": layer.config.head_channels,
+                "params": now.modules[name].params,
+                "macs": now.modules[name].macs,
+                "rank_q": layer.config.rank_q,
+                "rank_k": layer.config.rank_k,
+                "rank_v": layer.config.rank_v,
+                "rank_pos": layer.config.rank_pos,
+                "route": layer.config.route,
+            }
+            for name, layer in glmha_layers(model).items()
+        ]
+        return found
+    layers = attention_layers(model)
+    if not layers:
+        found["notes"].append(f"the attention of {model.architecture} cannot be converted yet")
+        found["layers"] = []
+        return found
+    student, configs = copy.deepcopy(model), plan_layers(layers, ranks)
+    replace_layers(student, configs)
+    then = count_complexity(student, *shapes)
+    found["estimate"] = {"ranks": str(ranks), "params": then.params, "macs": then.macs, "flops": then.flops}
+    found["layers"] = [
+        {
+            "name": name,
+            "heads": layer.form.heads,
+            "head_channels": layer.form.head_channels,
+            "params": now.modules[name].params,
+            "macs": now.modules[name].macs,
+            "params_estimate": then.modules[name].params,
+            "macs_estimate": then.modules[name].macs,
+            "route": configs[name].route,
+        }
+        for name, layer in layers.items()
+    ]
+    return found
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The same for people."""
+    shape = " x ".join(str(n) for n in found["input_shapes"][0])
+    lines = [
+        one_line(f"{found['file']}: {found['architecture']} ({found['kind']})"),
+        *(f"  {one_line(f'{key}: {value}')}" for key, value in found["hyperparameters"].items()),
+        *(f"  {one_line(f'{key}: {value}')}" for key, value in found.get("student", {}).items()),
+        *(f"  note: {one_line(note)}" for note in found["notes"]),
+        "",
+    ]
+    if not found["layers"]:
+        total = (("parameters", format_params(found["params"])), ("MACs", format_macs(found["macs"])))
+        return "\n".join([*lines, render_table(total, (f"input {shape}", ""))])
+    if found["kind"] == "teacher":
+        rows: list[tuple[str, ...]] = [_teacher_row(layer) for layer in found["layers"]]
+        rows.append(
+            (
+                "whole model",
+                "",
+                "",
+                format_params(found["params"]),
+                format_params(found["estimate"]["params"]),
+                format_macs(found["macs"]),
+                format_macs(found["estimate"]["macs"]),
+            )
+        )
+        what = "then"
+        header: tuple[str, ...] = (f"layer, input {shape}", "heads", "c", "params", what, "MACs", what)
+    else:
+        rows = [_student_row(layer) for layer in found["layers"]]
+        rows.append(("whole model", "", "", "", format_params(found["params"]), format_macs(found["macs"])))
+        header = (f"layer, input {shape}", "heads", "c", "rank q/k/v", "params", "MACs")
+    if found["kind"] == "teacher":
+        lines.append(f"then: what ranks {found['estimate']['ranks']} would leave")
+    return "\n".join([*lines, render_table(rows, header)])
+
+
+def _teacher_row(layer: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        layer["name"],
+        str(layer["heads"]),
+        str(layer["head_channels"]),
+        format_params(layer["params"]),
+        format_params(layer["params_estimate"]),
+        format_macs(layer["macs"]),
+        format_macs(layer["macs_estimate"]),
+    )
+
+
+def _student_row(layer: dict[str, Any]) -> tuple[str, ...]:
+    c = layer["head_channels"]
+    ranks = "/".join("full" if layer[key] == c else str(layer[key]) for key in ("rank_q", "rank_k", "rank_v"))
+    return (
+        layer["name"],
+        str(layer["heads"]),
+        str(c),
+        ranks,
+        format_params(layer["params"]),
+        format_macs(layer["macs"]),
+    )

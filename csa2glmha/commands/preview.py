@@ -1,0 +1,199 @@
+"""What a conversion would do, how long it would take and how much memory: `convert --dry-run`."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.config.options import ConvertOptions
+from csa2glmha.data.batches import Data
+from csa2glmha.inference.memory import available_bytes, training_needs, used_bytes, whole_needs
+from csa2glmha.metrics.complexity import count_complexity, format_macs, format_params
+from csa2glmha.networks import RestorationModel, run
+from csa2glmha.reading.layers import attention_layers, replace_layers
+from csa2glmha.report.document import render_table
+from csa2glmha.search.plan import CROPS, RankSearch
+
+# Passes of one crop through the teacher that the stages take. Foretold and measured seconds on two cores, for
+# Restormer of 0.8 and 2.6 M parameters and MST-S: initialisation 12 and 12, 23 and 25, 38 and 7 (it needs
+# no factors refined); 20 steps of distillation 12 and 12, 20 and 18, 22 and 35.
+_INITIALISE_PASSES = 5.0
+#: A training step: the teacher's pass, the student's, and back.
+_STEP_PASSES = 4.0
+#: Held-out crops, before, between and after.
+_HELD_OUT_PASSES = 6 * CROPS
+#: Timing goes on for 15 seconds, or 5 rounds.
+_TIMING_SECONDS = 16.0
+#: PyTorch's exporter, for the teacher's plain export, takes as long as the attention layers are many.
+_EXPORT_SECONDS_A_LAYER = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a conversion: what it is called, and about how many seconds it takes."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a conversion would do.
+
+    Attributes:
+        lines: what is known before any work, one thing a line.
+        stages: in their order.
+        peak: bytes of memory that are used at most, about.
+        free: bytes that there are now, those in use by this process included.
+    """
+
+    lines: tuple[str, ...]
+    stages: tuple[Stage, ...]
+    peak: int
+    free: int
+
+
+def preview(
+    teacher: RestorationModel,
+    configs: Mapping[str, GLMHAConfig],
+    data: Data,
+    options: ConvertOptions,
+    search: RankSearch | None,
+    distilled: bool,
+    output: str,
+) -> Preview:
+    """Look ahead; one crop goes through the teacher to see how fast this machine is.
+
+    Args:
+        teacher: in eval mode, on its device.
+        configs: of every layer; empty where the ranks are searched for.
+        data: that is opened already.
+        options: of the conversion.
+        search: of ranks; None: they are given, or follow from shares of energy.
+        distilled: the student is trained.
+        output: where the results would go.
+    """
+    device = next(teacher.parameters()).device
+    frame = data.frame(options.input_size)
+    shapes = teacher.input_shapes(*frame)
+    before = count_complexity(teacher, *shapes)
+    lines = [
+        f"network: {teacher.architecture}, {format_params(before.params)} parameters, "
+        f"{format_macs(before.macs)}MAC at {frame[0]} x {frame[1]}",
+        _aim(teacher, configs, shapes, before.macs, options),
+        f"data: {data.source}: {data.training_images} images to learn from, {data.held_out_images} held out",
+        *(f"note: {note}" for note in data.notes),
+        f"device: {device}",
+        f"output: {output}",
+    ]
+    approximate = search is not None or options.measured or not all(each.full for each in configs.values())
+    stages = _stages(teacher, data, options, search, approximate, distilled)
+    return Preview(tuple(lines), tuple(stages), _peak(teacher, data, options, distilled), _free(device))
+
+
+def describe_preview(found: Preview) -> str:
+    """The same for people."""
+    rows = [
+        (f"{number}. {stage.name}", in_words(stage.seconds)) for number, stage in enumerate(found.stages, 1)
+    ]
+    total = sum(stage.seconds for stage in found.stages)
+    memory = f"memory: about {found.peak / 1e9:.1f} GB of {found.free / 1e9:.1f} GB free"
+    if found.peak > found.free:
+        memory += "; too much: give a smaller --batch, --crop, --calibration-size or --input-size"
+    table = render_table([*rows, ("in all", in_words(total))], ("stage", "about"))
+    return "\n".join(
+        [*found.lines, "", table, "", memory, "nothing was written; leave out --dry-run to start"]
+    )
+
+
+def in_words(seconds: float) -> str:
+    """A rough time: "5 s", "3 min", "2.5 h"."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _aim(
+    teacher: RestorationModel,
+    configs: Mapping[str, GLMHAConfig],
+    shapes: tuple[tuple[int, ...], ...],
+    macs: int,
+    options: ConvertOptions,
+) -> str:
+    if not configs:
+        return f"ranks: {options.ranks_in_words()}, of every layer"
+    student = copy.deepcopy(teacher).to("meta")
+    replace_layers(student, dict(configs))
+    after = count_complexity(student, *shapes)
+    saved = (
+        f"{format_params(after.params)} parameters, {format_macs(after.macs)}MAC ({after.macs / macs:.2f})"
+    )
+    return f"ranks: {options.ranks_in_words()} in {len(configs)} layers, which leaves {saved}"
+
+
+def _stages(
+    teacher: RestorationModel,
+    data: Data,
+    options: ConvertOptions,
+    search: RankSearch | None,
+    approximate: bool,
+    distilled: bool,
+) -> list[Stage]:
+    size = data.judging_size(options.calibration_size)
+    each = _seconds_a_crop(teacher, size)
+    pixels = size * size
+    stages = []
+    if search is not None:
+        trials = sum(len(choices) for choices in search.choices.values())
+        stages.append(Stage("search for ranks", trials * CROPS * each))
+    if approximate:
+        crops = options.calibration_crops
+        stages.append(Stage("statistics and initialisation", crops * _INITIALISE_PASSES * each))
+    if distilled:
+        if options.distill_steps is None:
+            seconds = options.distill_minutes * 60
+        else:
+            sample = data.training(options.crop, options.seed).batch(0, 0, 1).inputs[0]
+            share = sample.shape[-1] * sample.shape[-2] / pixels
+            crops = options.batch * options.accumulate
+            steps = options.distill_steps * crops * _STEP_PASSES * share
+            seconds = (steps + _HELD_OUT_PASSES) * each
+        stages.append(Stage("distillation", seconds))
+    height, width = data.frame(options.input_size)
+    whole = each * height * width / pixels
+    candidates = 3 if distilled else 2
+    stages.append(Stage("evaluation", data.held_out_images * candidates * whole))
+    stages.append(Stage("ONNX export", 3 * whole + 2))
+    if options.latency:
+        layers = len(attention_layers(teacher))
+        stages.append(Stage("timing", _TIMING_SECONDS + layers * _EXPORT_SECONDS_A_LAYER + 5 * whole))
+    return stages
+
+
+@torch.inference_mode()
+def _seconds_a_crop(teacher: RestorationModel, size: int) -> float:
+    device = next(teacher.parameters()).device
+    inputs = tuple(torch.rand(shape, device=device) for shape in teacher.input_shapes(size, size))
+    seconds = []
+    for _ in range(3):  # the first also sets things up
+        started = time.perf_counter()
+        run(teacher, inputs).sum().item()  # waits for a GPU
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def _peak(teacher: RestorationModel, data: Data, options: ConvertOptions, distilled: bool) -> int:
+    needs = [whole_needs(teacher, *data.frame(options.input_size))]
+    if distilled:
+        sample = data.training(options.crop, options.seed).batch(0, 0, 1).inputs[0]
+        needs.append(training_needs(teacher, options.batch, sample.shape[-2], sample.shape[-1]))
+    return used_bytes(next(teacher.parameters()).device) + max(needs)
+
+
+def _free(device: torch.device) -> int:
+    return available_bytes(device) + used_bytes(device)

@@ -1,0 +1,170 @@
+"""Restoring files: reading each as the network takes it, running, writing what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from csa2glmha.commands.evaluate import open_model
+from csa2glmha.config.options import ConvertOptions, make_options
+from csa2glmha.core.device import resolve_device
+from csa2glmha.core.errors import DataError, UnfitError, UsageError
+from csa2glmha.core.files import ensure_writable
+from csa2glmha.core.locks import exclusive_folder
+from csa2glmha.core.progress import progress, say
+from csa2glmha.data.encode import fits_profile, holds_alpha, holds_profile
+from csa2glmha.data.images import largest_bits, write_image
+from csa2glmha.data.inputs.spectral import write_cube
+from csa2glmha.data.inputs.stretch import NOTE as STRETCH_NOTE
+from csa2glmha.data.stored import StoredImage
+from csa2glmha.inference.inputs import input_kind
+from csa2glmha.inference.jobs import Job, find_jobs
+from csa2glmha.inference.plan import Restorer, TileOptions, image_room
+from csa2glmha.metrics.quality import RANGE_HINT, out_of_range
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What was done.
+
+    Attributes:
+        written: the new files.
+        skipped: files of folders that cannot be used, with the reason.
+        kept: outputs that were there and were left.
+    """
+
+    written: tuple[Path, ...]
+    skipped: tuple[tuple[Path, str], ...]
+    kept: int = 0
+
+
+def run_files(
+    model: Path,
+    sources: Sequence[Path],
+    output: Path,
+    *,
+    tiles: TileOptions | None = None,
+    options: ConvertOptions | None = None,
+    cube_suffix: str = ".npy",
+    overwrite: bool = False,
+    skip_existing: bool = False,
+) -> RunResult:
+    """Run a model on files and on all files of folders.
+
+    Images become images of the same name and bit depth, in the same subfolders; where the output is a
+    spectrum, .npy or .mat files of height x width x bands. Of folders, files that cannot be read, restored
+    or stored in their format are left out with a line.
+
+    Args:
+        model: checkpoint, student or ONNX file.
+        sources: images; for MST recorded measurements, or cubes that measurements are simulated from.
+        output: folder of the results.
+        tiles: about tiles; None: where the memory demands it.
+        options: of them weights and device, and those on masks, measurements and arrays; None: the defaults.
+        cube_suffix: .npy or .mat, of outputs that are cubes.
+        overwrite: replace existing outputs; inputs are never replaced.
+        skip_existing: leave them, and make the others: so an interrupted run goes on.
+
+    Raises:
+        UsageError: options that do not fit the model or each other.
+        OutputError: an output exists, or cannot be written.
+        Csa2GlmhaError: a file that was named cannot be used, or nothing of the folders.
+    """
+    if overwrite and skip_existing:
+        raise UsageError("--overwrite and --skip-existing exclude each other: give one of them")
+    options, tiles = options or make_options(), tiles or TileOptions()
+    with exclusive_folder(output):
+        return _run_files(model, sources, output, tiles, options, cube_suffix, overwrite, skip_existing)
+
+
+def _run_files(
+    model: Path,
+    sources: Sequence[Path],
+    output: Path,
+    tiles: TileOptions,
+    options: ConvertOptions,
+    cube_suffix: str,
+    overwrite: bool,
+    skip_existing: bool,
+) -> RunResult:
+    opened = open_model(model, options.device, options.weights)
+    kind = input_kind(opened, options, cube_suffix)
+    formats = kind.formats
+    found = find_jobs(sources, output, formats, overwrite, skip_existing)
+    if found.foreign:
+        say(left_out_line(found.foreign))
+    # All inputs, done or not: their units must not depend on how much is left to do.
+    read = kind.reader(find_jobs(sources, output, formats, overwrite=True).jobs)
+    place = torch.device("cpu") if opened.network is None else resolve_device(options.device)
+    restorer, room = Restorer(model, opened, place, tiles), image_room(tiles)
+    stretched = opened.stretches(options)
+    if stretched:
+        say(STRETCH_NOTE)
+    written, skipped = [], list(found.foreign)
+    for job in progress(found.jobs, what="restoring", unit="file"):
+        try:
+            source = read(job, room)
+            ensure_writable(job.output, overwrite)
+            restored = restorer(job.sources[0].name, source.inputs)
+            if formats.output_suffix and out_of_range(restored):
+                say(
+                    f"{job.sources[0]}: output from {restored.min():.3g} to {restored.max():.3g}, "
+                    f"far beyond [0, 1]: {RANGE_HINT}"
+                )
+            restored = restored.clamp(0, 1) if stretched else restored
+            _write(job, restored, source.stored, bool(formats.output_suffix))
+        # What concerns this file alone; a full disk, for one, ends the run.
+        except (DataError, UnfitError) as error:
+            if job.named:
+                raise
+            reason = str(error)
+            say(
+                f"skipped: {reason}"
+                if str(job.sources[0]) in reason
+                else f"skipped {job.sources[0]}: {reason}"
+            )
+            skipped.append((job.sources[0], reason))
+            continue
+        written.append(job.output)
+    if skipped and not written and not found.kept:
+        raise DataError(f"nothing could be used: {skipped[-1][1]}")
+    return RunResult(tuple(written), tuple(skipped), found.kept)
+
+
+def left_out_line(foreign: Sequence[tuple[Path, str]]) -> str:
+    """One line on files whose format is not read."""
+    listed = ", ".join(f"{path}: {reason}" for path, reason in foreign[:3])
+    more = ", ..." if len(foreign) > 3 else ""
+    return f"left out: {len(foreign)} file{'s' * (len(foreign) > 1)} ({listed}{more})"
+
+
+def _write(job: Job, restored: Tensor, stored: StoredImage | None, cube: bool) -> None:
+    """Write what was restored, with what else the image's file held, and tell what is lost of it."""
+    if stored is not None and stored.further:
+        say(f"left out: {stored.further} of {job.sources[0]}")
+    if cube:
+        write_cube(job.output, restored)
+        return
+    assert stored is not None
+    suffix, lost = job.output.suffix.lower(), []
+    bits = min(stored.bits, largest_bits(job.output))
+    # Images may have more bits than their suffix says.
+    if bits < stored.bits:
+        lost.append(f"written with {bits} bits, {suffix} files hold no more; its input has {stored.bits}")
+    alpha, profile = stored.alpha, stored.profile
+    if alpha is not None and not holds_alpha(suffix):
+        alpha = None
+        lost.append(f"written without the alpha channel, which {suffix} files do not hold")
+    elif alpha is not None and alpha.shape != restored.shape[1:]:
+        alpha = None
+        lost.append("written without the alpha channel, which is of another size")
+    if profile is not None and not (holds_profile(suffix) and fits_profile(profile, restored.shape[0])):
+        profile = None
+        lost.append("written without the colour profile, which does not fit it")
+    write_image(job.output, restored, bits, alpha, profile, stored.colour_chunks)
+    for loss in lost:
+        say(f"{job.output}: {loss}")

@@ -1,0 +1,212 @@
+"""A sweep: every point converted, then all of them timed side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from csa2glmha.bench.compare import THOROUGH, compare_with_teacher
+from csa2glmha.checkpoint.student import LoadedModel, load_model
+from csa2glmha.commands.convert import ONNX_FILE, Plan, check_data, plan_conversion, run_conversion
+from csa2glmha.core.device import resolve_device
+from csa2glmha.core.errors import OutputError
+from csa2glmha.core.files import atomic_path, prepare_output_dir
+from csa2glmha.core.locks import exclusive_folder
+from csa2glmha.core.progress import say
+from csa2glmha.data.identity import describe_images
+from csa2glmha.data.open import open_data
+from csa2glmha.distill.job import check_apart, check_training
+from csa2glmha.metrics.complexity import format_macs, format_params
+from csa2glmha.report.document import render_table
+from csa2glmha.sweep.folders import finished_report, has_state
+from csa2glmha.sweep.pages import add_pareto
+from csa2glmha.sweep.plot import plot_pareto
+from csa2glmha.sweep.points import Point
+
+SWEEP_FILES = ("sweep.json", "pareto.png", "pareto.svg")
+
+
+def run_sweep(
+    checkpoint: Path, points: Sequence[Point], output: Path, *, overwrite: bool, latency: bool
+) -> dict[str, Any]:
+    """Convert to every point that is not there yet, and write what came of all.
+
+    Points are kept in folders of their own in ``output``; one that is finished, with the same options, is not
+    made again, and one that was interrupted goes on where it was.
+
+    Returns:
+        What sweep.json holds.
+
+    Raises:
+        Csa2GlmhaError: a conversion fails, or results of other options are in the way.
+    """
+    with exclusive_folder(output):
+        return _run_sweep(checkpoint, points, output, overwrite, latency)
+
+
+def _run_sweep(
+    checkpoint: Path, points: Sequence[Point], output: Path, overwrite: bool, latency: bool
+) -> dict[str, Any]:
+    loaded = load_model(checkpoint, points[0].options.weights)
+    plans = {point.label: plan_conversion(loaded, point.options) for point in points}
+    finished = _look(loaded, points, output, overwrite)
+    _check_states([(output / point.folder, plans[point.label]) for point in points], overwrite)
+    check_apart(output, points[0].options)
+    prepare_output_dir(output, (), overwrite)
+    reports = {}
+    for number, point in enumerate(points, start=1):
+        folder = output / point.folder
+        report = finished[point.label]
+        if report is not None:
+            say(f"rank {point.label} ({number} of {len(points)}): done already")
+        else:
+            say(f"rank {point.label} ({number} of {len(points)})")
+            changes = {
+                "output": folder,
+                "latency": False,  # all points are timed together in the end, where they can be compared
+                "overwrite": True,  # what is there is an unfinished part of this very point
+                "resume": has_state(folder) and not overwrite,
+            }
+            options = point.options.model_copy(update=changes)
+            report = run_conversion(checkpoint, options, "repeat the command").report
+        reports[point.label] = report
+    times, missing = _times(checkpoint, points, output, reports) if latency else ({}, None)
+    found: dict[str, Any] = {
+        "checkpoint": checkpoint.name,
+        "sha256": loaded.checkpoint.sha256,
+        "input_size": next(iter(reports.values()))["input_size"],
+        "points": _pareto(points, reports, times),
+    }
+    if missing is not None:
+        found["latency_missing"] = missing
+    with atomic_path(output / SWEEP_FILES[0]) as temporary:
+        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    for name in SWEEP_FILES[1:]:
+        with atomic_path(output / name) as temporary:
+            plot_pareto(temporary, found["points"])
+    add_pareto(checkpoint, points, output, found["points"])
+    return found
+
+
+def _look(
+    loaded: LoadedModel, points: Sequence[Point], output: Path, overwrite: bool
+) -> dict[str, dict[str, Any] | None]:
+    """The reports of the points that are there; that the others can be made is checked, as far as is cheap.
+
+    Hours may pass before the last point is begun.
+    """
+    options = points[0].options  # all have the same on data and training
+    check_training(options, resolve_device(options.device))
+    data = open_data(loaded.model, options)
+    images = describe_images(data, data.examples(options.input_size, options.seed))
+    found: dict[str, dict[str, Any] | None] = {}
+    for point in points:
+        folder = output / point.folder
+        report = None
+        if not overwrite:
+            report = finished_report(folder, point, loaded.checkpoint, images)
+        if report is None:
+            check_data(loaded.model, data, point.options)
+        found[point.label] = report
+    return found
+
+
+def _check_states(folders: Sequence[tuple[Path, Plan]], overwrite: bool) -> None:
+    for folder, plan in folders:
+        if has_state(folder) and not plan.distilled and not overwrite:
+            raise OutputError(
+                f"{folder}: holds the state of an interrupted distillation, and this point is not distilled; "
+                "pass --overwrite to make it again, or choose another folder with -o"
+            )
+
+
+def _times(
+    checkpoint: Path, points: Sequence[Point], output: Path, reports: dict[str, dict[str, Any]]
+) -> tuple[dict[str, float], str | None]:
+    """Time of every point over that of the teacher's plain export, all models run in turn.
+
+    Returns:
+        The times, and why there are none: the points that are done are worth a table without them.
+    """
+    teacher = load_model(checkpoint, points[0].options.weights).model
+    height, width = next(iter(reports.values()))["input_size"]
+    files = {point.label: output / point.folder / ONNX_FILE for point in points}
+    try:
+        measured = compare_with_teacher(teacher, files, (height, width), THOROUGH, beside=output)
+    except Exception as error:
+        missing = str(error) or type(error).__name__
+        say(f"not timed: {missing}; the table goes without times")
+        return {}, missing
+    return {name: ratio.median for name, ratio in measured.ratios.items()}, None
+
+
+def _pareto(
+    points: Sequence[Point], reports: dict[str, dict[str, Any]], times: dict[str, float]
+) -> list[dict[str, Any]]:
+    before = next(iter(reports.values()))["complexity"]["before"]
+    found: list[dict[str, Any]] = [
+        {
+            "label": "teacher",
+            "kind": "teacher",
+            "macs": before["macs"],
+            "macs_ratio": 1.0,
+            "params": before["params"],
+            "time_ratio": 1.0 if times else None,
+            "psnr_to_teacher": None,
+            "psnr_drop": 0.0,
+        }
+    ]
+    for point in points:
+        report = reports[point.label]
+        after, quality = report["complexity"]["after"], report["quality"]
+        truth = quality["student"].get("truth", {}).get("psnr")
+        own = quality["teacher"].get("truth", {}).get("psnr")
+        known = isinstance(truth, float) and isinstance(own, float)
+        to_teacher = quality["student"].get("teacher", {}).get("psnr")
+        found.append(
+            {
+                "label": point.label,
+                "kind": point.kind,
+                "macs": after["macs"],
+                "macs_ratio": after["macs"] / before["macs"],
+                "params": after["params"],
+                "time_ratio": times.get(point.label),
+                "psnr_to_teacher": to_teacher if isinstance(to_teacher, float) else None,
+                "psnr_drop": truth - own if known else None,
+                "folder": point.folder,
+            }
+        )
+    return found
+
+
+def describe_sweep(found: dict[str, Any]) -> str:
+    """The table for people."""
+    height, width = found["input_size"]
+    rows = [
+        (
+            point["label"],
+            format_params(point["params"]),
+            format_macs(point["macs"]),
+            f"{point['macs_ratio']:.3f}",
+            _shown(point["time_ratio"], ".3f"),
+            _shown(point["psnr_to_teacher"], ".2f", " dB"),
+            _shown(point["psnr_drop"], "+.3f", " dB") if point["kind"] != "teacher" else "",
+        )
+        for point in found["points"]
+    ]
+    header = (
+        f"rank, {height} x {width}",
+        "params",
+        "MACs",
+        "ratio",
+        "time",
+        "PSNR to teacher",
+        "PSNR to truth",
+    )
+    return render_table(rows, header)
+
+
+def _shown(value: float | None, form: str, unit: str = "") -> str:
+    return "" if value is None else f"{value:{form}}{unit}"

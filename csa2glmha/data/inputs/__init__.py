@@ -1,0 +1,1 @@
+"""What networks take beside plain images: spectra, measurements, masks."""

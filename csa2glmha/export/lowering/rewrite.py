@@ -1,0 +1,62 @@
+"""The deployment form of a network: the same function of its inputs, in fewer and cheaper operators."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.families.restormer.lowering import DeployedBlock, DeployedDownsample
+from csa2glmha.families.restormer.network import Downsample, TransformerBlock
+from csa2glmha.families.spectral.attention import MaskedSpectralGLMHA, SpectralGLMHA
+from csa2glmha.families.spectral.blocks import NormedFeedForward
+from csa2glmha.families.spectral.lowering import DeployedFeedForward, DeployedMSMSA, DeployedSMSA
+from csa2glmha.initialize import initialise_student
+from csa2glmha.networks import RestorationModel
+from csa2glmha.reading.layers import attention_layers
+
+ModelT = TypeVar("ModelT", bound=RestorationModel)
+
+#: By type of module, what takes its place. To support another family, add its modules here.
+REWRITERS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    Downsample: DeployedDownsample,
+    TransformerBlock: DeployedBlock,
+    SpectralGLMHA: DeployedSMSA,
+    MaskedSpectralGLMHA: DeployedMSMSA,
+    NormedFeedForward: DeployedFeedForward,
+}
+
+
+@torch.no_grad()
+def deploy(model: ModelT) -> ModelT:
+    """An equivalent network for inference: exact rewrites of the whole network, attention included.
+
+    Attention layers that were not converted are taken as GLMHA of full rank, which they are.
+
+    Args:
+        model: teacher or student; it is not changed.
+
+    Returns:
+        A copy on the CPU in float32 and eval mode that cannot be trained or stored further. Its outputs are
+        the model's up to rounding.
+    """
+    deployed = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    layers = attention_layers(deployed)
+    if layers:
+        deployed, _ = initialise_student(deployed, plan_layers(layers, Ranks()), None)
+    for name, module in list(deployed.named_modules()):
+        rewriter = REWRITERS.get(type(module))
+        if rewriter is not None:
+            deployed.set_submodule(name, rewriter(module))
+    return deployed.eval().requires_grad_(False)
+
+
+def to_half(deployed: nn.Module) -> None:
+    """Convolutions in half precision, with the maps between them; what is small stays in float32."""
+    for module in deployed.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.half()

@@ -1,0 +1,51 @@
+"""Adapter of Restormer's MDTA."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from csa2glmha.attention.canonical import ChannelAttention, Projection
+from csa2glmha.attention.glmha import GLMHA, GLMHAConfig
+from csa2glmha.families.restormer.network import MDTA
+
+
+class MDTAAdapter:
+    """MDTA: rows q, columns k, values v of one convolution pair; the replacement is GLMHA itself."""
+
+    module_type = MDTA
+
+    def read(self, module: nn.Module) -> ChannelAttention:
+        """The layer in canonical form; its tensors are the module's, detached."""
+        assert isinstance(module, MDTA)
+
+        def third(index: int) -> Projection:
+            def part(tensor: Tensor | None) -> Tensor | None:
+                return None if tensor is None else tensor.detach().chunk(3)[index]
+
+            pointwise, depthwise = part(module.qkv.weight), part(module.qkv_dwconv.weight)
+            assert pointwise is not None and depthwise is not None
+            return Projection(
+                pointwise[:, :, 0, 0], part(module.qkv.bias), depthwise[:, 0], part(module.qkv_dwconv.bias)
+            )
+
+        output_bias = module.project_out.bias
+        return ChannelAttention(
+            heads=module.heads,
+            rows=third(0),
+            columns=third(1),
+            values=third(2),
+            temperature=module.temperature.detach().flatten(),
+            output=module.project_out.weight.detach()[:, :, 0, 0],
+            output_bias=None if output_bias is None else output_bias.detach(),
+        )
+
+    def attention_input(self, args: tuple[Tensor, ...]) -> Tensor:
+        """The (B, C, H, W) input of the projections, from the arguments of the module's call."""
+        return args[0]
+
+    def value_factors(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """None: the attention sees V as it is."""
+
+    def build(self, module: nn.Module, config: GLMHAConfig) -> GLMHA:
+        """An uninitialised replacement, called as the module is."""
+        return GLMHA(config)

@@ -1,0 +1,284 @@
+"""Restormer: an encoder-decoder of transformer blocks whose attention runs across channels.
+
+Written from the description in Zamir et al., "Restormer: Efficient Transformer for High-Resolution
+Image Restoration", CVPR 2022 (arXiv 2111.09881). Parameter names follow the published checkpoints,
+so that those load as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
+
+LAYER_NORM_EPS = 1e-5
+
+
+class ChannelLayerNorm(nn.Module):
+    """Layer normalisation over the channels of each pixel of a (B, C, H, W) map.
+
+    Args:
+        channels: C.
+        with_bias: the "WithBias" form, (x - mean) / std * weight + bias. Otherwise "BiasFree":
+            x / std * weight, the mean removed from the variance but not from x.
+    """
+
+    def __init__(self, channels: int, with_bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels)) if with_bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        # torch.var_mean over an axis that is not the last takes four times as long on a CPU.
+        centred = x - x.mean(1, keepdim=True)
+        scale = torch.rsqrt(centred.square().mean(1, keepdim=True) + LAYER_NORM_EPS)
+        weight = self.weight.view(-1, 1, 1)
+        if self.bias is None:
+            return x * scale * weight
+        return centred * scale * weight + self.bias.view(-1, 1, 1)
+
+
+class Norm(nn.Module):
+    """Holds the layer norm under the name ``body``, where published checkpoints have it."""
+
+    def __init__(self, channels: int, with_bias: bool) -> None:
+        super().__init__()
+        self.body = ChannelLayerNorm(channels, with_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class MDTA(nn.Module):
+    """Multi-Dconv head transposed attention: self-attention across the channels of (B, C, H, W)."""
+
+    def __init__(self, channels: int, heads: int, bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=bias)
+        self.qkv_dwconv = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=bias)
+        self.project_out = nn.Conv2d(channels, channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv_dwconv(self.qkv(x))
+        qkv = qkv.reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        query, key, value = qkv.unbind(1)
+        query = F.normalize(query, dim=-1)
+        key = F.normalize(key, dim=-1)
+        logits = (query @ key.transpose(-2, -1)) * self.temperature
+        y = logits.softmax(dim=-1) @ value
+        return self.project_out(y.reshape(batch, channels, height, width))
+
+
+class GDFN(nn.Module):
+    """Gated-Dconv feed-forward network on (B, C, H, W)."""
+
+    def __init__(self, channels: int, hidden: int, bias: bool) -> None:
+        super().__init__()
+        self.project_in = nn.Conv2d(channels, 2 * hidden, 1, bias=bias)
+        self.dwconv = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=bias)
+        self.project_out = nn.Conv2d(hidden, channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=1)
+        return self.project_out(F.gelu(gate) * value)
+
+
+class TransformerBlock(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, channels: int, heads: int, hidden: int, bias: bool, norm_bias: bool) -> None:
+        super().__init__()
+        self.norm1 = Norm(channels, norm_bias)
+        self.attn: nn.Module = MDTA(channels, heads, bias)
+        self.norm2 = Norm(channels, norm_bias)
+        self.ffn = GDFN(channels, hidden, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.ffn(self.norm2(x))
+
+
+class PatchEmbedding(nn.Module):
+    """Overlapping embedding of pixels: one 3x3 convolution."""
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x)
+
+
+class Downsample(nn.Module):
+    """(B, C, H, W) to (B, 2C, H/2, W/2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class Upsample(nn.Module):
+    """(B, C, H, W) to (B, C/2, 2H, 2W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 2 * channels, 3, padding=1, bias=False), nn.PixelShuffle(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class Restormer(RestorationModel):
+    """The network, for images (B, in_channels, H, W) of any H and W, values in [0, 1].
+
+    Args:
+        in_channels: 3 colour, 1 gray, 6 dual-pixel (left and right view).
+        out_channels: channels of the restored image.
+        dim: width of the first level; each level below doubles it.
+        num_blocks: transformer blocks of the four levels.
+        num_refinement_blocks: blocks after the decoder, at full resolution.
+        heads: attention heads of the four levels.
+        ffn_expansion_factor: hidden width of the feed-forward parts is int(width * factor).
+        bias: convolutions of the blocks carry a bias.
+        norm_bias: the "WithBias" layer norm.
+        dual_pixel: the dual-pixel defocus form, with a skip from the embedding instead of the input.
+    """
+
+    architecture = "restormer"
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        dim: int = 48,
+        num_blocks: tuple[int, ...] | list[int] = (4, 6, 6, 8),
+        num_refinement_blocks: int = 4,
+        heads: tuple[int, ...] | list[int] = (1, 2, 4, 8),
+        ffn_expansion_factor: float = 2.66,
+        bias: bool = False,
+        norm_bias: bool = True,
+        dual_pixel: bool = False,
+    ) -> None:
+        super().__init__()
+        self.hyperparameters = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "dim": dim,
+            "num_blocks": list(num_blocks),
+            "num_refinement_blocks": num_refinement_blocks,
+            "heads": list(heads),
+            "ffn_expansion_factor": ffn_expansion_factor,
+            "bias": bias,
+            "norm_bias": norm_bias,
+            "dual_pixel": dual_pixel,
+        }
+        self.dual_pixel = dual_pixel
+
+        def stage(width: int, level_heads: int, count: int) -> nn.Sequential:
+            hidden = int(width * ffn_expansion_factor)
+            return nn.Sequential(
+                *(TransformerBlock(width, level_heads, hidden, bias, norm_bias) for _ in range(count))
+            )
+
+        self.patch_embed = PatchEmbedding(in_channels, dim)
+        self.encoder_level1 = stage(dim, heads[0], num_blocks[0])
+        self.down1_2 = Downsample(dim)
+        self.encoder_level2 = stage(2 * dim, heads[1], num_blocks[1])
+        self.down2_3 = Downsample(2 * dim)
+        self.encoder_level3 = stage(4 * dim, heads[2], num_blocks[2])
+        self.down3_4 = Downsample(4 * dim)
+        self.latent = stage(8 * dim, heads[3], num_blocks[3])
+        self.up4_3 = Upsample(8 * dim)
+        self.reduce_chan_level3 = nn.Conv2d(8 * dim, 4 * dim, 1, bias=bias)
+        self.decoder_level3 = stage(4 * dim, heads[2], num_blocks[2])
+        self.up3_2 = Upsample(4 * dim)
+        self.reduce_chan_level2 = nn.Conv2d(4 * dim, 2 * dim, 1, bias=bias)
+        self.decoder_level2 = stage(2 * dim, heads[1], num_blocks[1])
+        self.up2_1 = Upsample(2 * dim)
+        # The topmost decoder level keeps the concatenated width, there is no channel reduction.
+        self.decoder_level1 = stage(2 * dim, heads[0], num_blocks[0])
+        self.refinement = stage(2 * dim, heads[0], num_refinement_blocks)
+        self.skip_conv = nn.Conv2d(dim, 2 * dim, 1, bias=bias) if dual_pixel else None
+        self.output = nn.Conv2d(2 * dim, out_channels, 3, padding=1, bias=bias)
+
+    @property
+    def in_channels(self) -> int:
+        return int(self.hyperparameters["in_channels"])
+
+    @property
+    def out_channels(self) -> int:
+        return int(self.hyperparameters["out_channels"])
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Restore (B, in_channels, H, W); returns (B, out_channels, H, W)."""
+        height, width = image.shape[-2:]
+        image = reflect_pad_to_multiple(image, self.size_multiple)
+        embedded = self.patch_embed(image)
+        level1 = self.encoder_level1(embedded)
+        level2 = self.encoder_level2(self.down1_2(level1))
+        level3 = self.encoder_level3(self.down2_3(level2))
+        x = self.latent(self.down3_4(level3))
+        x = self.decoder_level3(self.reduce_chan_level3(torch.cat((self.up4_3(x), level3), 1)))
+        x = self.decoder_level2(self.reduce_chan_level2(torch.cat((self.up3_2(x), level2), 1)))
+        x = self.decoder_level1(torch.cat((self.up2_1(x), level1), 1))
+        x = self.refinement(x)
+        if self.skip_conv is not None:
+            x = self.output(x + self.skip_conv(embedded))
+        else:
+            x = self.output(x) + image
+        return x[..., :height, :width]
+
+
+def hyperparameters_from(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read Restormer's hyper-parameters from the names and shapes of its parameters."""
+    blocks: dict[str, int] = {}
+    for key in state:
+        match = re.match(r"(encoder_level[123]|latent|refinement)\.(\d+)\.", key)
+        if match:
+            blocks[match[1]] = max(blocks.get(match[1], 0), int(match[2]) + 1)
+    levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
+    dim, in_channels = state["patch_embed.proj.weight"].shape[:2]
+    hidden = {
+        dim * 2**i: state[f"{level}.0.ffn.project_out.weight"].shape[1] for i, level in enumerate(levels)
+    }
+    return {
+        "in_channels": in_channels,
+        "out_channels": state["output.weight"].shape[0],
+        "dim": dim,
+        "num_blocks": [blocks[level] for level in levels],
+        "num_refinement_blocks": blocks.get("refinement", 0),
+        "heads": [state[f"{level}.0.attn.temperature"].shape[0] for level in levels],
+        "ffn_expansion_factor": _expansion_factor(hidden),
+        "bias": "encoder_level1.0.attn.qkv.bias" in state,
+        "norm_bias": "encoder_level1.0.norm1.body.bias" in state,
+        "dual_pixel": "skip_conv.weight" in state,
+    }
+
+
+def _expansion_factor(hidden: Mapping[int, int]) -> float:
+    """The factor with the fewest decimals that gives int(width * factor) == hidden for every level."""
+    low = max(Fraction(size, width) for width, size in hidden.items())
+    high = min(Fraction(size + 1, width) for width, size in hidden.items())
+    for decimals in range(1, 13):
+        factor = math.ceil(low * 10**decimals) / 10**decimals
+        if factor < high and all(int(width * factor) == size for width, size in hidden.items()):
+            return factor
+    return float(low)

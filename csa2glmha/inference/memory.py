@@ -1,0 +1,168 @@
+"""How much memory a run takes: known before it starts, and how much there is."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from csa2glmha.core.device import free_memory
+from csa2glmha.inference.grid import Tile, divide_axis
+from csa2glmha.inference.lockstep import lockstep
+from csa2glmha.networks import RestorationModel
+
+#: Measured peaks on a CPU are this much above the sum of the tensors: convolutions reorder their inputs and
+#: outputs, memory that was freed is not at once given back, and small runs also load code.
+OVERHEAD = 1.6
+OVERHEAD_BYTES = 150 * 2**20
+#: For tensors that only wait, which nothing is reordered of.
+WAITING_OVERHEAD = 1.15
+
+
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """Bytes that a network takes beside its weights and the image.
+
+    Attributes:
+        tile: at most, while one tile goes through it.
+        sample_fixed, sample_each: while tiles go through it side by side, and more for each of them.
+    """
+
+    tile: int
+    sample_fixed: int
+    sample_each: int
+
+    def sample_size(self, budget: int) -> int:
+        """How many tiles can go side by side."""
+        return max(0, budget - self.sample_fixed) // self.sample_each
+
+
+def whole_needs(model: RestorationModel, height: int, width: int) -> int:
+    """Bytes that a run on one image takes at most, beside weights and image."""
+    skeleton = _skeleton(model)
+    return _overhead(_peak(lambda: skeleton(*_inputs(model, height, width, 1))))
+
+
+def training_needs(model: RestorationModel, batch: int, height: int, width: int) -> int:
+    """Bytes that a training step takes beside the weights: activations, gradients, Adam's moments."""
+    skeleton = _skeleton(model).requires_grad_(True)
+    inputs = _inputs(model, height, width, batch)
+
+    def step() -> Tensor:
+        with torch.enable_grad():
+            loss: Tensor = skeleton(*inputs).sum()
+            loss.backward()
+        return loss
+
+    weights = sum(each.nbytes for each in model.parameters())
+    return _overhead(_peak(step) + 2 * weights)
+
+
+def tile_needs(
+    model: RestorationModel, tile: tuple[int, int], sample: tuple[int, int], shared: bool
+) -> MemoryNeeds:
+    """What tiles of some height and width, and sampled ones of another, take.
+
+    Args:
+        model: the network, left alone: a copy without data runs in its place.
+        tile, sample: height and width.
+        shared: the tiles share attention maps.
+    """
+    skeleton = _skeleton(model)
+    if not shared:
+        return MemoryNeeds(_overhead(_peak(lambda: skeleton(*_inputs(model, *tile, 1)))), 0, 0)
+    with lockstep(skeleton) as maps:
+
+        def side_by_side(count: int, size: tuple[int, int]) -> int:
+            rows, columns = (divide_axis(side, side, 0, 1)[0] for side in size)
+            maps.tiles = [Tile(rows, columns)] * count
+            return _peak(lambda: skeleton(*_inputs(model, *size, count)))
+
+        one, three = side_by_side(1, sample), side_by_side(3, sample)
+        maps.tiles = None
+        alone = _overhead(_peak(lambda: skeleton(*_inputs(model, *tile, 1))))
+    each = (three - one) // 2
+    return MemoryNeeds(alone, _overhead(one - each), int(each * WAITING_OVERHEAD))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that can still be had on a device; on the CPU within the limit of its container."""
+    if device.type == "cuda":
+        # PyTorch keeps what it has freed, for itself.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    return free_memory()
+
+
+def used_bytes(device: torch.device) -> int:
+    """Memory of this process on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def _overhead(peak: int) -> int:
+    return int(peak * OVERHEAD) + OVERHEAD_BYTES
+
+
+def _skeleton(model: RestorationModel) -> RestorationModel:
+    """The network with shapes only, so that a run takes no memory and hardly any time."""
+    memo: dict[int, Any] = {
+        id(tensor): torch.nn.Parameter(tensor.to("meta"), requires_grad=False)
+        if isinstance(tensor, torch.nn.Parameter)
+        else tensor.to("meta")
+        for tensor in (*model.parameters(), *model.buffers())
+    }
+    return copy.deepcopy(model, memo)
+
+
+def _inputs(model: RestorationModel, height: int, width: int, batch: int) -> Sequence[Tensor]:
+    # A mask has a batch axis of one where it is the same for all, but tiles have a part of it each.
+    return [
+        torch.empty(batch, *shape[1:], device="meta") for shape in model.input_shapes(height, width, batch)
+    ]
+
+
+@torch.no_grad()
+def _peak(run: Callable[[], Tensor]) -> int:
+    with _Allocations() as allocations:
+        run()
+    return allocations.peak
+
+
+class _Allocations(TorchDispatchMode):
+    """Adds up the tensors that are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        size = storage.nbytes()
+        self._now += size
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._forget, size)
+
+    def _forget(self, size: int) -> None:
+        self._now -= size

@@ -1,0 +1,121 @@
+"""Restoring an image in tiles: each by itself, or all with the attention maps of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from csa2glmha.data.batches import Inputs
+from csa2glmha.inference.grid import Tile
+from csa2glmha.inference.lockstep import lockstep
+from csa2glmha.networks import RestorationModel, run
+
+
+def nothing() -> None:
+    """What to call where nobody wants to know of the progress."""
+
+
+def restore_separately(
+    network: Callable[[Inputs], Tensor],
+    inputs: Inputs,
+    tiles: Sequence[Tile],
+    on_tile: Callable[[], object] = nothing,
+) -> Tensor:
+    """Run the network on every tile and put their cores together.
+
+    Args:
+        network: from inputs with a batch axis of one to an output (1, C', H, W).
+        inputs: of the whole image, (1, C, H, W) each; wider ones, as MST's dispersed mask, are cut as much
+            wider.
+        tiles: that divide the image.
+        on_tile: called after each of them.
+
+    Returns:
+        (1, C', H, W) on the CPU.
+    """
+    result: Tensor | None = None
+    for tile in tiles:
+        output = network(cut(inputs, tile))
+        if result is None:
+            result = torch.empty(1, output.shape[1], *inputs[0].shape[-2:])
+        paste(result, output, tile)
+        on_tile()
+    assert result is not None, "an image has one tile at least"
+    return result
+
+
+@torch.inference_mode()
+def restore_globally(
+    model: RestorationModel,
+    inputs: Inputs,
+    tiles: Sequence[Tile],
+    sample: Sequence[Tile],
+    on_layer: Callable[[], object] = nothing,
+    on_tile: Callable[[], object] = nothing,
+) -> Tensor:
+    """Run the network on every tile with attention maps that are made from a sample of tiles.
+
+    In the first pass the sample goes through the network side by side, so that the maps of every layer are
+    made from features that the maps before it have shaped, as in a run on the whole image. In the second
+    pass the maps are fixed. If the sample is all of the tiles, the first pass is the result, and the same as
+    a run on the whole image but for the limited context of the tiles.
+
+    Args:
+        model: converted or not; in use by nobody else meanwhile.
+        inputs: as for :func:`restore_separately`, of sizes that the network does not pad.
+        tiles: that divide the image, all of one size.
+        sample: tiles of one size that overlap only outside of their cores: some of ``tiles``, or others.
+        on_layer: called after each attention layer of the first pass.
+        on_tile: called after each tile of the second.
+
+    Returns:
+        (1, C', H, W) on the CPU.
+
+    Raises:
+        Csa2GlmhaError: an attention layer took part in the first pass without making its map.
+    """
+    with lockstep(model) as maps:
+        maps.tiles, maps.on_layer = sample, on_layer
+        output = run(model, batch_of(inputs, sample))
+        maps.check_complete()
+        if set(sample) == set(tiles):
+            result = torch.empty(1, output.shape[1], *inputs[0].shape[-2:])
+            for index, tile in enumerate(sample):
+                paste(result, output[index : index + 1], tile)
+                on_tile()
+            return result
+        del output
+        maps.tiles = None
+        return restore_separately(lambda tile: run(model, tile), inputs, tiles, on_tile)
+
+
+def cut(inputs: Inputs, tile: Tile) -> Inputs:
+    """The inputs for one tile."""
+    height, width = inputs[0].shape[-2:]
+    top, left = tile.rows.start, tile.columns.start
+    return tuple(
+        each[
+            ...,
+            top : top + tile.rows.length + each.shape[-2] - height,
+            left : left + tile.columns.length + each.shape[-1] - width,
+        ]
+        for each in inputs
+    )
+
+
+def batch_of(inputs: Inputs, tiles: Sequence[Tile]) -> Inputs:
+    """The inputs for tiles of one size side by side."""
+    parts = [cut(inputs, tile) for tile in tiles]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def paste(result: Tensor, output: Tensor, tile: Tile) -> None:
+    """Put the core of a tile's output (1, C', h, w) into its place in (1, C', H, W)."""
+    rows, columns = tile.rows, tile.columns
+    result[
+        ...,
+        rows.core_start : rows.core_start + rows.core_length,
+        columns.core_start : columns.core_start + columns.core_length,
+    ] = output[(..., *tile.core(rows.length, columns.length))].cpu()

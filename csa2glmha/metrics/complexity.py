@@ -1,0 +1,446 @@
+"""Multiply-accumulates, FLOPs and parameters, counted from the operators that actually run.
+
+The model is copied to the ``meta`` device, where operators compute shapes and no values, and run once in
+evaluation mode; every operator that reaches PyTorch's dispatcher is priced by one handler of a table. The
+convention:
+
+* **MAC**: one multiply-accumulate of a convolution (grouped and transposed included) or of a matrix product
+  (``mm``, ``bmm``, ``addmm``, ...; ``linear``, ``matmul`` and ``einsum`` arrive as these). Products with
+  padding zeros count, and so do the cropped borders of a transposed convolution.
+* **FLOP**: 2 per MAC, 1 per output element for adding a bias (or the first operand of ``addmm`` and its
+  like), and the following for everything else.
+
+  =============================================  ===========================================
+  element-wise (add, mul, exp, gelu, gt, ...)    1 per output element, whatever the function
+  addcmul, addcdiv, glu / lerp                   2 / 3 per output element
+  sum, mean, max, cumsum, ...                    1 per input element
+  L2 and other vector norms                      2 per input element (square, add)
+  var, std                                       4 per input element (sum, subtract, square, add)
+  softmax, log-softmax                           5 per input element (max, subtract, exp, sum, divide)
+  layer and group normalisation                  5 per element, 1 more for a weight, 1 more for a bias
+  batch normalisation                            2 per element (scale, shift); 7 with batch statistics
+  average and max pooling                        1 per element of each window
+  bilinear upsampling                            7 per output element (4 products, 3 sums)
+  fused attention                                2 per MAC of both products, 6 per logit (scale, softmax)
+  =============================================  ===========================================
+
+* **Free**: views, copies, casts, padding, concatenation, indexing, selection, pixel shuffles, constants.
+* Any other operator costs nothing and is listed in :attr:`Complexity.uncounted`.
+
+Parameters are counted once each, however often they are shared; buffers are not parameters.
+
+MACs and FLOPs are kept apart because published "FLOPs" are often MACs, and often those of convolutions only:
+compare such figures with ``conv_macs``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from csa2glmha.core.errors import Csa2GlmhaError, UsageError
+
+
+@dataclass(frozen=True)
+class ModuleCount:
+    """What one module and everything below it costs in one forward pass.
+
+    A module called twice counts twice. One registered under several names counts under the name that lies
+    below its caller, or under its first name.
+    """
+
+    name: str
+    type: str
+    macs: int
+    flops: int
+    params: int
+    conv_macs: int
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What a model costs in one forward pass; the units are those of the module's convention.
+
+    Attributes:
+        input_shapes: the shapes of the inputs the count holds for.
+        macs: multiply-accumulates of convolutions and matrix products.
+        flops: floating-point operations of all operators.
+        params: elements of all parameters, each tensor once.
+        constants: elements of all buffers, such as the factors of a mask.
+        conv_macs: the part of ``macs`` that convolutions do.
+        by_operator: MACs by operator name, such as ``"convolution"`` and ``"bmm"``.
+        modules: the same figures by qualified module name; ``""`` is the whole model.
+        uncounted: operators that ran but that no handler knows, with the number of their calls.
+    """
+
+    input_shapes: tuple[tuple[int, ...], ...]
+    macs: int
+    flops: int
+    params: int
+    constants: int
+    conv_macs: int
+    by_operator: dict[str, int]
+    modules: dict[str, ModuleCount]
+    uncounted: dict[str, int]
+
+
+def count_complexity(model: nn.Module, *inputs: Tensor | tuple[int, ...]) -> Complexity:
+    """Count the MACs, FLOPs and parameters of one forward pass of a model in evaluation mode.
+
+    The model itself is neither run nor changed, and no values are computed, so a large model at a large
+    input size takes about a second and no memory.
+
+    Args:
+        model: the model to count.
+        inputs: the positional arguments of its ``forward``: tensors, or their shapes, such as
+            ``(1, 3, 256, 256)``. A shape stands for a tensor of the model's own floating-point type.
+
+    Raises:
+        UsageError: a shape is not made of positive integers, or the model does not run on these inputs
+            (or at all without values, as when its control flow depends on them).
+    """
+    meta_inputs = [_meta_input(value, model) for value in inputs]
+    shapes = tuple(tuple(value.shape) for value in meta_inputs)
+    twin = _meta_copy(model).eval()
+    counter = _OperatorCounter()
+    _follow_modules(twin, counter)
+    try:
+        with torch.no_grad(), torch.device("meta"), counter:
+            twin(*meta_inputs)
+    except Csa2GlmhaError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"cannot count {type(model).__name__} on input shape {', '.join(map(str, shapes)) or '(none)'}: "
+            f"{reason}; give shapes that the model's forward accepts"
+        ) from error
+
+    modules = {
+        name: ModuleCount(name, type(module).__name__, params=_params(module), **vars(counter.tallies[name]))
+        for name, module in model.named_modules(remove_duplicate=False)
+    }
+    total = modules[""]
+    return Complexity(
+        input_shapes=shapes,
+        macs=total.macs,
+        flops=total.flops,
+        params=total.params,
+        constants=sum(buffer.numel() for buffer in model.buffers()),
+        conv_macs=total.conv_macs,
+        by_operator=dict(counter.by_operator),
+        modules=modules,
+        uncounted=dict(counter.uncounted),
+    )
+
+
+def format_macs(count: int) -> str:
+    """Format a number of MACs or FLOPs with one decimal: ``"154.9 G"``, where G is 10^9."""
+    return _with_unit(count, decimals=1)
+
+
+def format_params(count: int) -> str:
+    """Format a number of parameters with two decimals: ``"26.13 M"``, where M is 10^6."""
+    return _with_unit(count, decimals=2)
+
+
+def _with_unit(count: int, decimals: int) -> str:
+    if abs(count) < 1000:
+        return str(count)
+    value, unit = count / 1e3, "k"
+    for larger in ("M", "G"):
+        # Compared as it will be printed, so that 999,960 becomes "1.0 M" and not "1000.0 k".
+        if round(abs(value), decimals) < 1000:
+            break
+        value, unit = value / 1e3, larger
+    return f"{value:.{decimals}f} {unit}"
+
+
+# --- the model without values -------------------------------------------------------------------------------
+
+
+def _meta_input(value: Tensor | tuple[int, ...], model: nn.Module) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().to("meta")
+    if not value or not all(isinstance(size, int) and size > 0 for size in value):
+        raise UsageError(
+            f"input shape {value!r} is not valid: give positive integers, as in (1, 3, 256, 256)"
+        )
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return torch.empty(value, dtype=next(floating, torch.get_default_dtype()), device="meta")
+
+
+def _meta_copy(model: nn.Module) -> nn.Module:
+    """Copy a model with all its tensors on ``meta``; tensors that are shared stay shared."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        # Plain attributes too: a kept activation cannot be deep-copied, a constant must change device.
+        attributes = vars(module).values()
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False), *attributes):
+            if isinstance(tensor, nn.Parameter):
+                memo[id(tensor)] = nn.Parameter(
+                    tensor.detach().to("meta"), requires_grad=tensor.requires_grad
+                )
+            elif isinstance(tensor, Tensor):
+                memo[id(tensor)] = tensor.detach().to("meta")
+    return copy.deepcopy(model, memo)
+
+
+def _params(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# --- which module an operator belongs to --------------------------------------------------------------------
+
+
+@dataclass
+class _Tally:
+    macs: int = 0
+    flops: int = 0
+    conv_macs: int = 0
+
+
+class _Frame(NamedTuple):
+    """A running module: its name, and the names of all modules that its operators are charged to."""
+
+    name: str
+    charged: frozenset[str]
+
+
+class _OperatorCounter(TorchDispatchMode):
+    """Charges every operator that runs to all modules on the stack of running modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tallies: defaultdict[str, _Tally] = defaultdict(_Tally)
+        self.by_operator: Counter[str] = Counter()
+        self.uncounted: Counter[str] = Counter()
+        self._running: list[_Frame] = []
+
+    def enter(self, names: list[str]) -> None:
+        """Start a module that is registered under these names."""
+        frames = reversed(self._running)
+        below = (name for frame in frames for name in names if name.startswith(_prefix(frame.name)))
+        name = next(below, names[0])
+        outer = self._running[-1].charged if self._running else frozenset[str]()
+        # A container such as ModuleList never runs itself, so names are charged and not only the stack.
+        self._running.append(_Frame(name, outer.union(_self_and_ancestors(name))))
+
+    def leave(self) -> None:
+        """End the module that started last."""
+        self._running.pop()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = _operator_name(func)
+        handler = _HANDLERS.get(name)
+        if handler is None and name not in _FREE:
+            # Under inference mode, linear, matmul and others arrive whole. Their parts are what is priced.
+            with self:
+                output = func.decompose(*args, **kwargs)
+            if output is not NotImplemented:
+                return output
+            self.uncounted[name] += 1
+        output = func(*args, **kwargs)
+        if handler is not None:
+            self._charge(name, handler(args, output))
+        return output
+
+    def _charge(self, operator: str, cost: _Cost) -> None:
+        if cost.macs:
+            self.by_operator[operator] += cost.macs
+        for name in self._running[-1].charged:
+            tally = self.tallies[name]
+            tally.macs += cost.macs
+            tally.flops += 2 * cost.macs + cost.other_flops
+            if operator == "convolution":
+                tally.conv_macs += cost.macs
+
+
+def _follow_modules(model: nn.Module, counter: _OperatorCounter) -> None:
+    """Make every module of the model report to the counter when it starts and when it ends."""
+    names: defaultdict[nn.Module, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[module].append(name)
+
+    def follow(module: nn.Module) -> None:
+        # First in, last out: what other hooks of the module compute is the module's work.
+        module.register_forward_pre_hook(lambda *_: counter.enter(names[module]), prepend=True)
+        module.register_forward_hook(lambda *_: counter.leave())
+
+    for module in names:
+        follow(module)
+
+
+def _prefix(name: str) -> str:
+    return f"{name}." if name else ""
+
+
+def _self_and_ancestors(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    return (".".join(parts[:depth]) for depth in range(len(parts) + 1))
+
+
+def _operator_name(func: Any) -> str:
+    """Name an operator as ATen does, without overload or in-place mark; others keep their namespace."""
+    name: str = func.overloadpacket.__name__
+    if func.namespace != "aten":
+        return f"{func.namespace}::{name}"
+    return name.removesuffix("_")
+
+
+# --- what an operator costs ---------------------------------------------------------------------------------
+
+
+class _Cost(NamedTuple):
+    """MACs, and the FLOPs that are not part of a MAC."""
+
+    macs: int
+    other_flops: int
+
+
+_Handler = Callable[[tuple[Any, ...], Any], _Cost]
+
+
+def _convolution(args: tuple[Any, ...], output: Any) -> _Cost:
+    # (input, weight, bias, stride, padding, dilation, transposed, ...). A plain convolution reads one filter
+    # weight[0], in/groups x kernel, per output element. A transposed one spreads each input element over
+    # weight[0], out/groups x kernel.
+    x, weight, bias, transposed = args[0], args[1], args[2], args[6]
+    positions = x.numel() if transposed else output.numel()
+    return _Cost(positions * math.prod(weight.shape[1:]), output.numel() if bias is not None else 0)
+
+
+def _product(left: int) -> _Handler:
+    """Price a matrix product whose left factor is the given argument; earlier ones are added to it."""
+
+    def handler(args: tuple[Any, ...], output: Any) -> _Cost:
+        macs = output.numel() * args[left].shape[-1]
+        return _Cost(macs, output.numel() if left > 0 else 0)
+
+    return handler
+
+
+def _addbmm(args: tuple[Any, ...], output: Any) -> _Cost:
+    # The products of the batch are summed into one output, so the batch is one more accumulated dimension.
+    batch, _, inner = args[1].shape
+    return _Cost(output.numel() * batch * inner, output.numel())
+
+
+def _fused_attention(args: tuple[Any, ...], output: Any) -> _Cost:
+    # query (B, h, L, E), key (B, h, S, E), value (B, h, S, Ev).
+    query, key, value = args[:3]
+    logits = math.prod(query.shape[:-1]) * key.shape[-2]
+    return _Cost(logits * (query.shape[-1] + value.shape[-1]), 6 * logits)
+
+
+def _per_output(flops: int) -> _Handler:
+    return lambda args, output: _Cost(0, flops * _first(output).numel())
+
+
+def _per_input(flops: int) -> _Handler:
+    return lambda args, output: _Cost(0, flops * args[0].numel())
+
+
+def _statistics_norm(weight: int) -> _Handler:
+    """Price a normalisation whose weight is the given argument and whose bias is the next."""
+
+    def handler(args: tuple[Any, ...], output: Any) -> _Cost:
+        affine = sum(parameter is not None for parameter in args[weight : weight + 2])
+        return _Cost(0, (5 + affine) * args[0].numel())
+
+    return handler
+
+
+def _batch_norm(args: tuple[Any, ...], output: Any) -> _Cost:
+    # (input, weight, bias, running_mean, running_var, training, ...)
+    return _Cost(0, (7 if args[5] else 2) * args[0].numel())
+
+
+def _pooling(args: tuple[Any, ...], output: Any) -> _Cost:
+    # (input, kernel_size, ...); a kernel of one number is square.
+    kernel = args[1] if len(args[1]) == 2 else args[1] * 2
+    return _Cost(0, math.prod(kernel) * _first(output).numel())
+
+
+def _first(output: Any) -> Tensor:
+    """Return the result itself of an operator that also returns indices or statistics."""
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_ELEMENTWISE = _names(
+    """
+    abs add atan atan2 bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp clamp_max clamp_min cos
+    div elu eq erf exp expm1 floor floor_divide fmod ge gelu gt hardsigmoid hardswish hardtanh isfinite
+    isinf isnan le leaky_relu log log10 log1p log2 log_sigmoid_forward logical_and logical_not logical_or
+    logical_xor lt maximum minimum mish mul ne neg pow _prelu_kernel reciprocal relu remainder round rsqrt
+    rsub sigmoid sign silu sin softplus sqrt sub tanh threshold trunc
+    """
+)
+
+_REDUCTIONS = _names(
+    """
+    _adaptive_avg_pool2d all amax amin any argmax argmin cummax cummin cumprod cumsum max mean min prod sum
+    """
+)
+
+_HANDLERS: dict[str, _Handler] = {
+    "convolution": _convolution,
+    "mm": _product(left=0),
+    "bmm": _product(left=0),
+    "mv": _product(left=0),
+    "dot": _product(left=0),
+    "addmm": _product(left=1),
+    "addmv": _product(left=1),
+    "baddbmm": _product(left=1),
+    "addbmm": _addbmm,
+    "_scaled_dot_product_cudnn_attention": _fused_attention,
+    "_scaled_dot_product_efficient_attention": _fused_attention,
+    "_scaled_dot_product_flash_attention": _fused_attention,
+    "_scaled_dot_product_flash_attention_for_cpu": _fused_attention,
+    "_scaled_dot_product_fused_attention_overrideable": _fused_attention,
+    **dict.fromkeys(_ELEMENTWISE, _per_output(1)),
+    **dict.fromkeys(["addcmul", "addcdiv", "glu"], _per_output(2)),
+    "lerp": _per_output(3),
+    **dict.fromkeys(_REDUCTIONS, _per_input(1)),
+    "linalg_vector_norm": _per_input(2),
+    **dict.fromkeys(["var", "std", "var_mean", "std_mean"], _per_input(4)),
+    **dict.fromkeys(["_softmax", "_safe_softmax", "_log_softmax"], _per_input(5)),
+    "native_layer_norm": _statistics_norm(weight=2),
+    "native_group_norm": _statistics_norm(weight=1),
+    "native_batch_norm": _batch_norm,
+    "avg_pool2d": _pooling,
+    "max_pool2d_with_indices": _pooling,
+    "upsample_bilinear2d": _per_output(7),
+}
+
+_FREE = _names(
+    """
+    _reshape_alias _to_copy _unsafe_view alias arange as_strided cat channel_shuffle clone constant_pad_nd
+    copy detach diag_embed diagonal empty empty_like empty_strided expand eye fill flip full full_like
+    gather im2col index index_put index_select lift_fresh masked_fill narrow new_empty new_full new_ones
+    new_zeros ones ones_like permute pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d
+    repeat replication_pad1d replication_pad2d roll scalar_tensor scatter select select_scatter slice
+    slice_scatter split split_with_sizes squeeze stack t transpose tril triu unbind unfold unsafe_split
+    unsqueeze upsample_nearest2d view view_as_complex view_as_real where zero zeros zeros_like
+    """
+)

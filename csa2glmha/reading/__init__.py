@@ -1,0 +1,1 @@
+"""Finding the attention layers of a network."""

@@ -1,1 +1,0 @@
-"""What `run` does: files in, restored files out."""

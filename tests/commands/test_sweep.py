@@ -1,0 +1,266 @@
+"""Sweeps: several ranks of one checkpoint, done once each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from csa2glmha import cli
+from csa2glmha.bench.rounds import Patience
+from csa2glmha.commands import convert as pipeline
+from csa2glmha.commands import sweep as command
+from csa2glmha.commands.sweep import describe_sweep
+from csa2glmha.core.errors import UsageError
+from csa2glmha.data.identity import describe_images
+from csa2glmha.data.images import MemoryImages, write_image
+from csa2glmha.data.sources import ImageData
+from csa2glmha.families.registry import build
+from csa2glmha.sweep.points import parse_points
+from tests.conftest import TINY_RESTORMER
+
+TINY = TINY_RESTORMER | {"dim": 16, "norm_bias": False}
+QUICK = ["--calibration-crops", "4", "--calibration-size", "32", "--input-size", "32", "--crop", "32"]
+QUICK += ["--distill-steps", "2", "--degrade", "noise:25"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build("restormer", TINY)
+    path = tmp_path_factory.mktemp("a model") / "tiny.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def sweep(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["csa2glmha", "sweep", *arguments])
+    # Networks of a millisecond take long to be known to a percent.
+    monkeypatch.setattr(command, "THOROUGH", Patience(tolerance=0.1, seconds=5.0))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def swept(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("out") / "a sweep"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert sweep(monkeypatch, str(checkpoint), "--ranks", "4,full", *QUICK, "-o", str(output)) == 0
+    return output
+
+
+def test_points_and_files(swept: Path) -> None:
+    found = json.loads((swept / "sweep.json").read_text())
+    teacher, low, full = found["points"]
+    assert [point["label"] for point in found["points"]] == ["teacher", "4", "full"]
+    assert low["macs"] < full["macs"] < teacher["macs"]
+    assert full["psnr_to_teacher"] > 90 > low["psnr_to_teacher"]
+    assert all(point["time_ratio"] > 0 for point in found["points"])
+    assert (swept / "rank-4" / "model.onnx").exists() and (swept / "rank-full" / "report.json").exists()
+    assert (swept / "pareto.png").read_bytes()[:4] == b"\x89PNG"
+    assert "<svg" in (swept / "pareto.svg").read_text()[:2000]
+    report = json.loads((swept / "rank-4" / "report.json").read_text())
+    assert report["pareto"]["points"] == found["points"]
+    assert "Quality against cost" in (swept / "rank-4" / "report.html").read_text()
+    table = describe_sweep(found)
+    assert "PSNR to teacher" in table and "full" in table
+
+
+def test_done_points_are_not_done_again(
+    checkpoint: Path, swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (swept / "rank-4" / "student.safetensors").stat().st_mtime_ns
+    arguments = [str(checkpoint), "--ranks", "4,8", *QUICK, "--no-latency", "-o", str(swept)]
+    assert sweep(monkeypatch, *arguments, "--json") == 0
+    out, err = capsys.readouterr()
+    assert "rank 4 (1 of 2): done already" in err and "rank 8 (2 of 2): done" not in err
+    assert [point["label"] for point in json.loads(out)["points"]] == ["teacher", "4", "8"]
+    assert (swept / "rank-4" / "student.safetensors").stat().st_mtime_ns == before
+
+
+def test_points_of_other_options_are_kept(
+    checkpoint: Path, swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(checkpoint), "--ranks", "4", *QUICK, "--seed", "7", "-o", str(swept)]
+    assert sweep(monkeypatch, *arguments) == 1
+    assert "made with other options (seed); pass --overwrite" in capsys.readouterr().err
+
+
+# --- sweeps that were interrupted
+
+
+def test_a_point_that_was_killed_before_its_report_is_made_again(
+    checkpoint: Path,
+    swept: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "a sweep"
+    shutil.copytree(swept, output)
+    killed = output / "rank-full"
+    for name in ("report.json", "report.md", "report.html", "model.onnx"):
+        (killed / name).unlink()
+    (killed / "notes.txt").write_text("mine")
+    kept = (output / "rank-4" / "student.safetensors").stat().st_mtime_ns
+    arguments = [str(checkpoint), "--ranks", "4,full", *QUICK, "--no-latency", "-o", str(output)]
+    assert sweep(monkeypatch, *arguments) == 0
+    assert "rank 4 (1 of 2): done already" in capsys.readouterr().err
+    assert (killed / "model.onnx").exists() and (killed / "report.json").exists()
+    assert (killed / "notes.txt").read_text() == "mine"
+    assert (output / "rank-4" / "student.safetensors").stat().st_mtime_ns == kept
+
+
+def test_a_point_without_its_onnx_file_is_made_again(
+    checkpoint: Path, swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "a sweep"
+    shutil.copytree(swept / "rank-4", output / "rank-4")
+    (output / "rank-4" / "model.onnx").unlink()
+    begun = []
+
+    def run(checkpoint: Path, options: Any, output: Path) -> Any:
+        begun.append((output.name, options.overwrite, options.resume))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "_run_conversion", run)
+    assert sweep(monkeypatch, str(checkpoint), "--ranks", "4", *QUICK, "-o", str(output)) == 130
+    assert begun == [("rank-4", True, False)]
+
+
+def test_an_interrupt_names_a_way_on_that_a_sweep_has(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "a sweep"
+
+    def run(checkpoint: Path, options: Any, output: Path) -> Any:
+        (output / "state" / "step-00000001").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "_run_conversion", run)
+    assert sweep(monkeypatch, str(checkpoint), "--ranks", "4", *QUICK, "-o", str(output)) == 130
+    said = capsys.readouterr().err
+    assert ": repeat the command to continue" in said and "--resume" not in said
+    # Its repetition resumes, unless it was told not to train.
+    arguments = [str(checkpoint), "--ranks", "4", *QUICK[:-4], "--no-distill", "-o", str(output)]
+    assert sweep(monkeypatch, *arguments) == 1
+    assert "state of an interrupted distillation" in capsys.readouterr().err
+
+
+def test_a_student_of_other_options_is_kept_though_it_has_no_report(
+    checkpoint: Path,
+    swept: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    student = tmp_path / "out" / "rank-4" / "student.safetensors"
+    student.parent.mkdir(parents=True)
+    shutil.copy(swept / "rank-4" / student.name, student)
+    arguments = [str(checkpoint), "--ranks", "4", *QUICK, "--seed", "7", "-o", str(tmp_path / "out")]
+    assert sweep(monkeypatch, *arguments) == 1
+    assert "made with other options (seed); pass --overwrite" in capsys.readouterr().err
+    assert student.read_bytes() == (swept / "rank-4" / student.name).read_bytes()
+
+
+# --- images that are others than before
+
+
+def test_points_on_other_images_are_not_mixed(
+    checkpoint: Path,
+    swept: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(swept / "rank-4", tmp_path / "rank-4")
+    path = tmp_path / "rank-4" / "report.json"
+    report = json.loads(path.read_text())
+    assert len(report["data"]["held_out_names"]) == report["data"]["held_out_images"] == 1
+    for changes, words in (
+        ({"training_images": 40}, "40 for training and 1 held out, now there are 4 and 1"),
+        ({"held_out_sha256": "0" * 64}, "as many, but others or changed ones are held out"),
+    ):
+        path.write_text(json.dumps(report | {"data": report["data"] | changes}))
+        assert sweep(monkeypatch, str(checkpoint), "--ranks", "4", *QUICK, "-o", str(tmp_path)) == 1
+        said = capsys.readouterr().err
+        assert f"was made with other images ({words}); pass --overwrite" in said and "Traceback" not in said
+
+
+def test_images_are_told_apart() -> None:
+    def described(name: str, level: float, clean: bool = True) -> dict[str, Any]:
+        images = MemoryImages([(name, torch.full((3, 8, 8), level))])
+        data = ImageData(images, images, None, "images", (), clean)
+        return describe_images(data, data.examples(8, 0))
+
+    first = described("a", 0.5)
+    assert first["held_out_names"] == ["a"] and described("a", 0.5) == first
+    assert described("a", 0.25)["held_out_sha256"] != first["held_out_sha256"]
+    assert described("b", 0.5)["held_out_names"] != first["held_out_names"]
+
+
+# --- points that cannot be made
+
+
+@pytest.mark.parametrize(
+    ("ranks", "code", "message"),
+    [
+        ("full,99", 2, "rank 99 of k is above"),
+        ("full,auto:max-drop=0.1", 2, "needs the ground truth"),
+        ("full,auto:0.01", 2, "cannot be reached"),
+    ],
+)
+def test_all_points_are_checked_before_the_first_is_made(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ranks: str,
+    code: int,
+    message: str,
+) -> None:
+    for number in range(2):
+        write_image(tmp_path / f"{number}.png", torch.rand(3, 40, 40))
+    output = tmp_path / "out"
+    arguments = [str(checkpoint), "--ranks", ranks, *QUICK[:-2], "--data", str(tmp_path), "-o", str(output)]
+    assert sweep(monkeypatch, *arguments) == code
+    said = capsys.readouterr().err
+    assert message in said and "rank full (1 of 2)" not in said
+    assert not output.exists()
+
+
+def test_entries_of_the_list() -> None:
+    options: dict[str, Any] = {"degrade": "noise:25"}
+    points = parse_points("4, FULL,auto:0.75,auto:params=0.9,auto:max-drop=0.05", options)
+    assert [point.kind for point in points] == ["uniform", "uniform", "auto", "auto", "auto"]
+    assert [str(point.options.budget) for point in points[2:]] == [
+        "--macs 0.75",
+        "--params 0.9",
+        "--max-drop 0.05",
+    ]
+    assert points[0].options.rank == 4 and points[0].options.degrade == "noise:25"
+    assert len({point.folder for point in points}) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no ranks"),
+        ("4,4", "twice"),
+        ("4,eight", "not a rank"),
+        ("auto", "takes a budget"),
+        ("auto:much", "neither a share"),
+        ("auto:max-drop=much", "max-drop"),
+        ("0", "at least 1"),
+    ],
+)
+def test_entries_that_are_none(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_points(text, {})

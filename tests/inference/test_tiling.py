@@ -1,0 +1,216 @@
+"""Tiles that share attention maps: the same as the whole image, in bounded memory."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.core.errors import Csa2GlmhaError, UsageError
+from csa2glmha.families.restormer.network import TransformerBlock
+from csa2glmha.inference.grid import divide, divide_axis, spread
+from csa2glmha.inference.lockstep import lockstep
+from csa2glmha.inference.memory import OVERHEAD, OVERHEAD_BYTES, tile_needs, whole_needs
+from csa2glmha.inference.tiles import restore_globally, restore_separately
+from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple, run
+from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_layers
+from tests.subjects import SUBJECTS, image_alone, randomise
+
+# The receptive field of the deepest of these networks reaches 69 pixels: for Restormer's levels, with two
+# 3x3 convolutions a block and one to change level, 1 + 2 (2 + 1) + 2 (4 + 2) + 2 (8 + 4) + (16 + 8) + 2.
+OVERLAP = 72
+
+
+def network(name: str, rank: int | None = None, attention: str = "expanded") -> RestorationModel:
+    model = SUBJECTS[name].build()
+    if rank is not None:
+        torch.manual_seed(0)
+        configs = plan_layers(attention_layers(model), Ranks(k=rank, v=rank or None), attention)
+        replace_layers(model, configs)
+        assert glmha_layers(model) and not attention_layers(model)
+        randomise(model)
+    return model.eval().requires_grad_(False)
+
+
+def error(output: Tensor, whole: Tensor) -> float:
+    """The largest difference, relative to the range."""
+    return float((output - whole).abs().max() / (whole.max() - whole.min()))
+
+
+# Networks and usual students are in the conformance suite.
+CASES = [("restormer", 3, "compact"), ("restormer", 0, "expanded"), ("mst", 0, "expanded")]
+
+
+@pytest.mark.parametrize(("name", "rank", "attention"), CASES)
+def test_all_tiles_in_lockstep_are_the_whole_image(name: str, rank: int, attention: str) -> None:
+    model = network(name, rank, attention)
+    inputs = SUBJECTS[name].inputs(model, 200, 208)
+    with torch.inference_mode():
+        whole = run(model, inputs)
+        tiles = divide(200, 208, 176, OVERLAP, model.size_multiple)
+        assert len(tiles) == 4
+        shared = restore_globally(model, inputs, tiles, tiles)
+        separate = restore_separately(lambda tile: run(model, tile), inputs, tiles)
+    assert error(shared, whole) < 1e-4
+    assert error(separate, whole) > 3e-3  # otherwise the network would not tell parts from the whole
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_fixed_maps_of_other_tiles_give_the_whole_image_too(rank: int | None) -> None:
+    """The second pass: maps from all of a finer grid, applied to tiles of a coarser one."""
+    model = network("restormer", rank)
+    inputs = image_alone(model, 192, 216)
+    tiles, finer = divide(192, 216, 184, OVERLAP, 8), divide(192, 216, 168, OVERLAP, 8)
+    calls = {"layer": 0, "tile": 0}
+
+    def count(what: str) -> None:
+        calls[what] += 1
+
+    with torch.inference_mode():
+        whole = run(model, inputs)
+        shared = restore_globally(
+            model, inputs, tiles, spread(finer, 99), lambda: count("layer"), lambda: count("tile")
+        )
+    assert error(shared, whole) < 1e-4
+    assert calls == {"layer": 8, "tile": len(tiles)}
+
+
+def test_sampled_maps_come_closer_than_each_tiles_own() -> None:
+    model = network("restormer", 3)
+    (image,) = image_alone(model, 200, 200)
+    tiles = divide(200, 200, 72, 16, 8)
+
+    def distance(output: Tensor) -> float:
+        return float((output - whole).square().mean())
+
+    with torch.inference_mode():
+        whole = run(model, (image,))
+        plain = distance(restore_separately(lambda tile: run(model, tile), (image,), tiles))
+        some, more = (
+            distance(restore_globally(model, (image,), tiles, spread(tiles, count)))
+            for count in (len(tiles) // 3, len(tiles))
+        )
+    assert more < some < plain
+
+
+def test_padding_counts_as_in_the_whole_image() -> None:
+    model = network("restormer", 3)
+    (image,) = image_alone(model, 197, 203)
+    padded = reflect_pad_to_multiple(image, 8)
+    tiles = divide(200, 208, 176, OVERLAP, 8)
+    with torch.inference_mode():
+        whole = model(image)
+        shared = restore_globally(model, (padded,), tiles, tiles)[..., :197, :203]
+    assert error(shared, whole) < 1e-4
+
+
+class OtherBlock(nn.Module):
+    """What Restormer's block does, under a name that the tiles do not know."""
+
+    def __init__(self, block: TransformerBlock) -> None:
+        super().__init__()
+        self.norm1, self.attn = block.norm1, block.attn
+        self.norm2, self.ffn = block.norm2, block.ffn
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.ffn(self.norm2(x))
+
+
+def test_a_layer_that_makes_no_map_of_the_image_is_an_error_that_names_it() -> None:
+    model = network("restormer")
+    block = model.get_submodule("latent.0")
+    assert isinstance(block, TransformerBlock)
+    model.set_submodule("latent.0", OtherBlock(block))
+    inputs = image_alone(model, 64, 64)
+    tiles = divide(64, 64, 48, 16, model.size_multiple)
+    with pytest.raises(
+        Csa2GlmhaError, match=r"1 of 8 attention layers .* latent\.0\.attn.*--tile-mode plain"
+    ):
+        restore_globally(model, inputs, tiles, tiles)
+
+
+def test_the_network_is_given_back_as_it_was() -> None:
+    model = network("mst_plus_plus", 2)
+    names = [name for name, _ in model.named_modules()]
+    before = [id(module) for module in model.modules()]
+    with pytest.raises(RuntimeError, match="on the way"), lockstep(model):
+        assert [name for name, _ in model.named_modules()] != names
+        raise RuntimeError("on the way")
+    assert [id(module) for module in model.modules()] == before
+
+
+@given(
+    length=st.integers(1, 60),
+    size=st.integers(1, 40),
+    overlap=st.integers(0, 60),
+    multiple=st.sampled_from([1, 4, 8]),
+)
+def test_cores_divide_an_axis_with_context_around_them(
+    length: int, size: int, overlap: int, multiple: int
+) -> None:
+    length, size = length * multiple, size * multiple
+    try:
+        spans = divide_axis(length, size, overlap, multiple)
+    except UsageError:
+        assert length > size and size - 2 * overlap < 3 * multiple
+        return
+    assert spans[0].core_start == 0 and sum(span.core_length for span in spans) == length
+    for span, following in pairwise(spans):
+        assert following.core_start == span.core_start + span.core_length
+    for span in spans:
+        assert span.core_length > 0 and span.length == min(size, length)
+        before = span.core_start - span.start
+        after = span.start + span.length - span.core_start - span.core_length
+        assert before >= overlap or span.start == 0
+        assert after >= overlap or span.start + span.length == length
+        assert all(value % multiple == 0 for value in (span.start, span.core_start, span.core_length))
+
+
+def test_a_sample_is_spread_and_grows_by_adding() -> None:
+    tiles = divide(80, 120, 16, 0, 8)
+    assert len(tiles) == 5 * 8
+    eight = spread(tiles, 8)
+    assert len(set(eight)) == 8 and spread(tiles, 20)[:8] == eight
+    assert set(spread(tiles, 999)) == set(tiles)
+    assert 3 <= sum(tile.rows.start >= 32 for tile in eight) <= 5
+    assert 3 <= sum(tile.columns.start >= 52 for tile in eight) <= 5
+
+
+def test_memory_is_that_of_the_tensors_alive() -> None:
+    class Doubling(RestorationModel):
+        architecture = "none"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        @property
+        def in_channels(self) -> int:
+            return 1
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = x * self.weight  # alive with the input: 2 maps
+            b = torch.cat((a, a), 1)  # 4
+            del a
+            return b.sum(1, keepdim=True)  # input, b, sum: 4 again
+
+    kib = 4 * 1024 * 1024
+    assert whole_needs(Doubling(), 1024, 1024) == int(4 * kib * OVERHEAD) + OVERHEAD_BYTES
+
+
+def test_memory_grows_with_the_sample_and_not_with_the_image() -> None:
+    model = network("restormer", 3)
+    needs = tile_needs(model, (128, 128), (64, 64), True)
+    one, four = whole_needs(model, 128, 128) - OVERHEAD_BYTES, whole_needs(model, 256, 256) - OVERHEAD_BYTES
+    assert four == pytest.approx(4 * one, rel=0.01)
+    # A tile that waits keeps the features between the blocks, not what is made on the way.
+    assert 0 < needs.sample_each < 0.6 * one / 4
+    assert needs.sample_size(needs.sample_fixed + 5 * needs.sample_each) == 5
+    assert needs.sample_size(0) == 0
+    assert next(model.parameters()).device.type == "cpu"

@@ -1,0 +1,161 @@
+"""Other methods: what they are, and the comparison in a conversion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from csa2glmha.commands import convert as pipeline
+from csa2glmha.commands.convert import convert
+from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.distill.engine import _Training
+from csa2glmha.families.registry import build
+from csa2glmha.initialize.baselines import (
+    COMPACT,
+    STATIC,
+    SVD,
+    baseline_configs,
+    initialise_baseline,
+    supported,
+)
+from csa2glmha.initialize.student import initialise_student
+from csa2glmha.networks import RestorationModel
+from csa2glmha.reading.layers import attention_layers, glmha_layers
+
+TINY: dict[str, dict[str, Any]] = {
+    "restormer": {"dim": 16, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 2, 4]},
+    "mst_plus_plus": {"n_feat": 8, "stage": 1, "num_blocks": [1, 1, 1]},
+}
+
+
+def images(count: int, seed: int) -> Tensor:
+    small = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(small, size=(32, 32), mode="bilinear")
+
+
+def make(name: str) -> RestorationModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build(name, TINY[name]).eval().requires_grad_(False)
+
+
+BATCHES = [(images(2, seed),) for seed in range(4)]
+
+
+def error(student: RestorationModel, teacher: RestorationModel) -> float:
+    with torch.no_grad():
+        return float((student(images(2, 99)) - teacher(images(2, 99))).square().mean())
+
+
+@pytest.mark.parametrize("name", list(TINY))
+def test_svd_needs_no_data_and_is_exact_at_full_rank(name: str) -> None:
+    teacher = make(name)
+    first, _ = initialise_baseline(teacher, SVD, 4, BATCHES)
+    second, _ = initialise_baseline(teacher, SVD, 4, [(images(2, 50),)])
+    for name_, parameter in first.state_dict().items():
+        assert torch.equal(parameter, second.state_dict()[name_])
+    widest = max(layer.form.head_channels for layer in attention_layers(teacher).values())
+    whole, _ = initialise_baseline(teacher, SVD, widest, BATCHES)
+    assert error(whole, teacher) < 1e-10 < error(first, teacher)
+    assert all(layer.guide is None and layer.mode_left is None for layer in glmha_layers(first).values())
+
+
+def test_svd_is_the_truncation_of_the_filters() -> None:
+    """Where nothing but the projections counts, no factors of that rank are closer to them."""
+    teacher = make("mst_plus_plus")
+    name, layer = next(iter(attention_layers(teacher).items()))
+    student, _ = initialise_baseline(teacher, SVD, 3, BATCHES)
+    core = glmha_layers(student)[name]
+    c, reduce = core.config.head_channels, core.get_submodule("reduce_values")
+    assert core.expand_values is not None and isinstance(reduce, torch.nn.Conv2d)
+    weight = layer.form.values.pointwise[:c]
+    left = core.expand_values[0] @ reduce.weight[:3, :, 0, 0] @ weight - weight
+    assert torch.linalg.matrix_rank(left + weight) == 3
+
+
+def test_the_static_form_is_the_compact_one_without_its_corrections() -> None:
+    teacher = make("restormer")
+    layers = attention_layers(teacher)
+    static, compact = (baseline_configs(layers, kind, 4) for kind in (STATIC, COMPACT))
+    for name in layers:
+        assert static[name] == replace(compact[name], bias_rank=0, guide_width=0)
+    students = {kind: initialise_baseline(teacher, kind, 4, BATCHES)[0] for kind in (STATIC, COMPACT)}
+    assert error(students[COMPACT], teacher) < error(students[STATIC], teacher)
+
+
+def test_spectral_layers_have_no_compact_form() -> None:
+    layers = attention_layers(make("mst_plus_plus"))
+    assert [supported(layers, kind) for kind in (SVD, STATIC, COMPACT)] == [True, False, False]
+
+
+def test_glmha_starts_closer_than_any_of_them() -> None:
+    teacher = make("restormer")
+    configs = plan_layers(attention_layers(teacher), Ranks(k=4, v=4))
+    student, _ = initialise_student(teacher, configs, BATCHES)
+    for kind in (SVD, STATIC, COMPACT):
+        assert error(student, teacher) < error(initialise_baseline(teacher, kind, 4, BATCHES)[0], teacher)
+
+
+@pytest.fixture(scope="module")
+def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[int]]:
+    """A conversion that was killed when all was trained, and resumed; its folder, its report, and how many
+    training steps had been taken when it was killed and at its end."""
+    folder = tmp_path_factory.mktemp("baselines")
+    torch.save(make("restormer").state_dict(), folder / "tiny.pth")
+    options: dict[str, Any] = {
+        "rank": 8,
+        "baselines": True,
+        "output": folder / "out",
+        "latency": False,
+        "calibration_crops": 4,
+        "calibration_size": 32,
+        "input_size": 32,
+        "crop": 32,
+        "distill_steps": 2,
+        "degrade": "noise:25",
+    }
+    steps, taken = [0], []
+
+    def killed(*arguments: Any, **named: Any) -> Any:
+        raise SystemExit(137)
+
+    def count(original: Any) -> Any:
+        def step(*arguments: Any) -> bool:
+            steps[0] += 1
+            return bool(original(*arguments))
+
+        return step
+
+    with pytest.MonkeyPatch.context() as counted:
+        counted.setattr(_Training, "step", count(_Training.step))
+        with counted.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(pipeline, "write_report", killed)
+            convert(folder / "tiny.pth", **options)
+        taken.append(steps[0])
+        found = convert(folder / "tiny.pth", **options, resume=True)
+        taken.append(steps[0])
+    return folder / "out", found.report, taken
+
+
+def test_conversion_with_baselines(killed_and_resumed: tuple[Path, dict[str, Any], list[int]]) -> None:
+    output, report, _ = killed_and_resumed
+    macs = report["complexity"]["after"]["macs"]
+    assert [each["name"] for each in report["baselines"]] == [SVD, STATIC, COMPACT]
+    for each in report["baselines"]:
+        # Compact attention makes smaller products, so it may have a higher rank.
+        assert each["rank"] >= 8 and each["macs"] == pytest.approx(macs, rel=0.03)
+        assert each["before"]["psnr_to_teacher"] > 0 and each["after"]["psnr_to_teacher"] > 0
+        assert each["after"]["psnr_drop"] is not None
+    assert "Linformer" in (output / "report.html").read_text()
+    assert not list(output.glob("state*"))
+
+
+def test_a_method_that_was_distilled_is_not_distilled_again(
+    killed_and_resumed: tuple[Path, dict[str, Any], list[int]],
+) -> None:
+    assert killed_and_resumed[2] == [8, 8]  # of the student and three methods, and no more

@@ -1,0 +1,576 @@
+"""Rank search: its parts, and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from csa2glmha import cli
+from csa2glmha.bench import compare
+from csa2glmha.bench.rounds import Patience, time_in_turns
+from csa2glmha.checkpoint import read_checkpoint
+from csa2glmha.commands.convert import convert
+from csa2glmha.config.budget import Budget, parse_amount
+from csa2glmha.config.options import make_options
+from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.core.errors import UsageError
+from csa2glmha.distill.held_out import teacher_outputs
+from csa2glmha.families.registry import build
+from csa2glmha.families.restormer.network import Restormer
+from csa2glmha.initialize import initialise_student
+from csa2glmha.metrics.complexity import count_complexity
+from csa2glmha.networks import RestorationModel
+from csa2glmha.reading.layers import attention_layers
+from csa2glmha.search import choices as choices_module
+from csa2glmha.search import plan
+from csa2glmha.search.allocate import Allocation
+from csa2glmha.search.choices import LOGITS, VALUES, all_choices, layer_choices
+from csa2glmha.search.costs import Costs, count_configs, count_costs
+from csa2glmha.search.plan import gather_all, sensitivity_cache
+from csa2glmha.search.report import (
+    describe_found,
+    describe_sensitivity,
+    searched_curve,
+    sensitivity_report,
+    uniform_curve,
+)
+from csa2glmha.search.search import check_reachable, configs_of, search_amount
+from csa2glmha.search.sensitivity import (
+    Measured,
+    SensitivityCache,
+    agreement_of_prediction,
+    measure_sensitivity,
+)
+from csa2glmha.search.space import Configs, SearchSpace
+from csa2glmha.search.timing import Times
+from csa2glmha.search.trials import search_drop, search_latency
+from tests.conftest import TINY_RESTORMER
+
+TINY = TINY_RESTORMER | {"dim": 16, "norm_bias": False}
+FRAME = (32, 32)
+
+
+def images(count: int, seed: int) -> Tensor:
+    small = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(small, size=FRAME, mode="bilinear")
+
+
+@pytest.fixture(scope="module")
+def teacher() -> RestorationModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build("restormer", TINY)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("temperature"):
+                    parameter.mul_(3)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_ranks() -> Iterator[None]:
+    """Every rank of every layer takes time to measure; some of each kind will do here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(choices_module, "KEY_RANKS", (8, 4))
+        patched.setattr(choices_module, "ROW_AND_KEY_RANKS", ((8, 8),))
+        patched.setattr(choices_module, "VALUE_RANKS", (12, 8, 4))
+        yield
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[tuple[Tensor, ...]]:
+    return [(images(2, seed),) for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def space(teacher: RestorationModel, batches: list[tuple[Tensor, ...]]) -> SearchSpace:
+    choices = all_choices(attention_layers(teacher))
+    held_out = teacher_outputs(teacher, [(images(2, 98),), (images(2, 99),)])
+    measured = measure_sensitivity(teacher, choices, held_out, batches, gather_all(teacher, batches))
+    return SearchSpace(choices, count_costs(teacher, choices, FRAME), measured, FRAME)
+
+
+def test_choices_of_a_layer(teacher: RestorationModel) -> None:
+    for name, layer in attention_layers(teacher).items():
+        sides = layer_choices(name, layer.form)
+        for side, choices in sides.items():
+            assert choices[0].full and not any(choice.full for choice in choices[1:])
+            assert len({choice.config for choice in choices}) == len(choices)
+            for choice in choices[1:]:
+                config = choice.config
+                ranks = (config.rank_v,) if side == VALUES else (config.rank_k,)
+                assert all(rank * config.heads % 8 == 0 for rank in ranks)
+        assert sides[LOGITS][-1].config.logits == "modes"
+        assert {choice.config.rank_k for choice in sides[VALUES]} == {layer.form.head_channels}
+
+
+def test_costs_of_both_sides_add_up(teacher: RestorationModel, space: SearchSpace) -> None:
+    layers = attention_layers(teacher)
+    both = count_configs(teacher, plan_layers(layers, Ranks(k=8, v=8)), FRAME)
+    saved = 0
+    for (_, side), choices in space.choices.items():
+        index = next(
+            (i for i, c in enumerate(choices) if c.ranks in (Ranks(k=8), Ranks(v=8))),
+            None,
+        )
+        saved += 0 if index is None else space.costs.saved[_, side][index][0]
+    assert both.macs == pytest.approx(space.costs.lossless[0] - saved, rel=2e-3)
+
+
+def test_errors_are_those_of_students(
+    teacher: RestorationModel, space: SearchSpace, batches: list[tuple[Tensor, ...]]
+) -> None:
+    """A choice's error is that of a student with this one layer, made from scratch."""
+    (key, choices), *_ = [item for item in space.choices.items() if item[0][1] == VALUES]
+    configs = {key[0]: choices[-1].config}
+    student, _ = initialise_student(teacher, configs, batches)
+    with torch.no_grad():
+        error = sum(
+            float((student(images(2, seed)) - teacher(images(2, seed))).square().mean()) for seed in (98, 99)
+        )
+    assert space.measured[key][-1].error == pytest.approx(error / 2, rel=1e-3)
+
+
+def test_lower_ranks_cost_more_agreement_and_fewer_macs(space: SearchSpace) -> None:
+    for key, choices in space.choices.items():
+        if key[1] == VALUES:
+            errors = [each.error for each in space.measured[key]]
+            assert errors[0] == 0 and errors[-1] == max(errors)
+            macs = [saved[0] for saved in space.costs.saved[key]]
+            assert macs == sorted(macs) and macs[0] == 0
+        assert len(choices) == len(space.measured[key])
+    agreement = agreement_of_prediction(space.measured)
+    assert agreement[VALUES]["within_layers"] > 0.8
+
+
+def test_found_ranks_keep_to_the_budget_and_beat_uniform_ones(
+    teacher: RestorationModel, space: SearchSpace
+) -> None:
+    for point in uniform_curve(space):
+        budget = Budget("macs", point["macs"], absolute=True)
+        found = search_amount(teacher, space, budget)
+        assert found.report["reached"]["macs"] <= point["macs"]
+        assert found.report["predicted"]["error"] <= point["error"] * (1 + 1e-9)
+        assert 0 <= found.report["gap"] < 1
+        assert set(found.ranks) == set(attention_layers(teacher))
+
+
+@pytest.mark.parametrize("kind", ["macs", "params"])
+def test_searched_ranks_beside_uniform_ones(space: SearchSpace, kind: str) -> None:
+    uniform, searched = uniform_curve(space), searched_curve(space, uniform_curve(space), kind)
+    assert [point["rank"] for point in searched] == [point["rank"] for point in uniform]
+    for one, each in zip(uniform, searched, strict=True):
+        assert each[kind] <= one[kind] and each["error"] <= one["error"] * (1 + 1e-9)
+        assert each["psnr_to_teacher"] == pytest.approx(-10 * math.log10(each["error"]))
+    json.dumps([uniform, searched], allow_nan=False)
+
+
+def test_reports_describe_choices(teacher: RestorationModel, space: SearchSpace) -> None:
+    """Searches and analyses alike: ranks as numbers, None where they are full; no decibels of no error."""
+    found = search_amount(teacher, space, Budget("macs", 0.9)).report["choices"]
+    sensitivity = sensitivity_report(space.choices, space.measured, 8)["choices"]
+    extra = {"macs_saved", "params_saved", "picked"}
+    without = [{name: each[name] for name in each.keys() - extra} for each in found]
+    assert [each for each in without if each["error"] or each["psnr_to_teacher"]] == sensitivity
+    for each in found:
+        full = each["macs_saved"] == 0 and each["error"] == 0
+        assert (each["psnr_to_teacher"] is None) == full
+        assert (each["rank_q"], each["rank_k"], each["rank_v"]) != (None, None, None) or full
+        if each["side"] == VALUES and not full:
+            assert each["ranks"] == f"v {each['rank_v']}"
+    assert sum(each["picked"] for each in found) == len(space.choices)
+    json.dumps(found, allow_nan=False)
+
+
+def test_correlations_of_constant_curves_are_unknown() -> None:
+    def curve(*pairs: tuple[float, float]) -> list[Measured]:
+        return [Measured(error, predicted) for predicted, error in pairs]
+
+    rising = curve((1, 1), (2, 2), (3, 3))
+    constant = curve((1, 2), (2, 2), (3, 2))
+    found = agreement_of_prediction({("a", VALUES): constant, ("a", LOGITS): rising, ("b", LOGITS): constant})
+    assert (found[VALUES]["within_layers"], found[VALUES]["overall"]) == (None, None)
+    assert found[LOGITS]["within_layers"] == pytest.approx(1.0)
+    shown = describe_sensitivity({"crops": 8, "choices": [], "agreement": found})
+    assert "not known within a layer" in shown and "nan" not in shown
+
+
+def test_measurements_are_kept_and_not_made_again(
+    teacher: RestorationModel, space: SearchSpace, batches: list[tuple[Tensor, ...]], tmp_path: Path
+) -> None:
+    path = tmp_path / "sensitivity.jsonl"
+    held_out = teacher_outputs(teacher, [(images(2, 98),), (images(2, 99),)])
+    some = {key: choices[:2] for key, choices in list(space.choices.items())[:3]}
+
+    def measure(identity: str) -> SensitivityCache:
+        cache = SensitivityCache(path, {"teacher": identity})
+        cache.open()
+        measure_sensitivity(teacher, some, held_out, batches, None, cache)
+        return cache
+
+    measure("a")
+    with path.open("a") as file:
+        file.write('{"x": 1}\n{"choice": "cut o')  # a line of something else, and the end of a process
+    lines = path.read_text().splitlines()
+    kept = json.loads(lines[0])
+    lines[0] = json.dumps(kept | {"error": 123.0})
+    path.write_text("\n".join(lines))
+    cache = measure("a")
+    assert cache.known[kept["choice"]].error == 123.0 and len(cache.known) == 3
+    assert measure("b").known[kept["choice"]].error != 123.0
+    # Nothing of the first is lost by the second, nor by one that goes on beside it.
+    cache.add(next(choice for choice in space.choices[next(iter(some))] if choice.full), Measured(7.0, 0.0))
+    again = measure("a")
+    assert again.known[kept["choice"]].error == 123.0 and len(again.known) == 4
+    assert len(measure("b").known) == 3
+
+
+def test_measurements_are_not_written_through_a_link(
+    space: SearchSpace, checkpoint: Path, tmp_path: Path
+) -> None:
+    precious, path = tmp_path / "precious", tmp_path / f"{checkpoint.stem}-sensitivity.jsonl"
+    precious.write_text("precious")
+    path.symlink_to(precious)
+    choice = next(iter(space.choices.values()))[0]
+    teacher = read_checkpoint(checkpoint)
+    for known in (0, 1):
+        cache = sensitivity_cache(tmp_path / "out", teacher, make_options(**QUICK, macs=0.8))
+        assert cache.path == path
+        cache.open()
+        assert len(cache.known) == known
+        cache.add(choice, Measured(1.0, 2.0))
+    assert precious.read_text() == "precious" and not path.is_symlink()
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_measurements_of_other_data_are_others(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"1")
+
+    def key(**changes: Any) -> Any:
+        options = make_options(data=folder, **(QUICK | {"macs": 0.8} | changes))
+        return sensitivity_cache(tmp_path / "out", read_checkpoint(checkpoint), options).identity
+
+    first = key()
+    assert key() == first and key(macs=0.7) == first
+    assert key(degrade="noise:50") != first and key(seed=1) != first
+    (folder / "a.png").write_bytes(b"12")
+    assert key() != first
+
+
+def test_drop_stays_within_what_was_asked_and_comes_close(
+    teacher: RestorationModel, space: SearchSpace
+) -> None:
+    """The judge here is what a real one is close to: errors that add up, on top of the teacher's own."""
+    own = 30.0
+    room = 10 ** (-own / 10)
+    layers = {
+        key: {c.config: m.error for c, m in zip(each, space.measured[key], strict=True)}
+        for key, each in space.choices.items()
+    }
+
+    def judge(configs: Configs) -> float:
+        # The whole configuration's error, from the two sides that make it.
+        total = 0.0
+        for name, config in configs.items():
+            for side in (LOGITS, VALUES):
+                full = next(c.config for c in space.choices[name, side] if c.full)
+                parts = ("rank_v",) if side == VALUES else ("rank_q", "rank_k", "logits")
+                for choice, error in layers[name, side].items():
+                    if all(getattr(choice, part) == getattr(config, part) for part in parts):
+                        total += error
+                        break
+                else:
+                    assert config == full
+        return -10 * math.log10(room + total)
+
+    for target in (0.01, 0.1, 0.3):
+        found = search_drop(teacher, space, Budget("max_drop", target), own, judge).report["reached"]
+        assert 0.5 * target < found["drop"] <= target
+    # Room for everything: the cheapest there is.
+    found = search_drop(teacher, space, Budget("max_drop", 5.0), own, judge).report["reached"]
+    assert (
+        found["macs"] <= space.costs.lossless[0] + sum(map(min, space.amounts("macs"))) and found["drop"] < 1
+    )
+    # No room for even the smallest loss: nothing is approximated.
+    found = search_drop(teacher, space, Budget("max_drop", 1e-9), own, judge).report["reached"]
+    assert found["drop"] == 0.0 and found["macs"] == space.costs.lossless[0]
+
+
+def test_a_budget_of_parameters_is_counted_on_whole_students(
+    teacher: RestorationModel, space: SearchSpace
+) -> None:
+    """Sides of a layer share a little; what only a count shows to be within reach is reached."""
+    cheapest = [max(range(len(s)), key=lambda i: s[i][1]) for s in space.costs.saved.values()]
+    added = space.costs.lossless[1] - sum(
+        saved[pick][1] for saved, pick in zip(space.costs.saved.values(), cheapest, strict=True)
+    )
+    configs = configs_of(teacher, space, Allocation(cheapest, 0.0, 0.0, 0.0))
+    least = count_configs(teacher, configs, FRAME).params
+    assert least < added
+    budget = Budget("params", (least + added) / 2, absolute=True)
+    check_reachable(teacher, space.choices, space.costs, budget, FRAME)
+    reached = search_amount(teacher, space, budget).report["reached"]["params"]
+    assert least <= reached <= budget.target
+    with pytest.raises(UsageError, match="the smallest is"):
+        check_reachable(teacher, space.choices, space.costs, Budget("params", least - 1, True), FRAME)
+    # And what is left over is spent.
+    roomy = Budget("params", 0.99)
+    report = search_amount(teacher, space, roomy).report
+    assert 0.985 * space.costs.teacher[1] < report["reached"]["params"] <= 0.99 * space.costs.teacher[1]
+
+
+def counted_times(space: SearchSpace) -> Times:
+    """A millisecond for every 100 000 MACs."""
+    saved = {key: [each[0] / 1e5 for each in saved] for key, saved in space.costs.saved.items()}
+    return Times(space.costs.teacher[0] / 1e5, space.costs.lossless[0] / 1e5, saved)
+
+
+@pytest.mark.parametrize("slower", [1.1, 0.95])
+def test_time_is_checked_on_the_student_that_was_found(
+    teacher: RestorationModel, space: SearchSpace, slower: float
+) -> None:
+    """Students turn out slower, or faster, than the model of their time says."""
+
+    def share(configs: Configs) -> float:
+        return slower * count_configs(teacher, configs, FRAME).macs / space.costs.teacher[0]
+
+    found = search_latency(teacher, space, Budget("latency", 0.9), counted_times(space), share).report
+    tried = found["reached"]["tried"]
+    assert abs(tried[0]["measured"] / 0.9 - 1) > 0.02 and len(tried) >= 2
+    assert 0.88 <= found["reached"]["time_share"] <= 0.9 * 1.01
+    assert found["reached"]["time_share"] in [each["measured"] for each in tried]
+
+
+def test_time_that_no_student_takes(teacher: RestorationModel, space: SearchSpace) -> None:
+    """Measurements deny what the model of the time promised."""
+    shares = []
+
+    def share(configs: Configs) -> float:
+        shares.append(1.0 + 0.1 * count_configs(teacher, configs, FRAME).macs / space.costs.teacher[0])
+        return shares[-1]
+
+    with pytest.raises(
+        UsageError, match=r"--latency 0\.9: cannot be reached.* the smallest is ([\d.]+)"
+    ) as caught:
+        search_latency(teacher, space, Budget("latency", 0.9), counted_times(space), share)
+    assert f"the smallest is {math.ceil(1000 * min(shares)) / 1000:g} " in str(caught.value)
+    times = counted_times(space)
+    least = sum(max(each) for each in times.saved.values())
+    assert len(shares) <= 5 and min(shares) < 1.0 + 0.1 * (times.lossless - least) / times.teacher * 1.01
+
+
+@pytest.mark.parametrize(("target", "expected"), [(0.48, [0.49, 0.44]), (0.43, [0.40])])
+def test_few_choices_leave_room(
+    teacher: RestorationModel, space: SearchSpace, target: float, expected: list[float]
+) -> None:
+    """One layer has three choices, and students take longer than the model of their time says, or do not."""
+    key = next(key for key in space.choices if key[1] == LOGITS)
+    full, some, *_, none = space.choices[key]
+    choices = {key: [full, some, none], (key[0], VALUES): space.choices[key[0], VALUES][:1]}
+    measured = {key: [Measured(0, 0), Measured(1, 1), Measured(2, 2)], (key[0], VALUES): [Measured(0, 0)]}
+    saved = {key: [0.0, 10.0, 20.0], (key[0], VALUES): [0.0]}
+    costs = Costs((10, 10), (10, 10), {key: [(0, 0), (1, 1), (2, 2)], (key[0], VALUES): [(0, 0)]})
+    few = SearchSpace(choices, costs, measured, FRAME)
+    slower = 8.0 if len(expected) == 2 else 0.0
+
+    def share(configs: Configs) -> float:
+        index = [full.config, some.config, none.config].index(configs[key[0]])
+        return (100.0 - 10 * index + slower) / 200
+
+    found = search_latency(teacher, few, Budget("latency", target), Times(200.0, 100.0, saved), share)
+    assert [each["measured"] for each in found.report["reached"]["tried"]] == pytest.approx(expected)
+
+
+def test_time_to_spare_is_not_spent(teacher: RestorationModel, space: SearchSpace) -> None:
+    """The student at full rank keeps to the budget already."""
+    found = search_latency(teacher, space, Budget("latency", 0.999), counted_times(space), lambda _: 0.5)
+    assert len(found.report["reached"]["tried"]) == 1 and found.report["predicted"]["error"] == 0.0
+    assert describe_found(found.report).endswith("nothing is approximated")
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "absolute"),
+    [
+        ("0.75", 0.75, False),
+        (0.5, 0.5, False),
+        ("1", 1.0, False),
+        ("110G", 110e9, True),
+        ("2.5m", 2.5e6, True),
+    ],
+)
+def test_amounts(text: str | float, target: float, absolute: bool) -> None:
+    assert parse_amount(text, "macs") == Budget("macs", target, absolute)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "110X", "three", "75", "nan", "1.5"])
+def test_amounts_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--macs .*0\.75"):
+        parse_amount(text, "macs")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": "auto"}, "takes one of"),
+        ({"rank": "auto", "macs": 0.8, "max_drop": 0.1}, "takes one of"),
+        ({"rank": 8, "macs": "0.8"}, "is a budget of --rank auto"),
+        ({"rank": 8, "latency": 0.7}, "is a budget of --rank auto"),
+        ({"rank": "auto", "macs": 0.8, "rank_q": 8}, "chooses all ranks"),
+        ({"rank": "auto", "macs": 0.8, "attention": "compact"}, "expanded"),
+        ({"rank": 0.9, "attention": "compact"}, "expanded"),
+    ],
+)
+def test_options_that_exclude_each_other(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_options(**options)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(teacher: Restormer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("a model") / "tiny.pth"
+    torch.save(teacher.state_dict(), path)
+    return path
+
+
+QUICK: dict[str, Any] = {
+    "rank": "auto",
+    "calibration_crops": 4,
+    "calibration_size": 32,
+    "input_size": 32,
+    "distill_steps": 2,
+    "crop": 32,
+    "degrade": "noise:25",
+}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of results whose conversions share their measurements, as those of a user do."""
+    return tmp_path_factory.mktemp("results")
+
+
+def test_convert_within_macs(checkpoint: Path, measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = convert(checkpoint, macs="0.85", output=measured / "macs", latency=False, **QUICK)
+    search, after = found.report["search"], found.report["complexity"]["after"]
+    assert after["macs"] <= 0.85 * found.report["complexity"]["before"]["macs"]
+    assert (search["reached"]["macs"], search["reached"]["params"]) == (after["macs"], after["params"])
+    assert search["budget"] == {"kind": "macs", "target": 0.85, "absolute": False}
+    picked = {(each["layer"], each["side"]) for each in search["choices"] if each["picked"]}
+    assert len(picked) == 2 * len(found.report["layers"])
+    uniform, searched = search["predicted"]["uniform"], search["predicted"]["searched"]
+    assert [point["rank"] for point in searched] == [point["rank"] for point in uniform]
+    for one, each in zip(uniform, searched, strict=True):
+        assert each["macs"] <= one["macs"] and each["error"] <= one["error"] * (1 + 1e-9)
+    assert any(each["error"] < 0.9 * one["error"] for one, each in zip(uniform, searched, strict=True))
+    assert "ranks found" in capsys.readouterr().err
+    assert (measured / "tiny-sensitivity.jsonl").exists()
+    convert(checkpoint, params="0.97", output=measured / "params", latency=False, **QUICK)
+    assert "measurements are there already" in capsys.readouterr().err
+
+
+def test_convert_within_decibels(checkpoint: Path, measured: Path) -> None:
+    found = convert(checkpoint, max_drop=0.05, output=measured / "drop", latency=False, **QUICK)
+    # The loss that was judged is the one that the report shows.
+    quality, drop = found.report["quality"], found.report["search"]["reached"]["drop"]
+    shown = quality["teacher"]["truth"]["psnr"] - quality["initialisation"]["truth"]["psnr"]
+    assert drop == pytest.approx(shown, abs=1e-6) and drop <= 0.05
+    after = found.report["complexity"]
+    assert after["after"]["macs"] < after["before"]["macs"]
+
+
+def test_convert_within_time(checkpoint: Path, measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are the machine's; here they are made up: a millisecond for every 100 000 MACs."""
+
+    class MadeUp:
+        def __init__(self, teacher: Any, frame: Any, folder: Path, finish: Any) -> None:
+            self.teacher, self.frame = teacher, frame
+
+        def times(self, choices: Any, costs: Any) -> Times:
+            saved = {key: [each[0] / 1e5 for each in costs.saved[key]] for key in choices}
+            return Times(costs.teacher[0] / 1e5, costs.lossless[0] / 1e5, saved)
+
+        def share(self, configs: Any) -> float:
+            whole = count_complexity(self.teacher, *self.teacher.input_shapes(*self.frame)).macs
+            return count_configs(self.teacher, configs, self.frame).macs / whole
+
+    monkeypatch.setattr(plan, "Stopwatch", MadeUp)
+    few = Patience(seconds=0.0)
+    monkeypatch.setattr(compare, "time_in_turns", lambda runs, _, *more: time_in_turns(runs, few, *more))
+    found = convert(checkpoint, latency=0.8, output=measured / "time", **QUICK)
+    before, after = (found.report["complexity"][when]["macs"] for when in ("before", "after"))
+    assert after <= 0.8 * before * 1.002
+    reached = found.report["search"]["reached"]
+    assert reached["time_share"] <= 0.8 * 1.01 and reached["milliseconds"] <= 0.8 * 1.01 * before / 1e5
+    assert found.report["latency_ms"]["student"]["ratio"] > 0
+    with pytest.raises(UsageError, match=r"--latency 0\.1: cannot be reached.*ms of"):
+        convert(checkpoint, latency=0.1, output=measured / "none", **QUICK)
+
+
+def test_what_cannot_be_reached_names_what_can(checkpoint: Path, measured: Path) -> None:
+    with pytest.raises(UsageError, match="the smallest is") as caught:
+        convert(checkpoint, macs="0.1", output=measured / "least", **QUICK)
+    assert not (measured / "least").exists()
+    share = str(caught.value).split("the smallest is ")[1].split(" ")[0]
+    found = convert(
+        checkpoint, macs=share, output=measured / "least", latency=False, **(QUICK | {"distill": False})
+    )
+    after = found.report["complexity"]
+    assert after["after"]["macs"] <= float(share) * after["before"]["macs"]
+
+
+def test_a_share_of_energy_gives_every_layer_its_rank(checkpoint: Path, tmp_path: Path) -> None:
+    quick = QUICK | {"latency": False, "distill": False}
+    some = convert(checkpoint, **(quick | {"rank": 0.9, "output": tmp_path / "some"})).report
+    most = convert(checkpoint, **(quick | {"rank": "0.999", "output": tmp_path / "most"})).report
+    assert (
+        len({layer["rank_v"] for layer in most["layers"]} | {layer["rank_k"] for layer in most["layers"]}) > 1
+    )
+    for low, high in zip(some["layers"], most["layers"], strict=True):
+        assert low["rank_k"] <= high["rank_k"] and low["rank_v"] <= high["rank_v"]
+        for rank, error in ((high["rank_k"], high["key_error"]), (high["rank_v"], high["value_error"])):
+            assert rank == high["head_channels"] or rank * high["heads"] % 8 == 0
+            assert not error or min(error) < 1
+    assert some["complexity"]["after"]["macs"] < most["complexity"]["after"]["macs"]
+
+
+@pytest.mark.parametrize(
+    ("values", "shares", "ranks"),
+    [
+        ({"rank": 0.99}, (0.99, 0.99), Ranks()),
+        ({"rank": "0.99", "rank_k": 0}, (None, 0.99), Ranks(k=0)),
+        ({"rank": 8, "rank_v": "0.9"}, (None, 0.9), Ranks(k=8)),
+        ({"rank": 8}, (None, None), Ranks(k=8, v=8)),
+    ],
+)
+def test_shares_and_ranks(
+    values: dict[str, Any], shares: tuple[float | None, float | None], ranks: Ranks
+) -> None:
+    options = make_options(**values)
+    assert (options.shares, options.ranks) == (shares, ranks)
+
+
+@pytest.mark.parametrize("rank", [1.5, "-0.2", "8.5", 0.0, "nan"])
+def test_numbers_that_are_neither_rank_nor_share(rank: float | str) -> None:
+    with pytest.raises(UsageError, match=f"--rank {rank}: "):
+        make_options(rank=rank)
+
+
+@pytest.mark.parametrize("rank", ["auto", "0.9"])
+def test_inspect_takes_no_ranks_that_need_the_model_run(
+    rank: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["csa2glmha", "inspect", str(checkpoint), "--rank", rank])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and not out and len(err.strip().splitlines()) == 1

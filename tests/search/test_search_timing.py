@@ -1,0 +1,159 @@
+"""A budget of time: what layers take is read from profiles, whatever the machine does meanwhile."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from csa2glmha.attention.glmha import GLMHA
+from csa2glmha.bench.compare import FileTimings
+from csa2glmha.bench.profile import ModuleProfile
+from csa2glmha.bench.rounds import Latency, Ratio
+from csa2glmha.config.ranks import layer_config
+from csa2glmha.core.errors import ExportError
+from csa2glmha.families.registry import build
+from csa2glmha.networks import RestorationModel
+from csa2glmha.reading.layers import attention_layers
+from csa2glmha.search import timing
+from csa2glmha.search.choices import LOGITS, SIDES, VALUES, all_choices, combined
+from csa2glmha.search.costs import count_costs
+from csa2glmha.search.timing import Stopwatch, disturbed, layer_times
+from tests.conftest import TINY_RESTORMER
+
+TINY = TINY_RESTORMER | {"dim": 16, "num_blocks": [2, 1, 1, 1], "norm_bias": False}
+FRAME = (32, 32)
+
+
+def profile(speeds: list[float], **modules: tuple[float, tuple[str, ...]]) -> ModuleProfile:
+    """Runs at these speeds of modules, whose names have "_" for ".", with their times and nodes."""
+    named = {name.replace("_", "."): value for name, value in modules.items()}
+    return ModuleProfile(
+        tuple({name: time * speed for name, (time, _) in named.items()} for speed in speeds),
+        {name: nodes for name, (_, nodes) in named.items()},
+    )
+
+
+def test_layers_are_compared_at_the_same_speed() -> None:
+    """The norm beside the layer differs between the two networks, the feed-forward part does not."""
+    shared: dict[str, tuple[float, tuple[str, ...]]] = {
+        "a_0_ffn": (10.0, ("Conv",)),
+        "a_0": (1.0, ("Add",)),
+        "out": (4.0, ("Conv",)),
+    }
+    full = profile([1, 1, 9], **shared, a_0_norm=(2.0, ("Mul",)), a_0_attn=(5.0, ("MatMul",)))
+    low = profile(
+        [3, 1.5, 2], **shared, a_0_norm=(3.0, ("Mul", "Sum")), a_0_attn=(1.0, ()), a_0_attn_part=(1.0, ())
+    )
+    found = layer_times({"full": full, "low": low}, "full", ["a.0.attn"])
+    assert found["full"]["a.0.attn"] == pytest.approx(7.0)
+    assert found["low"]["a.0.attn"] == pytest.approx(5.0)
+    assert disturbed({"full": full, "low": low}, ["a.0.attn"]) == ["low"]
+    same = layer_times({"full": full}, "full", ["a.0.attn"])
+    assert same["full"]["a.0.attn"] == pytest.approx(5.0)
+
+
+@pytest.fixture
+def stopwatch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stopwatch:
+    """On a made-up machine whose speed is another one in every run."""
+    teacher = build("restormer", TINY).eval()
+    exported: dict[Path, RestorationModel] = {}
+    speed = random.Random(0)
+
+    def export(model: RestorationModel, path: Path, **_: Any) -> SimpleNamespace:
+        exported[path] = model
+        path.touch()
+        return SimpleNamespace(rewritten=True)
+
+    asked: Counter[str] = Counter()
+
+    def profile_modules(path: Path, *shapes: tuple[int, ...], runs: int) -> ModuleProfile:
+        assert shapes == teacher.input_shapes(*FRAME)
+        own = layer_milliseconds(exported[path])
+        asked[path.stem] += 1
+        runs_made = []
+        for _ in range(runs):
+            factor = speed.uniform(0.5, 3)
+            run = {name: factor * time for name, time in {**own, "out": 3.0}.items()}
+            if path.stem == "values 2" and asked[path.stem] == 1:
+                # Something else takes the machine's memory, which attention needs more of than the rest.
+                run = {name: (90 if name in own else 9) * time for name, time in run.items()}
+            runs_made.append(run)
+        return ModuleProfile(tuple(runs_made), dict.fromkeys((*own, "out"), ("Conv",)))
+
+    def compare(files: Mapping[str, Path], *shapes: tuple[int, ...], patience: Any) -> FileTimings:
+        assert shapes == teacher.input_shapes(*FRAME)
+        times = {
+            name: 50.0 if name == timing.TEACHER else 3.0 + sum(layer_milliseconds(exported[path]).values())
+            for name, path in files.items()
+        }
+        return FileTimings(
+            {name: Latency.of([time]) for name, time in times.items()},
+            {name: Ratio(time / 50.0, 0.0, 1.0) for name, time in times.items()},
+            True,
+        )
+
+    monkeypatch.setattr(timing, "export_onnx", export)
+    monkeypatch.setattr(timing, "profile_modules", profile_modules)
+    monkeypatch.setattr(timing, "compare_files", compare)
+    return Stopwatch(teacher, FRAME, tmp_path)
+
+
+def layer_milliseconds(model: RestorationModel) -> dict[str, float]:
+    """Of a made-up machine: so much for every rank, and something for what both sides need."""
+    times = {}
+    for name, module in model.named_modules():
+        if isinstance(module, GLMHA):
+            config = module.config
+            width = config.channels / 16
+            logits = 0.0 if config.logits == "modes" else config.rank_k + config.rank_q
+            times[name] = width * (logits + config.rank_v) / 50 + (0.0 if config.full else 0.2 * width)
+    return times
+
+
+def test_times_foretell_students(stopwatch: Stopwatch) -> None:
+    teacher = build("restormer", TINY).eval()
+    layers = attention_layers(teacher)
+    choices = all_choices(layers)
+    times = stopwatch.times(choices, count_costs(teacher, choices, FRAME))
+    assert times.teacher == 50.0
+    for key, each in choices.items():
+        assert len(times.saved[key]) == len(each) and times.saved[key][0] == 0.0
+    for index in (1, 2):
+        picked = {key: each[min(index, len(each) - 1)] for key, each in choices.items()}
+        saved = sum(times.saved[key][each.index(picked[key])] for key, each in choices.items())
+        configs = {
+            name: layer_config(layer.form, combined(*(picked[name, side] for side in SIDES)))
+            for name, layer in layers.items()
+        }
+        assert times.lossless - saved == pytest.approx(50.0 * stopwatch.share(configs), rel=1e-6)
+    # Layers that are alike have the same times, and not those of others.
+    first, second = times.saved["encoder_level1.0.attn", VALUES], times.saved["encoder_level1.1.attn", VALUES]
+    assert first == pytest.approx(second)
+    assert first[1] != pytest.approx(times.saved["latent.0.attn", VALUES][1])
+    assert times.saved["latent.0.attn", LOGITS][-1] > times.saved["latent.0.attn", LOGITS][1] > 0
+
+
+def test_layers_beside_each_other_are_apart() -> None:
+    """Of two in one module each has its own time; one at the top has nothing beside it."""
+    full = profile([1], a_x=(1.0, ("A",)), a_y=(2.0, ("A",)), z=(4.0, ("A",)), b=(8.0, ("A",)))
+    low = profile([1], a_x=(0.5, ("B",)), a_y=(1.0, ("B",)), z=(2.0, ("B",)), b=(8.0, ("B",)))
+    found = layer_times({"full": full, "low": low}, "full", ["a.x", "a.y", "z"])
+    assert found == {
+        "full": {"a.x": 1.0, "a.y": 2.0, "z": 4.0},
+        "low": {"a.x": 0.5, "a.y": 1.0, "z": 2.0},
+    }
+
+
+def test_students_without_a_deployment_form_are_not_timed(
+    monkeypatch: pytest.MonkeyPatch, stopwatch: Stopwatch
+) -> None:
+    plain = SimpleNamespace(rewritten=False, notes=("because of this",))
+    monkeypatch.setattr(timing, "export_onnx", lambda *_, **__: plain)
+    with pytest.raises(ExportError, match="because of this"):
+        stopwatch.share({})
