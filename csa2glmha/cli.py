@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import sys
@@ -20,6 +19,7 @@ from csa2glmha.core.ending import run_safely
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.hub import SCHEME, HubFile, local_file, parse_address
 from csa2glmha.core.progress import is_first_process
+from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import one_line, writable
 from csa2glmha.help import SuggestingGroup
 
@@ -246,7 +246,7 @@ def inspect(checkpoint: Model, as_json: bool, **given: Any) -> None:
         from csa2glmha.export.metadata import describe_onnx, inspect_onnx
 
         onnx_file = inspect_onnx(file)
-        show(json.dumps(onnx_file, indent=2) if as_json else describe_onnx(onnx_file))
+        show(dumps(onnx_file, indent=2) if as_json else describe_onnx(onnx_file))
         return
     from csa2glmha.commands.inspect import describe, inspect_model
 
@@ -256,7 +256,7 @@ def inspect(checkpoint: Model, as_json: bool, **given: Any) -> None:
             "whole numbers, or use csa2glmha convert"
         )
     found = inspect_model(file, options.ranks, options.input_size, options.weights)
-    show(json.dumps(found, indent=2) if as_json else describe(found))
+    show(dumps(found, indent=2) if as_json else describe(found))
 
 
 @cli.command(context_settings=CONTEXT, short_help="Why low rank works for a checkpoint, and which.")
@@ -278,11 +278,10 @@ def analyze(
 ) -> None:
     """Show how much of CHECKPOINT's attention is static, its spectra, and what each rank would lose."""
     from csa2glmha.commands.analyze import analyze_file, describe_analysis
-    from csa2glmha.metrics.quality import finite_values
 
     options = make_options(**given_only(given), overwrite=overwrite)
     found = analyze_file(local_file(checkpoint), options, output, sensitivity)
-    show(json.dumps(finite_values(found), indent=2) if as_json else describe_analysis(found))
+    show(dumps(found, indent=2) if as_json else describe_analysis(found))
 
 
 @cli.command(context_settings=CONTEXT, short_help="Fine-tune a student further on your own images.")
@@ -378,7 +377,7 @@ def evaluate(
     options = make_options(**given_only(given))
     reference = None if teacher is None else local_file(teacher)
     found = evaluate_file(local_file(model), options, reference, crop, channel)
-    show(json.dumps(found, indent=2) if as_json else describe_evaluation(found))
+    show(dumps(found, indent=2) if as_json else describe_evaluation(found))
 
 
 @cli.command(context_settings=CONTEXT, short_help="Restore images, whole folders of them, of any size.")
@@ -499,7 +498,7 @@ def bench(
     chosen = make_options(**given_only({"weights": weights})).weights
     settings = Settings(None if size is None else (size, size), threads, provider, chosen)
     found = run_bench([local_file(model) for model in models], settings, Patience(seconds=seconds))
-    show(json.dumps(found, indent=2) if as_json else describe_bench(found))
+    show(dumps(found, indent=2) if as_json else describe_bench(found))
 
 
 @cli.command(context_settings=CONTEXT, short_help="Several ranks of one checkpoint, compared.")
@@ -544,7 +543,7 @@ def sweep(
     file = local_file(checkpoint)
     output = output or Path(f"{file.stem}-sweep")
     found = run_sweep(file, points, output, overwrite=overwrite, latency=not no_latency)
-    show(json.dumps(found, indent=2) if as_json else describe_sweep(found))
+    show(dumps(found, indent=2) if as_json else describe_sweep(found))
     if not as_json:
         show("")
         show_line(f"plot: {output / 'pareto.png'}")

@@ -12,6 +12,7 @@ import psutil
 from csa2glmha.bench.candidates import Settings, open_candidates
 from csa2glmha.core.child import ChildError, run_module
 from csa2glmha.core.errors import Csa2GlmhaError
+from csa2glmha.core.strict_json import dumps
 
 _RUNS = 2
 #: A model that has not run twice by then is given up.
@@ -40,7 +41,7 @@ def measure_apart(path: Path, settings: Settings) -> Memory | str:
     """
     request = {"path": str(path), "settings": asdict(settings)}
     try:
-        answer = run_module("csa2glmha.bench.memory", [json.dumps(request)], _SECONDS)
+        answer = run_module("csa2glmha.bench.memory", [dumps(request)], _SECONDS)
         return Memory(**json.loads(answer.splitlines()[-1]))
     except ChildError as error:
         return str(error)
@@ -79,7 +80,7 @@ def main() -> None:
         found = measure_here(Path(request["path"]), Settings(**request["settings"]))
     except Csa2GlmhaError as error:
         sys.exit(str(error))
-    print(json.dumps(asdict(found)))
+    print(dumps(asdict(found)))
 
 
 if __name__ == "__main__":

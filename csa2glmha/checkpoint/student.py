@@ -27,6 +27,7 @@ from csa2glmha.attention.stored import read_config
 from csa2glmha.checkpoint import STUDENT_FORMAT, Checkpoint, read_checkpoint, write_safetensors
 from csa2glmha.core.errors import CheckpointError
 from csa2glmha.core.hub import local_file
+from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import quoted, shown
 from csa2glmha.families.hyperparameters import check_hyperparameters
 from csa2glmha.families.registry import build, build_from_state, load_strictly
@@ -131,8 +132,8 @@ def student_metadata(
         "format_version": str(FORMAT_VERSION),
         "tool_version": __version__,
         "architecture": student.architecture,
-        "hyperparameters": json.dumps(student.hyperparameters),
-        "layers": json.dumps(layers),
+        "hyperparameters": dumps(student.hyperparameters),
+        "layers": dumps(layers),
         "teacher_sha256": teacher_sha256,
         "seed": str(seed),
         **extra,

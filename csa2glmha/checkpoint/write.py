@@ -10,6 +10,7 @@ import safetensors.torch
 from torch import Tensor
 
 from csa2glmha.core.files import atomic_path
+from csa2glmha.core.strict_json import dumps
 
 #: The length of the header, and the multiple that it is filled up to.
 _LENGTH_BYTES = 8
@@ -49,7 +50,7 @@ def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
     start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     header = json.loads(data[_LENGTH_BYTES:start])
     ordered = {"__metadata__": dict(sorted(metadata.items())), **header}
-    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+    text = dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
     # The weights begin at a multiple of eight bytes, as the library has it.
     text += b" " * (-len(text) % _LENGTH_BYTES)
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text + data[start:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from csa2glmha.core.files import atomic_path, prepare_output_dir
 from csa2glmha.core.hub import display_name
 from csa2glmha.core.locks import exclusive_folder
 from csa2glmha.core.progress import say
+from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import one_line
 from csa2glmha.data.open import open_data
-from csa2glmha.metrics.quality import finite_values
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.report.document import render_table
 from csa2glmha.search.choices import all_choices
@@ -171,9 +170,7 @@ def _three_digits(percent: float) -> str:
 
 def _write(found: dict[str, Any], output: Path) -> None:
     with atomic_path(output / JSON_FILE) as temporary:
-        temporary.write_text(
-            json.dumps(finite_values(found), indent=2, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(dumps(found, indent=2) + "\n", encoding="utf-8")
     shown = found | {"title": "\n".join(_title(found))}
     for stem, plot in (("analysis", plot_layers), ("analysis-heads", plot_heads)):
         figure = plot(shown)

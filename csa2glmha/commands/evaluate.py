@@ -14,6 +14,7 @@ from csa2glmha.core.errors import UsageError
 from csa2glmha.core.files import sha256_of
 from csa2glmha.core.hub import display_name
 from csa2glmha.core.progress import progress, say
+from csa2glmha.core.strict_json import json_number
 from csa2glmha.data.batches import Example
 from csa2glmha.data.degrade import parse_degradation
 from csa2glmha.data.folders import check_folder
@@ -32,7 +33,6 @@ from csa2glmha.metrics.quality import (
     RANGE_HINT,
     SSIM_WINDOW,
     QualityMeter,
-    json_value,
     out_of_range,
 )
 from csa2glmha.networks import RestorationModel
@@ -199,10 +199,10 @@ def evaluate_file(
         **({"outputs_out_of_range": beyond} if spectral else {}),
         **{
             name: {
-                "mean": {key: json_value(value) for key, value in meter.mean().items()},
+                "mean": {key: json_number(value) for key, value in meter.mean().items()},
                 **({"bands": meter.bands()} if spectral else {}),
                 "per_image": {
-                    quality.name: {key: json_value(value) for key, value in quality.values.items()}
+                    quality.name: {key: json_number(value) for key, value in quality.values.items()}
                     for quality in meter.images
                 },
             }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from csa2glmha.core.errors import OutputError
 from csa2glmha.core.files import atomic_path, prepare_output_dir
 from csa2glmha.core.locks import exclusive_folder
 from csa2glmha.core.progress import say
+from csa2glmha.core.strict_json import dumps
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.open import open_data
 from csa2glmha.distill.job import check_apart, check_training
@@ -82,7 +82,7 @@ def _run_sweep(
     if missing is not None:
         found["latency_missing"] = missing
     with atomic_path(output / SWEEP_FILES[0]) as temporary:
-        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(dumps(found, indent=2) + "\n", encoding="utf-8")
     for name in SWEEP_FILES[1:]:
         with atomic_path(output / name) as temporary:
             plot_pareto(temporary, found["points"])

@@ -15,6 +15,7 @@ from csa2glmha.config.options import ConvertOptions
 from csa2glmha.core.errors import CheckpointError, OutputError, UsageError
 from csa2glmha.core.files import check_folder, sha256_of
 from csa2glmha.core.progress import say
+from csa2glmha.core.strict_json import dumps
 from csa2glmha.data.batches import Data
 from csa2glmha.distill.engine import distill
 from csa2glmha.distill.held_out import HeldOut, teacher_outputs
@@ -165,9 +166,9 @@ def save_initial(
     """
     kept = {name: asdict(fit) | {"clusters": None} for name, fit in fits.items()}
     metadata = metadata | {
-        "fits": json.dumps(kept),
+        "fits": dumps(kept),
         "seconds": str(seconds),
-        "search": json.dumps(found),
+        "search": dumps(found),
     }
     states.path.mkdir(parents=True, exist_ok=True)
     save_student(states.path / INITIAL_FILE, student, metadata)

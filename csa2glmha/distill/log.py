@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.files import open_own
 from csa2glmha.core.progress import say
+from csa2glmha.core.strict_json import dumps
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -79,7 +79,7 @@ class TrainingLog:
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
+            self._file.write(dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
             self._file.flush()
         except OSError as error:
             self._give_up(error)

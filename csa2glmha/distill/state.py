@@ -25,6 +25,7 @@ from torch import Tensor
 from csa2glmha.checkpoint import write_safetensors
 from csa2glmha.core.errors import CheckpointError, DataError, InterruptedRunError, OutputError, UsageError
 from csa2glmha.core.files import atomic_path, is_disk_full, sha256_of
+from csa2glmha.core.strict_json import dumps
 from csa2glmha.distill.state_files import (
     DAMAGED_PREFIX,
     FORMAT,
@@ -138,7 +139,7 @@ class StateFolder:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.path, self.minutes, self._say = path, minutes, say
-        self._identity = json.loads(json.dumps(identity))
+        self._identity = json.loads(dumps(identity))
         self._damaged: list[Path] = []
         self._newest: int | None = None
 
@@ -316,7 +317,7 @@ class StateFolder:
             "tensors_sha256": sha256_of(folder / TENSOR_FILE),
         }
         with atomic_path(folder / POSITION_FILE) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(dumps(content, indent=1) + "\n", encoding="utf-8")
         flush_folder(folder)
 
     def _read(self, folder: Path) -> State:
@@ -430,5 +431,5 @@ def _state(position: Position, tensors: Mapping[str, Tensor], scaler: dict[str, 
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = dumps(value)
     return text if len(text) <= 40 else f"{text[:36]}...{text[-1]}"

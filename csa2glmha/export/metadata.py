@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from csa2glmha import __version__
 from csa2glmha.checkpoint.student import STUDENT_FILE, LoadedModel, teacher_weights
 from csa2glmha.core.errors import CheckpointError
 from csa2glmha.core.hub import repository_of, source_of, teacher_source
+from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import one_line
 
 LICENSE_NOTE = (
@@ -48,7 +48,7 @@ def onnx_metadata(
         "name": name,
         "generator": f"csa2glmha {__version__}",
         "architecture": architecture,
-        "hyperparameters": json.dumps(dict(hyperparameters)),
+        "hyperparameters": dumps(dict(hyperparameters)),
         "kind": "student" if "ranks" in provenance else "teacher",
         **{key: provenance[key] for key in _FROM_STUDENT if key in provenance},
         "license": LICENSE_NOTE,

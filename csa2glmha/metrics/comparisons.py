@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from csa2glmha.core.strict_json import json_number
 from csa2glmha.data.batches import Example
 from csa2glmha.metrics.evaluate import Restore
 from csa2glmha.metrics.pictures import DIFFERENCE_GAIN, PIXELS_SHOWN, colourful_pixels, spread_evenly
-from csa2glmha.metrics.quality import json_value, psnr
+from csa2glmha.metrics.quality import psnr
 
 #: So many held-out images are shown, of spectra so many of their bands.
 IMAGES_SHOWN, BANDS_SHOWN = 3, 3
@@ -72,11 +73,11 @@ def compare_image(example: Example, before: Tensor, after: Tensor, spectral: boo
     PSNR is that of the whole image, pictures and spectra are of its middle where it is large.
     """
     before, after, truth = before.clamp(0, 1), after.clamp(0, 1), example.truth
-    figures: dict[str, Any] = {"name": example.name, "psnr_to_teacher": json_value(psnr(after, before))}
+    figures: dict[str, Any] = {"name": example.name, "psnr_to_teacher": json_number(psnr(after, before))}
     if truth is not None:
         figures |= {
-            "teacher_psnr": json_value(psnr(before, truth)),
-            "student_psnr": json_value(psnr(after, truth)),
+            "teacher_psnr": json_number(psnr(before, truth)),
+            "student_psnr": json_number(psnr(after, truth)),
         }
     given, before, after = (_middle(each) for each in (example.inputs[0][0], before, after))
     truth = None if truth is None else _middle(truth)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from csa2glmha.core.errors import DataError
 from csa2glmha.core.progress import manual_progress, say
+from csa2glmha.core.strict_json import json_number
 from csa2glmha.data.batches import Example, Inputs
 from csa2glmha.metrics.quality import (
     RANGE_HINT,
     SSIM_WINDOW,
     QualityMeter,
-    json_value,
     out_of_range,
     psnr,
 )
@@ -58,14 +58,14 @@ class Judged:
         means = {"truth": self.truth, "teacher": self.teacher}
         bands = {"truth_bands": self.truth_bands, "teacher_bands": self.teacher_bands}
         found: dict[str, Any] = {
-            key: {name: json_value(value) for name, value in values.items()}
+            key: {name: json_number(value) for name, value in values.items()}
             for key, values in means.items()
             if values
         }
         if self.out_of_range:
             found["outputs_out_of_range"] = self.out_of_range
         return found | {
-            key: {name: [json_value(value) for value in listed] for name, listed in values.items()}
+            key: {name: [json_number(value) for value in listed] for name, listed in values.items()}
             for key, values in bands.items()
             if values
         }

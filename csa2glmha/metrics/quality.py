@@ -3,15 +3,14 @@
 All metrics take an output and its reference of the same shape, (C, H, W) or (B, C, H, W), and compute in
 float64. A batch gives the mean over its images, each image weighing the same. Values are compared as they
 are: clamp or round first where a benchmark does. An output that is not finite gives a result that is not
-finite; :func:`json_value` makes such results fit for JSON.
+finite; :mod:`csa2glmha.core.strict_json` says what they are in JSON.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -136,22 +135,6 @@ def rmse(output: Tensor, reference: Tensor) -> float:
         DataError: as for :func:`psnr`.
     """
     return _mean_over_images(lambda a, b: math.sqrt(_mse(a, b)), output, reference)
-
-
-def json_value(value: float) -> float | str | None:
-    """Return a metric as strict JSON can hold it: ``"inf"`` and ``"-inf"`` for infinities, null for NaN."""
-    if math.isnan(value):
-        return None
-    return str(value) if math.isinf(value) else value
-
-
-def finite_values(value: Any) -> Any:
-    """Nested lists and mappings as strict JSON can hold them: None for numbers that are not finite."""
-    if isinstance(value, Mapping):
-        return {key: finite_values(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite_values(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from csa2glmha.core.files import atomic_path
 from csa2glmha.core.lines import markdown_text
+from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import one_line, writable
 from csa2glmha.metrics.complexity import format_macs, format_params
 
@@ -212,7 +212,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"- seed {report['seed']}, {report['threads']} threads, "
         + ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         "- seconds: " + ", ".join(f"{stage} {value}" for stage, value in report["seconds"].items()),
-        f"- hyper-parameters: `{json.dumps(teacher['hyperparameters'])}`",
+        f"- hyper-parameters: `{dumps(teacher['hyperparameters'])}`",
         "",
     ]
     return "\n".join(lines)
@@ -372,7 +372,7 @@ def write_report(output: Path, report: dict[str, Any]) -> None:
         OutputError: a file cannot be written.
     """
     for name, text in (
-        ("report.json", json.dumps(report, indent=2, allow_nan=False) + "\n"),
+        ("report.json", dumps(report, indent=2) + "\n"),
         ("report.md", writable(markdown(report))),
     ):
         with atomic_path(output / name) as temporary:

@@ -16,6 +16,7 @@ from csa2glmha.bench.compare import FileTimings
 from csa2glmha.checkpoint.student import LoadedModel
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.core.hub import source_of
+from csa2glmha.core.strict_json import json_values
 from csa2glmha.data.batches import Data
 from csa2glmha.distill.result import DistillResult
 from csa2glmha.export.onnx import ExportReport
@@ -24,7 +25,7 @@ from csa2glmha.metrics.comparisons import Comparison
 from csa2glmha.metrics.complexity import Complexity
 from csa2glmha.metrics.evaluate import Judged
 from csa2glmha.metrics.pictures import DIFFERENCE_GAIN
-from csa2glmha.metrics.quality import CHANNEL_NAMES, finite_values
+from csa2glmha.metrics.quality import CHANNEL_NAMES
 from csa2glmha.report.html.pictures import all_pictures, choose_quality
 
 
@@ -129,7 +130,7 @@ def build_report(measured: Measurements) -> dict[str, Any]:
     if measured.baselines is not None:
         report["baselines"] = measured.baselines
     if measured.search is not None:
-        report["search"] = finite_values(measured.search)
+        report["search"] = json_values(measured.search)
     if measured.quality is not None:
         report["quality"] = {name: judged.to_json() for name, judged in measured.quality.items()}
     if measured.distillation is not None:

@@ -22,6 +22,7 @@ from scipy.stats import spearmanr
 from csa2glmha.core.errors import OutputError
 from csa2glmha.core.files import open_own
 from csa2glmha.core.progress import manual_progress
+from csa2glmha.core.strict_json import dumps
 from csa2glmha.data.batches import Inputs
 from csa2glmha.distill.held_out import HeldOut, errors
 from csa2glmha.initialize.student import Candidate, Statistics, initialise_layers
@@ -95,13 +96,13 @@ class SensitivityCache:
         }
         try:
             with open_own(self.path, append=True) as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(dumps(entry) + "\n")
         except OSError as error:
             raise OutputError(f"{self.path}: {error.strerror or error}; make room and start again") from error
 
     @property
     def _key(self) -> str:
-        text = json.dumps(self.identity, sort_keys=True)
+        text = dumps(self.identity, sort_keys=True)
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def get(self, choice: Choice) -> Measured | None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -10,7 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.metrics import quality
-from csa2glmha.metrics.quality import QualityMeter, finite_values, json_value
+from csa2glmha.metrics.quality import QualityMeter
 
 
 @pytest.fixture
@@ -163,11 +162,6 @@ def test_bad_data_range_is_refused(metric, data_range):
         metric(torch.rand(3, 8, 8), torch.rand(3, 8, 8), data_range)
 
 
-def test_json_value_is_strict_json():
-    values = [json_value(v) for v in (1.5, math.inf, -math.inf, math.nan)]
-    assert json.dumps(values, allow_nan=False) == '[1.5, "inf", "-inf", null]'
-
-
 def test_meter_averages_over_images(pair):
     outputs, references = pair
     meter = QualityMeter()
@@ -204,9 +198,3 @@ def test_meter_names_the_image_it_cannot_measure():
     assert meter.images == []
     with pytest.raises(DataError, match="no images"):
         meter.mean()
-
-
-def test_values_that_json_has_no_numbers_for():
-    found = finite_values({"a": [math.nan, 0.5], "b": (math.inf, -math.inf), "c": True, "d": "inf"})
-    assert found == {"a": [None, 0.5], "b": [None, None], "c": True, "d": "inf"}
-    json.dumps(found, allow_nan=False)

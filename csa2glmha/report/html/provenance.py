@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from csa2glmha.core.strict_json import dumps
 from csa2glmha.report.html.markup import Markup, details, table, tag
 from csa2glmha.report.html.numbers import TIMES, short
 
@@ -86,7 +86,7 @@ def making_section(report: dict[str, Any]) -> Markup:
         ("SHA-256", teacher["sha256"]),
         *(("teacher's file", note) for note in teacher.get("notes", [])),
         ("seconds", ", ".join(f"{stage} {value}" for stage, value in report["seconds"].items())),
-        ("hyper-parameters", json.dumps(teacher["hyperparameters"])),
+        ("hyper-parameters", dumps(teacher["hyperparameters"])),
     ]
     options = [
         (name.replace("_", " "), str(value)) for name, value in report["options"].items() if value is not None
