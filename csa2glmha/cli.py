@@ -543,7 +543,7 @@ def sweep(
     file = local_file(checkpoint)
     output = output or Path(f"{file.stem}-sweep")
     found = run_sweep(file, points, output, overwrite=overwrite, latency=not no_latency)
-    show(dumps(found, indent=2) if as_json else describe_sweep(found))
+    show(dumps(found.to_json(), indent=2) if as_json else describe_sweep(found))
     if not as_json:
         show("")
         show_line(f"plot: {output / 'pareto.png'}")

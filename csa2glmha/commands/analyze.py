@@ -24,6 +24,7 @@ from csa2glmha.core.text import one_line
 from csa2glmha.data.open import open_data
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.report.document import render_table
+from csa2glmha.report.schema_search import Sensitivity
 from csa2glmha.search.choices import all_choices
 from csa2glmha.search.plan import CROPS, gather_all, measure_choices, sensitivity_cache
 from csa2glmha.search.report import describe_sensitivity, sensitivity_report
@@ -100,7 +101,7 @@ def _analyze_file(
         found |= analyse(layers, statistics)
         cache = sensitivity_cache(output or Path(), loaded.checkpoint, options)
         measured = measure_choices(teacher, data, options, choices, inputs, statistics, cache)
-        found["sensitivity"] = sensitivity_report(choices, measured, CROPS)
+        found["sensitivity"] = sensitivity_report(choices, measured, CROPS).to_json()
     if output is not None:
         _write(found, output)
     return found
@@ -126,9 +127,17 @@ def describe_analysis(found: dict[str, Any]) -> str:
             "  pattern, and that differs between images",
             f"first {VALUES_SHOWN}: energy in the {VALUES_SHOWN} largest singular values of a map",
             "K, V: smallest relative error that keys and values of this rank can have, before any correction",
-            *(["", describe_sensitivity(found["sensitivity"])] if "sensitivity" in found else []),
+            *(
+                ["", describe_sensitivity(Sensitivity.model_validate(found["sensitivity"]))]
+                if "sensitivity" in found
+                else []
+            ),
         ]
     )
+
+
+def _sensitivity(found: dict[str, Any] | None) -> list[str]:
+    return [] if found is None else ["", describe_sensitivity(Sensitivity.model_validate(found))]
 
 
 def _title(found: dict[str, Any]) -> list[str]:

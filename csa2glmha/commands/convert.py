@@ -75,6 +75,7 @@ from csa2glmha.report.card import CARD_FILE, replaceable, write_card
 from csa2glmha.report.document import PICTURE_FILE, REPORT_FILES, SPECTRA_FILE, write_report
 from csa2glmha.report.html import HTML_FILE, write_html
 from csa2glmha.report.record import Measurements, build_report
+from csa2glmha.report.schema import Report
 from csa2glmha.search.baselines import BaselineJob
 from csa2glmha.search.costs import Finish, unchanged
 from csa2glmha.search.plan import RankSearch, measured_ranks, sensitivity_cache
@@ -98,13 +99,18 @@ class Conversion:
 
     Attributes:
         student: the compressed network, in eval mode on the CPU.
-        report: what report.json holds.
+        record: everything that was measured.
         output: the folder with the files.
     """
 
     student: RestorationModel
-    report: dict[str, Any]
+    record: Report
     output: Path
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What report.json holds."""
+        return self.record.to_json()
 
 
 def convert(checkpoint: str | Path, **options: Any) -> Conversion:
@@ -363,14 +369,15 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
                 say(f"not timed: {measured.latency_missing}; the report goes without the latency")
     with_room(states, lambda: _write_pictures(output, teacher, student, examples[0], data.spectral))
     measured.comparisons = compare_images(examples, restore(teacher), restore(student), data.spectral)
-    report = build_report(measured)
-    with_room(states, lambda: write_report(output, report))
+    record = build_report(measured)
+    report = record.to_json()
+    with_room(states, lambda: write_report(output, record))
     with_room(states, lambda: write_html(output, report, measured.comparisons))
     with_room(states, lambda: write_card(output, report))
     if baselines is not None:
         baselines.clear()
     states.clear()
-    return Conversion(student, report, output)
+    return Conversion(student, record, output)
 
 
 def _replace_student(

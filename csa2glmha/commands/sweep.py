@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from csa2glmha.bench.compare import THOROUGH, compare_with_teacher
 from csa2glmha.checkpoint.student import LoadedModel, load_model
@@ -20,6 +19,9 @@ from csa2glmha.data.open import open_data
 from csa2glmha.distill.job import check_apart, check_training
 from csa2glmha.metrics.complexity import format_macs, format_params
 from csa2glmha.report.document import render_table
+from csa2glmha.report.html.numbers import finite
+from csa2glmha.report.schema import Report
+from csa2glmha.report.schema_search import ParetoPoint, Sweep
 from csa2glmha.sweep.folders import finished_report, has_state
 from csa2glmha.sweep.pages import add_pareto
 from csa2glmha.sweep.plot import plot_pareto
@@ -30,7 +32,7 @@ SWEEP_FILES = ("sweep.json", "pareto.png", "pareto.svg")
 
 def run_sweep(
     checkpoint: Path, points: Sequence[Point], output: Path, *, overwrite: bool, latency: bool
-) -> dict[str, Any]:
+) -> Sweep:
     """Convert to every point that is not there yet, and write what came of all.
 
     Points are kept in folders of their own in ``output``; one that is finished, with the same options, is not
@@ -48,7 +50,7 @@ def run_sweep(
 
 def _run_sweep(
     checkpoint: Path, points: Sequence[Point], output: Path, overwrite: bool, latency: bool
-) -> dict[str, Any]:
+) -> Sweep:
     loaded = load_model(checkpoint, points[0].options.weights)
     plans = {point.label: plan_conversion(loaded, point.options) for point in points}
     finished = _look(loaded, points, output, overwrite)
@@ -70,29 +72,28 @@ def _run_sweep(
                 "resume": has_state(folder) and not overwrite,
             }
             options = point.options.model_copy(update=changes)
-            report = run_conversion(checkpoint, options, "repeat the command").report
+            report = run_conversion(checkpoint, options, "repeat the command").record
         reports[point.label] = report
     times, missing = _times(checkpoint, points, output, reports) if latency else ({}, None)
-    found: dict[str, Any] = {
-        "checkpoint": checkpoint.name,
-        "sha256": loaded.checkpoint.sha256,
-        "input_size": next(iter(reports.values()))["input_size"],
-        "points": _pareto(points, reports, times),
-    }
-    if missing is not None:
-        found["latency_missing"] = missing
+    found = Sweep(
+        checkpoint=checkpoint.name,
+        sha256=loaded.checkpoint.sha256,
+        input_size=next(iter(reports.values())).input_size,
+        points=tuple(_pareto(points, reports, times)),
+        latency_missing=missing,
+    )
     with atomic_path(output / SWEEP_FILES[0]) as temporary:
-        temporary.write_text(dumps(found, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
     for name in SWEEP_FILES[1:]:
         with atomic_path(output / name) as temporary:
-            plot_pareto(temporary, found["points"])
-    add_pareto(checkpoint, points, output, found["points"])
+            plot_pareto(temporary, found.points)
+    add_pareto(checkpoint, points, output, found.points)
     return found
 
 
 def _look(
     loaded: LoadedModel, points: Sequence[Point], output: Path, overwrite: bool
-) -> dict[str, dict[str, Any] | None]:
+) -> dict[str, Report | None]:
     """The reports of the points that are there; that the others can be made is checked, as far as is cheap.
 
     Hours may pass before the last point is begun.
@@ -101,7 +102,7 @@ def _look(
     check_training(options, resolve_device(options.device))
     data = open_data(loaded.model, options)
     images = describe_images(data, data.examples(options.input_size, options.seed))
-    found: dict[str, dict[str, Any] | None] = {}
+    found: dict[str, Report | None] = {}
     for point in points:
         folder = output / point.folder
         report = None
@@ -123,7 +124,7 @@ def _check_states(folders: Sequence[tuple[Path, Plan]], overwrite: bool) -> None
 
 
 def _times(
-    checkpoint: Path, points: Sequence[Point], output: Path, reports: dict[str, dict[str, Any]]
+    checkpoint: Path, points: Sequence[Point], output: Path, reports: dict[str, Report]
 ) -> tuple[dict[str, float], str | None]:
     """Time of every point over that of the teacher's plain export, all models run in turn.
 
@@ -131,7 +132,7 @@ def _times(
         The times, and why there are none: the points that are done are worth a table without them.
     """
     teacher = load_model(checkpoint, points[0].options.weights).model
-    height, width = next(iter(reports.values()))["input_size"]
+    height, width = next(iter(reports.values())).input_size
     files = {point.label: output / point.folder / ONNX_FILE for point in points}
     try:
         measured = compare_with_teacher(teacher, files, (height, width), THOROUGH, beside=output)
@@ -143,58 +144,49 @@ def _times(
 
 
 def _pareto(
-    points: Sequence[Point], reports: dict[str, dict[str, Any]], times: dict[str, float]
-) -> list[dict[str, Any]]:
-    before = next(iter(reports.values()))["complexity"]["before"]
-    found: list[dict[str, Any]] = [
-        {
-            "label": "teacher",
-            "kind": "teacher",
-            "macs": before["macs"],
-            "macs_ratio": 1.0,
-            "params": before["params"],
-            "time_ratio": 1.0 if times else None,
-            "psnr_to_teacher": None,
-            "psnr_drop": 0.0,
-        }
-    ]
+    points: Sequence[Point], reports: dict[str, Report], times: dict[str, float]
+) -> Iterator[ParetoPoint]:
+    before = next(iter(reports.values())).complexity.before
+    yield ParetoPoint(
+        label="teacher",
+        kind="teacher",
+        macs=before.macs,
+        macs_ratio=1.0,
+        params=before.params,
+        time_ratio=1.0 if times else None,
+        psnr_to_teacher=None,
+        psnr_drop=0.0,
+    )
     for point in points:
         report = reports[point.label]
-        after, quality = report["complexity"]["after"], report["quality"]
-        truth = quality["student"].get("truth", {}).get("psnr")
-        own = quality["teacher"].get("truth", {}).get("psnr")
-        known = isinstance(truth, float) and isinstance(own, float)
-        to_teacher = quality["student"].get("teacher", {}).get("psnr")
-        found.append(
-            {
-                "label": point.label,
-                "kind": point.kind,
-                "macs": after["macs"],
-                "macs_ratio": after["macs"] / before["macs"],
-                "params": after["params"],
-                "time_ratio": times.get(point.label),
-                "psnr_to_teacher": to_teacher if isinstance(to_teacher, float) else None,
-                "psnr_drop": truth - own if known else None,
-                "folder": point.folder,
-            }
+        after = report.complexity.after
+        yield ParetoPoint(
+            label=point.label,
+            kind=point.kind,
+            macs=after.macs,
+            macs_ratio=after.macs / before.macs,
+            params=after.params,
+            time_ratio=times.get(point.label),
+            psnr_to_teacher=finite(report.figure("student", "teacher", "psnr")),
+            psnr_drop=report.psnr_drop,
+            folder=point.folder,
         )
-    return found
 
 
-def describe_sweep(found: dict[str, Any]) -> str:
+def describe_sweep(found: Sweep) -> str:
     """The table for people."""
-    height, width = found["input_size"]
+    height, width = found.input_size
     rows = [
         (
-            point["label"],
-            format_params(point["params"]),
-            format_macs(point["macs"]),
-            f"{point['macs_ratio']:.3f}",
-            _shown(point["time_ratio"], ".3f"),
-            _shown(point["psnr_to_teacher"], ".2f", " dB"),
-            _shown(point["psnr_drop"], "+.3f", " dB") if point["kind"] != "teacher" else "",
+            point.label,
+            format_params(round(point.params)),
+            format_macs(round(point.macs)),
+            f"{point.macs_ratio:.3f}",
+            _shown(point.time_ratio, ".3f"),
+            _shown(point.psnr_to_teacher, ".2f", " dB"),
+            _shown(point.psnr_drop, "+.3f", " dB") if point.kind != "teacher" else "",
         )
-        for point in found["points"]
+        for point in found.points
     ]
     header = (
         f"rank, {height} x {width}",

@@ -11,10 +11,12 @@ from csa2glmha.core.lines import markdown_text
 from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import one_line, writable
 from csa2glmha.metrics.complexity import format_macs, format_params
+from csa2glmha.report.schema import Report
+from csa2glmha.report.stored import JSON_FILE, write_record
 
 Row = tuple[str, str, str, str]
 
-REPORT_FILES = ("report.json", "report.md")
+REPORT_FILES = (JSON_FILE, "report.md")
 PICTURE_FILE, SPECTRA_FILE = "comparison.png", "spectra.png"
 
 #: How reports name the stages of distillation.
@@ -365,15 +367,12 @@ def _pictures(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def write_report(output: Path, report: dict[str, Any]) -> None:
+def write_report(output: Path, report: Report) -> None:
     """Write report.json and report.md into a folder.
 
     Raises:
         OutputError: a file cannot be written.
     """
-    for name, text in (
-        ("report.json", dumps(report, indent=2) + "\n"),
-        ("report.md", writable(markdown(report))),
-    ):
-        with atomic_path(output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_record(output, report)
+    with atomic_path(output / "report.md") as temporary:
+        temporary.write_text(writable(markdown(report.to_json())), encoding="utf-8")

@@ -1,8 +1,9 @@
-"""What a conversion measured, and its form in report.json."""
+"""What a conversion measured, as its report."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,6 @@ from csa2glmha.bench.compare import FileTimings
 from csa2glmha.checkpoint.student import LoadedModel
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.core.hub import source_of
-from csa2glmha.core.strict_json import json_values
 from csa2glmha.data.batches import Data
 from csa2glmha.distill.result import DistillResult
 from csa2glmha.export.onnx import ExportReport
@@ -27,6 +27,23 @@ from csa2glmha.metrics.evaluate import Judged
 from csa2glmha.metrics.pictures import DIFFERENCE_GAIN
 from csa2glmha.metrics.quality import CHANNEL_NAMES
 from csa2glmha.report.html.pictures import all_pictures, choose_quality
+from csa2glmha.report.schema import (
+    Analysis,
+    Comparisons,
+    Cost,
+    Costs,
+    DataUsed,
+    Distillation,
+    ImageFigures,
+    Layer,
+    ModelQuality,
+    Onnx,
+    Parity,
+    Report,
+    Teacher,
+    Timing,
+)
+from csa2glmha.report.schema_search import Baseline, Search
 
 
 @dataclass
@@ -49,136 +66,168 @@ class Measurements:
     latency: FileTimings | None = None
     latency_missing: str | None = None
     device: str = "cpu"
-    search: dict[str, Any] | None = None
-    baselines: list[dict[str, Any]] | None = None
+    search: Mapping[str, object] | None = None
+    baselines: Sequence[Mapping[str, object]] | None = None
     comparisons: list[Comparison] = field(default_factory=list)
 
 
-def build_report(measured: Measurements) -> dict[str, Any]:
-    """Everything measured, as JSON values."""
-    checkpoint, options, data = measured.teacher.checkpoint, measured.options, measured.data
-    settings = options.model_dump(mode="json", exclude={"overwrite"})
-    source = source_of(checkpoint.path)
-    report: dict[str, Any] = {
-        "tool": f"csa2glmha {__version__}",
-        "versions": {
+def build_report(measured: Measurements) -> Report:
+    """Everything measured."""
+    return Report(
+        tool=f"csa2glmha {__version__}",
+        versions={
             "python": platform.python_version(),
             "torch": torch.__version__,
             "onnxruntime": onnxruntime.__version__,
         },
-        "device": measured.device,
-        "threads": torch.get_num_threads(),
-        "seed": options.seed,
-        "teacher": {
-            "file": checkpoint.path.name,
-            "sha256": checkpoint.sha256,
-            "weights": checkpoint.weights,
-            "notes": list(checkpoint.notes),
-            **({} if source is None else {"source": source}),
-            "architecture": measured.teacher.model.architecture,
-            "hyperparameters": measured.teacher.model.hyperparameters,
-        },
-        "options": settings,
-        "input_size": list(measured.frame),
-        "complexity": {
-            "input_shapes": [list(shape) for shape in measured.before.input_shapes],
-            "input_shapes_after": [list(shape) for shape in measured.after.input_shapes],
-            "before": _complexity(measured.before),
-            "after": _complexity(measured.after),
-        },
-        "layers": [
-            {
-                "name": name,
-                "heads": config.heads,
-                "head_channels": config.head_channels,
-                "rank_q": config.rank_q,
-                "rank_k": config.rank_k,
-                "rank_v": config.rank_v,
-                "rank_pos": config.rank_pos,
-                "attention": config.attention,
-                "route": config.route,
-                "macs_before": measured.before.modules[name].macs,
-                "macs_after": measured.after.modules[name].macs,
-                "params_before": measured.before.modules[name].params,
-                "params_after": measured.after.modules[name].params,
-                "key_error": measured.fits[name].key_error,
-                "row_error": measured.fits[name].row_error,
-                "value_error": measured.fits[name].value_error,
-                "embedded_error": measured.fits[name].embedded_error,
-                "logit_error": measured.fits[name].logit_error,
-                "guide_explained": measured.fits[name].guide_explained,
-            }
-            for name, config in measured.configs.items()
-        ],
-        "seconds": {stage: round(value, 1) for stage, value in measured.seconds.items()},
-    }
-    analyses = [fit.analysis for fit in measured.fits.values() if fit.analysis is not None]
-    if analyses:
-        report["analysis"] = join(analyses)
-    if data is not None:
-        report["data"] = {
-            "source": data.source,
-            **measured.images,
-            "judged_images": len(measured.images["held_out_names"]),
-            "judged_on": f"central {measured.frame[0]} x {measured.frame[1]} pixels of held-out images",
-            "degradation": data.degradation,
-            "spectral": data.spectral,
-            "stretched": data.stretched,
-            "channel": None if data.spectral else CHANNEL_NAMES.get(measured.teacher.model.out_channels),
-            "notes": list(data.notes),
-        }
-    if measured.baselines is not None:
-        report["baselines"] = measured.baselines
-    if measured.search is not None:
-        report["search"] = json_values(measured.search)
-    if measured.quality is not None:
-        report["quality"] = {name: judged.to_json() for name, judged in measured.quality.items()}
-    if measured.distillation is not None:
-        report["distillation"] = measured.distillation.to_json()
-    if measured.export is not None:
-        export = measured.export
-        report["onnx"] = {
-            "file": export.path.name,
-            "bytes": export.size_bytes,
-            "opset": export.opset,
-            "simplified": export.simplified,
-            "notes": list(export.notes),
-            "parity": [
-                {"shape": list(size.shape), "max_abs": size.max_abs, "relative": size.relative}
-                for size in export.parity
-            ],
-        }
-    if measured.latency is not None:
-        report["latency_ms"] = {
-            name: {
-                "median": value.median_ms,
-                "low": value.low_ms,
-                "high": value.high_ms,
-                "runs": value.runs,
-                "ratio": ratio.median,
-                "ratio_low": ratio.low,
-                "ratio_high": ratio.high,
-            }
-            for name, value in measured.latency.latencies.items()
-            for ratio in [measured.latency.ratios[name]]
-        }
-    if measured.latency_missing is not None:
-        report["latency_missing"] = measured.latency_missing
-    if measured.comparisons:
-        report["comparisons"] = {
-            "difference_gain": DIFFERENCE_GAIN,
-            "webp_quality": choose_quality(all_pictures(measured.comparisons)),
-            "images": [each.figures for each in measured.comparisons],
-        }
-    return report
+        device=measured.device,
+        threads=torch.get_num_threads(),
+        seed=measured.options.seed,
+        teacher=_teacher(measured.teacher),
+        options=measured.options.model_dump(mode="json", exclude={"overwrite"}),
+        input_size=measured.frame,
+        complexity=Costs(
+            input_shapes=measured.before.input_shapes,
+            input_shapes_after=measured.after.input_shapes,
+            before=_cost(measured.before),
+            after=_cost(measured.after),
+        ),
+        layers=tuple(_layer(name, config, measured) for name, config in measured.configs.items()),
+        seconds={stage: round(value, 1) for stage, value in measured.seconds.items()},
+        analysis=_analysis(measured.fits),
+        data=None if measured.data is None else _data(measured.data, measured),
+        baselines=_baselines(measured.baselines),
+        search=None if measured.search is None else Search.model_validate(measured.search),
+        quality=None if measured.quality is None else _quality(measured.quality),
+        distillation=None if measured.distillation is None else _distillation(measured.distillation),
+        onnx=None if measured.export is None else _onnx(measured.export),
+        latency_ms=None if measured.latency is None else _timings(measured.latency),
+        latency_missing=measured.latency_missing,
+        comparisons=comparisons_of(measured.comparisons) if measured.comparisons else None,
+    )
 
 
-def _complexity(complexity: Complexity) -> dict[str, Any]:
+def _teacher(teacher: LoadedModel) -> Teacher:
+    checkpoint, model = teacher.checkpoint, teacher.model
+    return Teacher(
+        file=checkpoint.path.name,
+        sha256=checkpoint.sha256,
+        weights=checkpoint.weights,
+        notes=tuple(checkpoint.notes),
+        source=source_of(checkpoint.path),
+        architecture=model.architecture,
+        hyperparameters=model.hyperparameters,
+    )
+
+
+def _cost(complexity: Complexity) -> Cost:
+    return Cost(
+        params=complexity.params,
+        constants=complexity.constants,
+        macs=complexity.macs,
+        conv_macs=complexity.conv_macs,
+        flops=complexity.flops,
+        uncounted=complexity.uncounted,
+    )
+
+
+def _layer(name: str, config: GLMHAConfig, measured: Measurements) -> Layer:
+    before, after = measured.before.modules[name], measured.after.modules[name]
+    fit = measured.fits[name]
+    return Layer(
+        name=name,
+        heads=config.heads,
+        head_channels=config.head_channels,
+        rank_q=config.rank_q,
+        rank_k=config.rank_k,
+        rank_v=config.rank_v,
+        rank_pos=config.rank_pos,
+        attention=config.attention,
+        route=config.route,
+        macs_before=before.macs,
+        macs_after=after.macs,
+        params_before=before.params,
+        params_after=after.params,
+        key_error=tuple(fit.key_error),
+        row_error=tuple(fit.row_error),
+        value_error=tuple(fit.value_error),
+        embedded_error=tuple(fit.embedded_error),
+        logit_error=fit.logit_error,
+        guide_explained=fit.guide_explained,
+    )
+
+
+def _analysis(fits: dict[str, LayerFit]) -> Analysis | None:
+    analyses = [fit.analysis for fit in fits.values() if fit.analysis is not None]
+    return Analysis.model_validate(join(analyses)) if analyses else None
+
+
+def _data(data: Data, measured: Measurements) -> DataUsed:
+    height, width = measured.frame
+    return DataUsed(
+        source=data.source,
+        **measured.images,
+        judged_images=len(measured.images["held_out_names"]),
+        judged_on=f"central {height} x {width} pixels of held-out images",
+        degradation=data.degradation,
+        spectral=data.spectral,
+        stretched=data.stretched,
+        channel=None if data.spectral else CHANNEL_NAMES.get(measured.teacher.model.out_channels),
+        notes=tuple(data.notes),
+    )
+
+
+def _baselines(found: Sequence[Mapping[str, object]] | None) -> tuple[Baseline, ...] | None:
+    return None if found is None else tuple(Baseline.model_validate(each) for each in found)
+
+
+def _quality(quality: dict[str, Judged]) -> dict[str, ModelQuality]:
+    return {name: ModelQuality.model_validate(judged.to_json()) for name, judged in quality.items()}
+
+
+def _distillation(result: DistillResult) -> Distillation:
+    return Distillation.model_validate(result.to_json())
+
+
+def _onnx(export: ExportReport) -> Onnx:
+    return Onnx(
+        file=export.path.name,
+        bytes=export.size_bytes,
+        opset=export.opset,
+        simplified=export.simplified,
+        notes=tuple(export.notes),
+        parity=tuple(
+            Parity(shape=tuple(size.shape), max_abs=size.max_abs, relative=size.relative)
+            for size in export.parity
+        ),
+    )
+
+
+def _timings(latency: FileTimings) -> dict[str, Timing]:
     return {
-        "params": complexity.params,
-        "constants": complexity.constants,
-        "macs": complexity.macs,
-        "conv_macs": complexity.conv_macs,
-        "flops": complexity.flops,
-        "uncounted": complexity.uncounted,
+        name: Timing(
+            median=value.median_ms,
+            low=value.low_ms,
+            high=value.high_ms,
+            runs=value.runs,
+            ratio=ratio.median,
+            ratio_low=ratio.low,
+            ratio_high=ratio.high,
+        )
+        for name, value in latency.latencies.items()
+        for ratio in [latency.ratios[name]]
     }
+
+
+def comparisons_of(images: Sequence[Comparison], earlier: Comparisons | None = None) -> Comparisons:
+    """The gallery's figures; those of an earlier report stay, which may not say how pictures are stored."""
+    if earlier is not None and earlier.webp_quality is not None:
+        return earlier
+    quality = choose_quality(all_pictures(images))
+    if earlier is not None:
+        return earlier.model_copy(update={"webp_quality": quality})
+    return Comparisons(
+        difference_gain=DIFFERENCE_GAIN,
+        webp_quality=quality,
+        images=tuple(ImageFigures.model_validate(each.figures) for each in images),
+    )

@@ -183,7 +183,7 @@ def measured_ranks(
     if search is not None:
         found, statistics = search.run(batches, cache)
         say(describe_found(found.report))
-        return found.ranks, statistics, found.report
+        return found.ranks, statistics, found.report.to_json()
     statistics = gather_all(teacher, batches)
     ranks = ranks_for_shares(attention_layers(teacher), statistics, options.ranks, options.shares)
     say("ranks of keys and values: " + ", ".join(f"{_show(r.k)}/{_show(r.v)}" for r in ranks.values()))

@@ -1,15 +1,26 @@
-"""Sensitivities and searches as JSON values, and for people."""
+"""Sensitivities and searches as parts of reports, and for people."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from csa2glmha.config.budget import MACS, MAX_DROP, PARAMS, Budget
 from csa2glmha.metrics.complexity import Complexity, format_macs, format_params
 from csa2glmha.report.document import render_table
+from csa2glmha.report.schema_search import (
+    Agreement,
+    BudgetAsked,
+    LayerChoice,
+    Predicted,
+    PredictedPoint,
+    Reached,
+    Search,
+    SearchChoice,
+    Sensitivity,
+)
 from csa2glmha.search.allocate import Allocation, InfeasibleError, allocate
 from csa2glmha.search.choices import LOGITS, VALUES, Choice
 from csa2glmha.search.costs import Key
@@ -22,45 +33,67 @@ COLUMNS = ((LOGITS, (16, 8, 4, 0)), (VALUES, (16, 8, 4)))
 
 def sensitivity_report(
     choices: Mapping[Key, Sequence[Choice]], measured: Mapping[Key, Sequence[Measured]], crops: int
-) -> dict[str, Any]:
-    """What each layer's ranks cost in agreement with the teacher, as JSON values."""
-    return {
-        "crops": crops,
-        "choices": [entry for choice, entry in _described(choices, measured) if not choice.full],
-        "agreement": agreement_of_prediction(measured),
-    }
+) -> Sensitivity:
+    """What each layer's ranks cost in agreement with the teacher."""
+    return Sensitivity(
+        crops=crops,
+        choices=tuple(
+            LayerChoice(**_figures(choice, value))
+            for choice, value in _pairs(choices, measured)
+            if not choice.full
+        ),
+        agreement=_agreement(measured),
+    )
 
 
-def _described(
+def _agreement(measured: Mapping[Key, Sequence[Measured]]) -> dict[str, Agreement]:
+    return {side: Agreement(**each) for side, each in agreement_of_prediction(measured).items()}
+
+
+def _pairs(
     choices: Mapping[Key, Sequence[Choice]], measured: Mapping[Key, Sequence[Measured]]
-) -> Iterator[tuple[Choice, dict[str, Any]]]:
-    """Every choice, with its JSON values; decibels are None where there is no error."""
+) -> Iterator[tuple[Choice, Measured]]:
     for key, each in choices.items():
-        for choice, value in zip(each, measured[key], strict=True):
-            yield (
-                choice,
-                {
-                    "layer": choice.layer,
-                    "side": choice.side,
-                    "ranks": choice.label,
-                    "rank_q": choice.ranks.q,
-                    "rank_k": choice.ranks.k,
-                    "rank_v": choice.ranks.v,
-                    "error": value.error,
-                    "psnr_to_teacher": decibels_of(value.error) if value.error > 0 else None,
-                    "predicted": value.predicted,
-                },
-            )
+        yield from zip(each, measured[key], strict=True)
 
 
-def describe_sensitivity(found: dict[str, Any]) -> str:
+class _Figures(TypedDict):
+    """The fields of :class:`LayerChoice`."""
+
+    layer: str
+    side: str
+    ranks: str
+    rank_q: int | None
+    rank_k: int | None
+    rank_v: int | None
+    error: float
+    psnr_to_teacher: float | None
+    predicted: float
+
+
+def _figures(choice: Choice, value: Measured) -> _Figures:
+    """Decibels are None where there is no error."""
+    return _Figures(
+        layer=choice.layer,
+        side=choice.side,
+        ranks=choice.label,
+        rank_q=choice.ranks.q,
+        rank_k=choice.ranks.k,
+        rank_v=choice.ranks.v,
+        error=value.error,
+        psnr_to_teacher=decibels_of(value.error) if value.error > 0 else None,
+        predicted=value.predicted,
+    )
+
+
+def describe_sensitivity(found: Sensitivity) -> str:
     """The table for people: PSNR to the teacher, where one side of one layer has a rank."""
-    names = list(dict.fromkeys(each["layer"] for each in found["choices"]))
-    known: dict[tuple[str, str, int], float] = {
-        (each["layer"], each["side"], rank): each["psnr_to_teacher"]
-        for each in found["choices"]
-        for rank in [each["rank_v"] if each["side"] == VALUES else each["rank_k"]]
-        if each["rank_q"] is None and rank is not None
+    names = list(dict.fromkeys(each.layer for each in found.choices))
+    known: dict[tuple[str, str, int], float | None] = {
+        (each.layer, each.side, rank): each.psnr_to_teacher
+        for each in found.choices
+        for rank in [each.rank_v if each.side == VALUES else each.rank_k]
+        if each.rank_q is None and rank is not None
     }
     columns = [
         (side, rank)
@@ -78,17 +111,17 @@ def describe_sensitivity(found: dict[str, Any]) -> str:
     header = ("layer", *(f"{'k' if side == LOGITS else 'v'} {rank}" for side, rank in columns))
     lines = [
         "PSNR to the teacher in dB where one layer alone has keys (k) or values (v) of a rank, "
-        f"{found['crops']} held-out crops",
+        f"{found.crops} held-out crops",
         "",
         render_table(rows, header),
         "",
     ]
-    for side, figures in found["agreement"].items():
-        within, overall = figures["within_layers"], figures["overall"]
+    for side, figures in found.agreement.items():
+        within, overall = _correlation(figures.within_layers), _correlation(figures.overall)
         lines.append(
-            f"closed-form errors of {side}: rank correlation with the measured ones {_correlation(within)} "
-            f"within a layer, {_correlation(overall)} over all; they differ by a factor of "
-            f"{figures['typical_factor']:.2f}, typically, about a constant of each layer"
+            f"closed-form errors of {side}: rank correlation with the measured ones {within} within a layer, "
+            f"{overall} over all; they differ by a factor of {_correlation(figures.typical_factor)}, "
+            "typically, about a constant of each layer"
         )
     return "\n".join(lines)
 
@@ -106,52 +139,47 @@ def search_report(
     budget: Budget,
     found: Allocation,
     counted: Complexity,
-    reached: dict[str, Any],
-) -> dict[str, Any]:
-    """What was asked, reached, predicted and measured, as JSON values.
+    reached: Mapping[str, object],
+) -> Search:
+    """What was asked, reached, predicted and measured.
 
     Args:
         space, budget: of the search.
         found: the choices; the loss is that in agreement with the teacher.
         counted: the student.
-        reached: what else is known of it.
+        reached: what else is known of it: fields of :class:`Reached`.
     """
-    optimality = (
-        "cheapest for errors that add up, of those that were found to keep to the drop"
-        if budget.kind == MAX_DROP
-        else f"within {100 * found.gap:.1f} % of the least error that these ranks allow, as errors add up"
-    )
-    picked = {each[pick] for each, pick in zip(space.choices.values(), found.picks, strict=True)}
     uniform = uniform_curve(space)
-    return {
-        "budget": {"kind": budget.kind, "target": budget.target, "absolute": budget.absolute},
-        "reached": {"macs": counted.macs, "params": counted.params, **reached},
-        "predicted": {
-            "error": found.loss,
-            "psnr_to_teacher": decibels_of(found.loss),
-            "uniform": uniform,
-            "searched": searched_curve(space, uniform, PARAMS if budget.kind == PARAMS else MACS),
-        },
-        "gap": None if budget.kind == MAX_DROP else found.gap,
-        "optimality": optimality,
-        "agreement": agreement_of_prediction(space.measured),
-        "choices": [
-            {
-                **entry,
-                "macs_saved": macs,
-                "params_saved": params,
-                "picked": choice in picked,
-            }
-            for (choice, entry), (macs, params) in zip(
-                _described(space.choices, space.measured),
-                (saved for key in space.choices for saved in space.costs.saved[key]),
-                strict=True,
-            )
-        ],
-    }
+    return Search(
+        budget=BudgetAsked(kind=budget.kind, target=budget.target, absolute=budget.absolute),
+        reached=Reached.model_validate({"macs": counted.macs, "params": counted.params, **reached}),
+        predicted=Predicted(
+            error=found.loss,
+            psnr_to_teacher=decibels_of(found.loss),
+            uniform=tuple(uniform),
+            searched=tuple(searched_curve(space, uniform, PARAMS if budget.kind == PARAMS else MACS)),
+        ),
+        gap=None if budget.kind == MAX_DROP else found.gap,
+        optimality=(
+            "cheapest for errors that add up, of those that were found to keep to the drop"
+            if budget.kind == MAX_DROP
+            else f"within {100 * found.gap:.1f} % of the least error that these ranks allow, as errors add up"
+        ),
+        agreement=_agreement(space.measured),
+        choices=tuple(_search_choices(space, found)),
+    )
 
 
-def uniform_curve(space: SearchSpace) -> list[dict[str, float]]:
+def _search_choices(space: SearchSpace, found: Allocation) -> Iterator[SearchChoice]:
+    picked = {each[pick] for each, pick in zip(space.choices.values(), found.picks, strict=True)}
+    saved = (each for key in space.choices for each in space.costs.saved[key])
+    for (choice, value), (macs, params) in zip(_pairs(space.choices, space.measured), saved, strict=True):
+        yield SearchChoice(
+            **_figures(choice, value), macs_saved=macs, params_saved=params, picked=choice in picked
+        )
+
+
+def uniform_curve(space: SearchSpace) -> list[PredictedPoint]:
     """What one rank for keys and values of all layers is predicted to lose, rank by rank."""
     ranks = sorted(
         {
@@ -169,15 +197,15 @@ def uniform_curve(space: SearchSpace) -> list[dict[str, float]]:
     return curve
 
 
-def _predicted_point(space: SearchSpace, rank: float, picks: Sequence[int], error: float) -> dict[str, float]:
+def _predicted_point(space: SearchSpace, rank: int, picks: Sequence[int], error: float) -> PredictedPoint:
     saved = [space.costs.saved[key][pick] for key, pick in zip(space.choices, picks, strict=True)]
-    return {
-        "rank": rank,
-        "macs": space.costs.lossless[0] - sum(macs for macs, _ in saved),
-        "params": space.costs.lossless[1] - sum(params for _, params in saved),
-        "error": error,
-        "psnr_to_teacher": decibels_of(error),
-    }
+    return PredictedPoint(
+        rank=rank,
+        macs=space.costs.lossless[0] - sum(macs for macs, _ in saved),
+        params=space.costs.lossless[1] - sum(params for _, params in saved),
+        error=error,
+        psnr_to_teacher=decibels_of(error),
+    )
 
 
 def _at_least(choices: Sequence[Choice], rank: int, side: str) -> int:
@@ -190,33 +218,33 @@ def _at_least(choices: Sequence[Choice], rank: int, side: str) -> int:
     return best
 
 
-def searched_curve(
-    space: SearchSpace, uniform: Sequence[Mapping[str, float]], kind: str
-) -> list[dict[str, float]]:
+def searched_curve(space: SearchSpace, uniform: Sequence[PredictedPoint], kind: str) -> list[PredictedPoint]:
     """The least predicted loss at what each rank of :func:`uniform_curve` costs, in MACs or parameters."""
     lossless = space.costs.lossless[0 if kind == MACS else 1]
     losses, amounts = space.losses(), space.amounts(kind)
     curve = []
     for point in uniform:
         try:
-            found = allocate(losses, amounts, point[kind] - lossless)
+            found = allocate(losses, amounts, (point.macs if kind == MACS else point.params) - lossless)
         except InfeasibleError:  # by a rounding: uniform ranks are choices themselves
             continue
-        curve.append(_predicted_point(space, point["rank"], found.picks, found.loss))
+        curve.append(_predicted_point(space, point.rank, found.picks, found.loss))
     return curve
 
 
-def describe_found(report: dict[str, Any]) -> str:
+def describe_found(report: Search) -> str:
     """A search's result in a sentence or two."""
-    reached, predicted = report["reached"], report["predicted"]
-    texts = {"drop": "{:.3f} dB below the teacher", "time_share": "{:.3f} of the teacher's time"}
-    extra = "".join(f", {text.format(reached[name])}" for name, text in texts.items() if name in reached)
-    found = f"ranks found: {format_macs(reached['macs'])}, {format_params(reached['params'])}{extra}"
-    if predicted["error"] <= 0:
+    reached, predicted = report.reached, report.predicted
+    extra = "" if reached.drop is None else f", {reached.drop:.3f} dB below the teacher"
+    if reached.time_share is not None:
+        extra += f", {reached.time_share:.3f} of the teacher's time"
+    macs, params = format_macs(round(reached.macs)), format_params(round(reached.params))
+    found = f"ranks found: {macs}, {params}{extra}"
+    if predicted.error is not None and predicted.error <= 0:
         return f"{found}; full ranks keep to the budget, nothing is approximated"
     return (
-        f"{found}; predicted PSNR to the teacher {predicted['psnr_to_teacher']:.2f} dB before distillation; "
-        f"{report['optimality']}"
+        f"{found}; predicted PSNR to the teacher {predicted.psnr_to_teacher:.2f} dB before distillation; "
+        f"{report.optimality}"
     )
 
 

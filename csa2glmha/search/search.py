@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from csa2glmha.core.errors import UsageError
 from csa2glmha.metrics.complexity import Complexity, format_macs, format_params
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers
+from csa2glmha.report.schema_search import Search
 from csa2glmha.search.allocate import Allocation, allocate
 from csa2glmha.search.choices import LOGITS, VALUES, Choice, combined
 from csa2glmha.search.costs import Costs, Finish, Key, count_configs, unchanged
@@ -30,11 +30,11 @@ class FoundRanks:
 
     Attributes:
         ranks: of every layer.
-        report: what was asked, reached, predicted and measured, as JSON values.
+        report: what was asked, reached, predicted and measured.
     """
 
     ranks: dict[str, Ranks]
-    report: dict[str, Any]
+    report: Search
 
 
 def check_reachable(
@@ -141,7 +141,7 @@ def _amount(counted: Complexity, kind: str) -> int:
 
 
 def found_ranks(
-    space: SearchSpace, budget: Budget, found: Allocation, counted: Complexity, reached: dict[str, Any]
+    space: SearchSpace, budget: Budget, found: Allocation, counted: Complexity, reached: Mapping[str, object]
 ) -> FoundRanks:
     """What was found, with its report; the arguments are those of :func:`search_report`."""
     return FoundRanks(_ranks(space, found), search_report(space, budget, found, counted, reached))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from csa2glmha.core.errors import OutputError
 from csa2glmha.data.open import STRETCH
 from csa2glmha.distill import StateFolder
 from csa2glmha.distill.job import STATE_FOLDER
-from csa2glmha.report.document import REPORT_FILES
+from csa2glmha.report.schema import Report
+from csa2glmha.report.stored import JSON_FILE, read_record
 from csa2glmha.sweep.points import Point
 
 #: Options that change nothing about a point's student.
@@ -38,7 +38,7 @@ def has_state(folder: Path) -> bool:
 
 def finished_report(
     folder: Path, point: Point, teacher: Checkpoint, images: Mapping[str, Any]
-) -> dict[str, Any] | None:
+) -> Report | None:
     """The report of a point that need not be made again; None if it, or a part of it, is still to be made.
 
     Args:
@@ -50,25 +50,21 @@ def finished_report(
     Raises:
         OutputError: there is a result that was made otherwise.
     """
-    path = folder / REPORT_FILES[0]
     if has_state(folder):
         return None
-    if not path.exists():
+    if not (folder / JSON_FILE).exists():
         _check_student(folder, point, teacher)
         return None
     try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        made, source = report["options"], report["teacher"]
-        sha256, weights = source["sha256"], source.get("weights", "")
-        wanted = json.loads(point.options.model_dump_json())
-        other = [name for name in wanted if name not in _FREE and made.get(name) != wanted[name]]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise OutputError(
-            f"{path}: is damaged; delete {folder}, pass --overwrite, or choose another -o"
-        ) from error
-    if sha256 != teacher.sha256:
+        report = read_record(folder)
+    except OutputError as error:
+        raise OutputError(f"{error}; delete {folder}, pass --overwrite, or choose another -o") from error
+    wanted = point.options.model_dump(mode="json")
+    made = report.options
+    other = [name for name in wanted if name not in _FREE and made.get(name) != wanted[name]]
+    if report.teacher.sha256 != teacher.sha256:
         other.append("checkpoint")
-    elif weights != teacher.weights:
+    elif report.teacher.weights != teacher.weights:
         other.append("weights")
     _refuse(folder, other)
     check_images(folder, report, images)
@@ -76,13 +72,13 @@ def finished_report(
     return report if complete else None
 
 
-def check_images(folder: Path, report: Mapping[str, Any], images: Mapping[str, Any]) -> None:
+def check_images(folder: Path, report: Report, images: Mapping[str, Any]) -> None:
     """Refuse a report on other images: its figures cannot be set beside those of other points.
 
     Raises:
         OutputError: they are others.
     """
-    then = report.get("data", {})
+    then = {} if report.data is None else report.data.to_json()
     if all(then.get(name, value) == value for name, value in images.items()):
         return
     counts = [(each["training_images"], each["held_out_images"]) for each in (then, images)]

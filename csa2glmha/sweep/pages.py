@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from csa2glmha.checkpoint.student import STUDENT_FILE, load
 from csa2glmha.core.progress import progress
@@ -13,14 +11,18 @@ from csa2glmha.data.identity import describe_images
 from csa2glmha.data.open import open_data
 from csa2glmha.metrics.comparisons import compare_images
 from csa2glmha.metrics.evaluate import restore
-from csa2glmha.report.document import REPORT_FILES, write_report
+from csa2glmha.report.document import write_report
 from csa2glmha.report.html.page import write_html
-from csa2glmha.report.html.pictures import all_pictures, choose_quality
+from csa2glmha.report.record import comparisons_of
+from csa2glmha.report.schema_search import Pareto, ParetoPoint
+from csa2glmha.report.stored import read_record
 from csa2glmha.sweep.folders import check_images
 from csa2glmha.sweep.points import Point
 
 
-def add_pareto(checkpoint: Path, points: Sequence[Point], output: Path, pareto: list[dict[str, Any]]) -> None:
+def add_pareto(
+    checkpoint: Path, points: Sequence[Point], output: Path, pareto: Sequence[ParetoPoint]
+) -> None:
     """Write the reports of all points again, with what the others reach.
 
     Args:
@@ -38,12 +40,15 @@ def add_pareto(checkpoint: Path, points: Sequence[Point], output: Path, pareto: 
     described = describe_images(data, examples)
     for point in progress(points, what="reports", unit="rank"):
         folder = output / point.folder
-        report = json.loads((folder / REPORT_FILES[0]).read_text(encoding="utf-8"))
+        report = read_record(folder)
         check_images(folder, report, described)
-        report["pareto"] = {"points": pareto}
         student = load(folder / STUDENT_FILE)
         images = compare_images(examples, restore(teacher), restore(student), data.spectral)
-        # Reports of earlier versions do not say it.
-        report["comparisons"].setdefault("webp_quality", choose_quality(all_pictures(images)))
+        report = report.model_copy(
+            update={
+                "pareto": Pareto(points=tuple(pareto)),
+                "comparisons": comparisons_of(images, report.comparisons),
+            }
+        )
         write_report(folder, report)
-        write_html(folder, report, images)
+        write_html(folder, report.to_json(), images)

@@ -4,36 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
+
+from csa2glmha.report.schema_search import ParetoPoint
 
 STYLES = {"uniform": ("o-", "#1b4965", "one rank"), "auto": ("D--", "#e4572e", "searched ranks")}
 
 
-def plot_pareto(path: Path, points: Sequence[dict[str, Any]]) -> None:
+def plot_pareto(path: Path, points: Sequence[ParetoPoint]) -> None:
     """Write a PNG or SVG (by the suffix) of PSNR to the teacher against MACs and, where measured, time.
 
     Args:
         path: of the file.
         points: as sweep.json has them.
     """
-    timed = any(point["time_ratio"] is not None for point in points if point["kind"] != "teacher")
-    costs = [("macs_ratio", "MACs, share of the teacher's")]
+    timed = any(point.time_ratio is not None for point in points if point.kind != "teacher")
+    costs = ["MACs, share of the teacher's"]
     if timed:
-        costs.append(("time_ratio", "time in ONNX Runtime, share of the teacher's"))
+        costs.append("time in ONNX Runtime, share of the teacher's")
     figure = Figure(figsize=(5.2 * len(costs), 4), dpi=110, layout="constrained")
     plots = figure.subplots(1, len(costs), squeeze=False)[0]
-    for plot, (cost, label) in zip(plots, costs, strict=True):
+    for index, (plot, label) in enumerate(zip(plots, costs, strict=True)):
         for kind, (line, colour, title) in STYLES.items():
             known = sorted(
-                (point[cost], point["psnr_to_teacher"], point["label"])
+                (cost, point.psnr_to_teacher, point.label)
                 for point in points
-                if point["kind"] == kind
-                and point[cost] is not None
-                and point["psnr_to_teacher"] is not None
+                for cost in [point.time_ratio if index else point.macs_ratio]
+                if point.kind == kind
+                and cost is not None
+                and point.psnr_to_teacher is not None
                 # A lossless student is at infinity, as far as rounding goes.
-                and point["psnr_to_teacher"] < 100
+                and point.psnr_to_teacher < 100
             )
             if known:
                 plot.plot(

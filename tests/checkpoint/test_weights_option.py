@@ -19,9 +19,11 @@ from csa2glmha.config.options import make_options
 from csa2glmha.core.errors import OutputError, UsageError
 from csa2glmha.data.images import write_image
 from csa2glmha.families.restormer.network import Restormer
+from csa2glmha.report.stored import parse_report, write_record
 from csa2glmha.search.plan import sensitivity_cache
 from csa2glmha.sweep.folders import finished_report
 from csa2glmha.sweep.points import parse_points
+from tests.pages import example_report
 
 
 @pytest.fixture
@@ -154,9 +156,10 @@ def test_what_was_measured_of_other_weights_is_not_used_again(checkpoint: Path, 
 def test_a_sweep_does_not_take_points_of_other_weights(checkpoint: Path, tmp_path: Path) -> None:
     (point,) = parse_points("4", {"distill": False})
     chosen, other = (read_checkpoint(checkpoint, name) for name in ("params_ema", "params"))
-    options = json.loads(point.options.model_dump_json())
-    report = {"options": options, "teacher": {"sha256": chosen.sha256, "weights": chosen.weights}, "data": {}}
-    (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    values = example_report() | {"options": point.options.model_dump(mode="json")}
+    values["teacher"] |= {"sha256": chosen.sha256, "weights": chosen.weights}
+    report = parse_report(values)
+    write_record(tmp_path, report)
     for name in ("student.safetensors", "model.onnx"):
         (tmp_path / name).touch()
     assert finished_report(tmp_path, point, chosen, {}) == report

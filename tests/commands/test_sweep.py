@@ -21,6 +21,7 @@ from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import MemoryImages, write_image
 from csa2glmha.data.sources import ImageData
 from csa2glmha.families.registry import build
+from csa2glmha.report.schema_search import Sweep
 from csa2glmha.sweep.points import parse_points
 from tests.conftest import TINY_RESTORMER
 
@@ -69,7 +70,7 @@ def test_points_and_files(swept: Path) -> None:
     report = json.loads((swept / "rank-4" / "report.json").read_text())
     assert report["pareto"]["points"] == found["points"]
     assert "Quality against cost" in (swept / "rank-4" / "report.html").read_text()
-    table = describe_sweep(found)
+    table = describe_sweep(Sweep.model_validate(found))
     assert "PSNR to teacher" in table and "full" in table
 
 

@@ -32,6 +32,7 @@ from csa2glmha.reading.layers import attention_layers
 from csa2glmha.report.document import headline, headline_rows, markdown, render_table, write_report
 from csa2glmha.report.html.quality import quality_table
 from csa2glmha.report.html.summary import summary
+from csa2glmha.report.stored import parse_report, read_record
 from tests.conftest import MakeRestormer
 
 REPORT: dict[str, Any] = {
@@ -290,13 +291,13 @@ def test_layers_that_compute_alike_are_named_once() -> None:
 
 
 def test_files_are_written(tmp_path: Path) -> None:
-    write_report(tmp_path, report())
+    write_report(tmp_path, parse_report(report()))
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
     text = (tmp_path / "report.json").read_text(encoding="utf-8")
-    assert json.loads(text, parse_constant=refuse) == report()
+    assert json.loads(text, parse_constant=refuse) == parse_report(report()).to_json()
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == markdown(report())
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["report.json", "report.md"]
 
@@ -305,8 +306,8 @@ def test_names_that_are_not_unicode_are_written(tmp_path: Path) -> None:
     named = report()
     # As Python names a file whose name cannot be decoded.
     named["data"]["notes"] = [b"photos: 1 file skipped: z|\xff.png".decode(errors="surrogateescape")]
-    write_report(tmp_path, named)
-    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == named
+    write_report(tmp_path, parse_report(named))
+    assert read_record(tmp_path) == parse_report(named)
     assert "- note: photos: 1 file skipped: z\\|\ufffd.png\n" in (tmp_path / "report.md").read_text(
         encoding="utf-8"
     )

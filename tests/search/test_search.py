@@ -29,6 +29,7 @@ from csa2glmha.initialize import initialise_student
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers
+from csa2glmha.report.schema_search import LayerChoice, Sensitivity
 from csa2glmha.search import choices as choices_module
 from csa2glmha.search import plan
 from csa2glmha.search.allocate import Allocation
@@ -155,39 +156,38 @@ def test_found_ranks_keep_to_the_budget_and_beat_uniform_ones(
     teacher: RestorationModel, space: SearchSpace
 ) -> None:
     for point in uniform_curve(space):
-        budget = Budget("macs", point["macs"], absolute=True)
+        budget = Budget("macs", point.macs, absolute=True)
         found = search_amount(teacher, space, budget)
-        assert found.report["reached"]["macs"] <= point["macs"]
-        assert found.report["predicted"]["error"] <= point["error"] * (1 + 1e-9)
-        assert 0 <= found.report["gap"] < 1
+        assert found.report.reached.macs <= point.macs
+        assert found.report.predicted.error <= point.error * (1 + 1e-9)
+        assert 0 <= found.report.gap < 1
         assert set(found.ranks) == set(attention_layers(teacher))
 
 
 @pytest.mark.parametrize("kind", ["macs", "params"])
 def test_searched_ranks_beside_uniform_ones(space: SearchSpace, kind: str) -> None:
     uniform, searched = uniform_curve(space), searched_curve(space, uniform_curve(space), kind)
-    assert [point["rank"] for point in searched] == [point["rank"] for point in uniform]
+    assert [point.rank for point in searched] == [point.rank for point in uniform]
     for one, each in zip(uniform, searched, strict=True):
-        assert each[kind] <= one[kind] and each["error"] <= one["error"] * (1 + 1e-9)
-        assert each["psnr_to_teacher"] == pytest.approx(-10 * math.log10(each["error"]))
-    json.dumps([uniform, searched], allow_nan=False)
+        assert getattr(each, kind) <= getattr(one, kind) and each.error <= one.error * (1 + 1e-9)
+        assert each.psnr_to_teacher == pytest.approx(-10 * math.log10(each.error))
 
 
 def test_reports_describe_choices(teacher: RestorationModel, space: SearchSpace) -> None:
     """Searches and analyses alike: ranks as numbers, None where they are full; no decibels of no error."""
-    found = search_amount(teacher, space, Budget("macs", 0.9)).report["choices"]
-    sensitivity = sensitivity_report(space.choices, space.measured, 8)["choices"]
-    extra = {"macs_saved", "params_saved", "picked"}
-    without = [{name: each[name] for name in each.keys() - extra} for each in found]
-    assert [each for each in without if each["error"] or each["psnr_to_teacher"]] == sensitivity
+    found = search_amount(teacher, space, Budget("macs", 0.9)).report.choices
+    sensitivity = sensitivity_report(space.choices, space.measured, 8).choices
+    shared = [
+        LayerChoice(**{name: getattr(each, name) for name in LayerChoice.model_fields}) for each in found
+    ]
+    assert [each for each in shared if each.error or each.psnr_to_teacher] == list(sensitivity)
     for each in found:
-        full = each["macs_saved"] == 0 and each["error"] == 0
-        assert (each["psnr_to_teacher"] is None) == full
-        assert (each["rank_q"], each["rank_k"], each["rank_v"]) != (None, None, None) or full
-        if each["side"] == VALUES and not full:
-            assert each["ranks"] == f"v {each['rank_v']}"
-    assert sum(each["picked"] for each in found) == len(space.choices)
-    json.dumps(found, allow_nan=False)
+        full = each.macs_saved == 0 and each.error == 0
+        assert (each.psnr_to_teacher is None) == full
+        assert (each.rank_q, each.rank_k, each.rank_v) != (None, None, None) or full
+        if each.side == VALUES and not full:
+            assert each.ranks == f"v {each.rank_v}"
+    assert sum(each.picked for each in found) == len(space.choices)
 
 
 def test_correlations_of_constant_curves_are_unknown() -> None:
@@ -199,7 +199,7 @@ def test_correlations_of_constant_curves_are_unknown() -> None:
     found = agreement_of_prediction({("a", VALUES): constant, ("a", LOGITS): rising, ("b", LOGITS): constant})
     assert (found[VALUES]["within_layers"], found[VALUES]["overall"]) == (None, None)
     assert found[LOGITS]["within_layers"] == pytest.approx(1.0)
-    shown = describe_sensitivity({"crops": 8, "choices": [], "agreement": found})
+    shown = describe_sensitivity(Sensitivity.model_validate({"crops": 8, "choices": [], "agreement": found}))
     assert "not known within a layer" in shown and "nan" not in shown
 
 
@@ -294,16 +294,14 @@ def test_drop_stays_within_what_was_asked_and_comes_close(
         return -10 * math.log10(room + total)
 
     for target in (0.01, 0.1, 0.3):
-        found = search_drop(teacher, space, Budget("max_drop", target), own, judge).report["reached"]
-        assert 0.5 * target < found["drop"] <= target
+        found = search_drop(teacher, space, Budget("max_drop", target), own, judge).report.reached
+        assert 0.5 * target < found.drop <= target
     # Room for everything: the cheapest there is.
-    found = search_drop(teacher, space, Budget("max_drop", 5.0), own, judge).report["reached"]
-    assert (
-        found["macs"] <= space.costs.lossless[0] + sum(map(min, space.amounts("macs"))) and found["drop"] < 1
-    )
+    found = search_drop(teacher, space, Budget("max_drop", 5.0), own, judge).report.reached
+    assert found.macs <= space.costs.lossless[0] + sum(map(min, space.amounts("macs"))) and found.drop < 1
     # No room for even the smallest loss: nothing is approximated.
-    found = search_drop(teacher, space, Budget("max_drop", 1e-9), own, judge).report["reached"]
-    assert found["drop"] == 0.0 and found["macs"] == space.costs.lossless[0]
+    found = search_drop(teacher, space, Budget("max_drop", 1e-9), own, judge).report.reached
+    assert found.drop == 0.0 and found.macs == space.costs.lossless[0]
 
 
 def test_a_budget_of_parameters_is_counted_on_whole_students(
@@ -319,14 +317,14 @@ def test_a_budget_of_parameters_is_counted_on_whole_students(
     assert least < added
     budget = Budget("params", (least + added) / 2, absolute=True)
     check_reachable(teacher, space.choices, space.costs, budget, FRAME)
-    reached = search_amount(teacher, space, budget).report["reached"]["params"]
+    reached = search_amount(teacher, space, budget).report.reached.params
     assert least <= reached <= budget.target
     with pytest.raises(UsageError, match="the smallest is"):
         check_reachable(teacher, space.choices, space.costs, Budget("params", least - 1, True), FRAME)
     # And what is left over is spent.
     roomy = Budget("params", 0.99)
     report = search_amount(teacher, space, roomy).report
-    assert 0.985 * space.costs.teacher[1] < report["reached"]["params"] <= 0.99 * space.costs.teacher[1]
+    assert 0.985 * space.costs.teacher[1] < report.reached.params <= 0.99 * space.costs.teacher[1]
 
 
 def counted_times(space: SearchSpace) -> Times:
@@ -345,10 +343,10 @@ def test_time_is_checked_on_the_student_that_was_found(
         return slower * count_configs(teacher, configs, FRAME).macs / space.costs.teacher[0]
 
     found = search_latency(teacher, space, Budget("latency", 0.9), counted_times(space), share).report
-    tried = found["reached"]["tried"]
-    assert abs(tried[0]["measured"] / 0.9 - 1) > 0.02 and len(tried) >= 2
-    assert 0.88 <= found["reached"]["time_share"] <= 0.9 * 1.01
-    assert found["reached"]["time_share"] in [each["measured"] for each in tried]
+    tried = found.reached.tried
+    assert abs(tried[0].measured / 0.9 - 1) > 0.02 and len(tried) >= 2
+    assert 0.88 <= found.reached.time_share <= 0.9 * 1.01
+    assert found.reached.time_share in [each.measured for each in tried]
 
 
 def test_time_that_no_student_takes(teacher: RestorationModel, space: SearchSpace) -> None:
@@ -388,13 +386,13 @@ def test_few_choices_leave_room(
         return (100.0 - 10 * index + slower) / 200
 
     found = search_latency(teacher, few, Budget("latency", target), Times(200.0, 100.0, saved), share)
-    assert [each["measured"] for each in found.report["reached"]["tried"]] == pytest.approx(expected)
+    assert [each.measured for each in found.report.reached.tried] == pytest.approx(expected)
 
 
 def test_time_to_spare_is_not_spent(teacher: RestorationModel, space: SearchSpace) -> None:
     """The student at full rank keeps to the budget already."""
     found = search_latency(teacher, space, Budget("latency", 0.999), counted_times(space), lambda _: 0.5)
-    assert len(found.report["reached"]["tried"]) == 1 and found.report["predicted"]["error"] == 0.0
+    assert len(found.report.reached.tried) == 1 and found.report.predicted.error == 0.0
     assert describe_found(found.report).endswith("nothing is approximated")
 
 

@@ -1,0 +1,296 @@
+"""What report.json holds, as types.
+
+A change of a field's name or meaning makes a new :data:`SCHEMA`, with a step in
+:mod:`csa2glmha.report.stored` that brings older reports up to it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from csa2glmha.report.part import Count, Figure, Part
+from csa2glmha.report.schema_search import Baseline, Pareto, Search
+
+SCHEMA = 1
+
+#: What outputs are compared with.
+Against = Literal["teacher", "truth"]
+
+
+class Teacher(Part):
+    """The checkpoint that was converted.
+
+    Attributes:
+        weights: which of the file's; "" where it leaves no choice.
+        source: address on the Hugging Face Hub, if it came from there.
+    """
+
+    file: str
+    sha256: str
+    weights: str = ""
+    notes: tuple[str, ...] = ()
+    source: str | None = None
+    architecture: str
+    hyperparameters: dict[str, JsonValue]
+
+
+class Cost(Part):
+    """What a network takes at the report's input size."""
+
+    params: Count
+    constants: Count = 0
+    macs: Count
+    conv_macs: Count | None = None
+    flops: Count
+    uncounted: dict[str, int] = Field(default_factory=dict)
+
+
+class Costs(Part):
+    """Teacher and student; shapes are B, C, H, W, one for each input."""
+
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+    input_shapes_after: tuple[tuple[int, ...], ...] = ()
+    before: Cost
+    after: Cost
+
+
+class Layer(Part):
+    """One attention layer: its form, its cost, and how well it was initialised (relative errors per head)."""
+
+    name: str
+    heads: int
+    head_channels: int
+    rank_q: int
+    rank_k: int
+    rank_v: int
+    rank_pos: int | None
+    attention: str = "expanded"
+    route: str
+    macs_before: Count
+    macs_after: Count
+    params_before: Count
+    params_after: Count
+    key_error: tuple[Figure, ...]
+    row_error: tuple[Figure, ...]
+    value_error: tuple[Figure, ...]
+    embedded_error: tuple[Figure, ...]
+    logit_error: Figure
+    guide_explained: Figure
+
+
+class LayerSpectrum(Part):
+    """The attention of one layer of the teacher, see :func:`csa2glmha.analysis.measure.analyse_layer`."""
+
+    name: str
+    images: int | None = None
+    channels: int
+    heads: int
+    head_channels: int
+    temperature: tuple[Figure, ...]
+    static_share: tuple[Figure, ...]
+    uniform_share: tuple[Figure, ...] | None = None
+    pattern_share: tuple[Figure, ...] | None = None
+    varying_share: tuple[Figure, ...] | None = None
+    entropy: tuple[Figure, ...] | None = None
+    largest: tuple[Figure, ...] | None = None
+    cumulative: tuple[tuple[float, ...], ...]
+    key_error: tuple[Figure, ...]
+    key_error_heads: tuple[tuple[Figure, ...], ...] | None = None
+    value_error: tuple[Figure, ...]
+    value_error_heads: tuple[tuple[Figure, ...], ...] | None = None
+
+
+class Analysis(Part):
+    """The spectra of the teacher's attention."""
+
+    images: int
+    layers: tuple[LayerSpectrum, ...]
+
+
+class DataUsed(Part):
+    """What was learnt from and measured on.
+
+    Attributes:
+        held_out_sha256: see :func:`csa2glmha.data.identity.describe_images`.
+        channel: what PSNR and SSIM are of, "rgb", "y" or "gray"; None where the report does not say.
+    """
+
+    source: str
+    training_images: int
+    held_out_images: int
+    held_out_names: tuple[str, ...] | None = None
+    held_out_sha256: str | None = None
+    judged_images: int
+    judged_on: str
+    degradation: str | None
+    spectral: bool = False
+    stretched: bool = False
+    channel: str | None
+    notes: tuple[str, ...] = ()
+
+
+class ModelQuality(Part):
+    """Means over the held-out images by metric; of spectra, also by band."""
+
+    truth: dict[str, Figure] | None = None
+    teacher: dict[str, Figure] | None = None
+    outputs_out_of_range: int | None = None
+    truth_bands: dict[str, tuple[Figure, ...]] | None = None
+    teacher_bands: dict[str, tuple[Figure, ...]] | None = None
+
+
+class Stage(Part):
+    """A stage of the distillation; PSNR to the teacher in dB before and after it."""
+
+    stage: str
+    steps: int
+    seconds: float
+    before: Figure
+    after: Figure
+
+
+class CurvePoint(Part):
+    """One evaluation during the distillation; the loss is in the stage's own units."""
+
+    stage: str
+    step: int
+    psnr: Figure
+    loss: Figure = None
+    minutes: float
+
+
+class Distillation(Part):
+    """As :class:`csa2glmha.distill.result.DistillResult`."""
+
+    steps: int
+    seconds: float
+    before: Figure
+    after: Figure
+    best_step: int
+    skipped: int = 0
+    stopped: str = ""
+    stages: tuple[Stage, ...]
+    curve: tuple[CurvePoint, ...]
+
+
+class Parity(Part):
+    """Largest difference between ONNX Runtime and PyTorch at one input size."""
+
+    shape: tuple[int, ...]
+    max_abs: Figure
+    relative: Figure
+
+
+class Onnx(Part):
+    """The exported file."""
+
+    file: str
+    bytes: int
+    opset: int
+    simplified: bool
+    notes: tuple[str, ...] = ()
+    parity: tuple[Parity, ...]
+
+
+class Timing(Part):
+    """Milliseconds of one file: median and quartiles; the ratio is to the teacher's within a round."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+
+
+class Spectrum(Part):
+    """Values of all bands at one pixel."""
+
+    row: int
+    column: int
+    teacher: tuple[Figure, ...]
+    student: tuple[Figure, ...]
+    truth: tuple[Figure, ...] | None = None
+
+
+class ImageFigures(Part):
+    """One image of the gallery; see :func:`csa2glmha.metrics.comparisons.compare_image`."""
+
+    name: str
+    psnr_to_teacher: Figure
+    teacher_psnr: Figure = None
+    student_psnr: Figure = None
+    shown_height: int
+    shown_width: int
+    spectra: tuple[Spectrum, ...] | None = None
+
+
+class Comparisons(Part):
+    """The gallery; its pictures are in report.html."""
+
+    difference_gain: Count
+    webp_quality: int | str | None = None
+    images: tuple[ImageFigures, ...]
+
+
+class Report(Part):
+    """All that a conversion measured; what it did not is None."""
+
+    version: Literal[1] = Field(default=1, alias="schema")
+    tool: str
+    versions: dict[str, str]
+    device: str
+    threads: int
+    seed: int
+    teacher: Teacher
+    options: dict[str, JsonValue]
+    input_size: tuple[int, int]
+    complexity: Costs
+    layers: tuple[Layer, ...]
+    seconds: dict[str, float]
+    analysis: Analysis | None = None
+    data: DataUsed | None = None
+    baselines: tuple[Baseline, ...] | None = None
+    search: Search | None = None
+    quality: dict[str, ModelQuality] | None = None
+    distillation: Distillation | None = None
+    onnx: Onnx | None = None
+    latency_ms: dict[str, Timing] | None = None
+    latency_missing: str | None = None
+    comparisons: Comparisons | None = None
+    pareto: Pareto | None = None
+
+    def figure(self, network: str, against: Against, metric: str) -> float | None:
+        """A metric of "teacher", "initialisation" or "student"; None where it was not measured."""
+        quality = (self.quality or {}).get(network)
+        if quality is None:
+            return None
+        return ((quality.truth if against == "truth" else quality.teacher) or {}).get(metric)
+
+    def bands(self, network: str, against: Against, metric: str) -> tuple[Figure, ...]:
+        """The same for every band of spectra; empty where it was not measured."""
+        quality = (self.quality or {}).get(network)
+        if quality is None:
+            return ()
+        return ((quality.truth_bands if against == "truth" else quality.teacher_bands) or {}).get(metric, ())
+
+    @property
+    def psnr_drop(self) -> float | None:
+        """The student's PSNR to the truth minus the teacher's; None where one of them is not finite."""
+        return self.psnr_drop_of("student")
+
+    def psnr_drop_of(self, network: str) -> float | None:
+        """The same of the student or its initialisation."""
+        own, other = (self.figure(name, "truth", "psnr") for name in ("teacher", network))
+        if own is None or other is None or not math.isfinite(own) or not math.isfinite(other):
+            return None
+        return other - own
+
+    @property
+    def knows_truth(self) -> bool:
+        """There was a ground truth to compare with."""
+        return bool(self.quality and self.quality["teacher"].truth)

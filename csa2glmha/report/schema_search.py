@@ -1,0 +1,166 @@
+"""The parts of report.json on rank searches, other methods and sweeps."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from csa2glmha.report.part import Count, Figure, Part
+
+
+class BudgetAsked(Part):
+    """What a search was asked for; absolute: in units of its own, otherwise a share of the teacher's."""
+
+    kind: str
+    target: float
+    absolute: bool
+
+
+class Trial(Part):
+    """A student that a search made: its error and loss of PSNR, or its time, as a share of the teacher's."""
+
+    error: float | None = None
+    drop: Figure = None
+    predicted: float | None = None
+    measured: float | None = None
+
+
+class Reached(Part):
+    """What the student that was found comes to."""
+
+    macs: Count
+    params: Count
+    drop: Figure = None
+    time_share: float | None = None
+    milliseconds: float | None = None
+    tried: tuple[Trial, ...] | None = None
+
+
+class PredictedPoint(Part):
+    """What a choice of ranks is predicted to lose: mean squared error to the teacher, and its PSNR in dB."""
+
+    rank: int
+    macs: Count
+    params: Count
+    error: float
+    psnr_to_teacher: Figure
+
+
+class Predicted(Part):
+    """Of the student that was found; and of one rank everywhere and ranks found, at the same costs."""
+
+    error: float | None = None
+    psnr_to_teacher: Figure
+    macs: Count | None = None
+    psnr_drop: Figure = None
+    uniform: tuple[PredictedPoint, ...] = ()
+    searched: tuple[PredictedPoint, ...] = ()
+
+
+class Agreement(Part):
+    """How well closed-form errors foretell the measured ones: rank correlations, and the typical factor."""
+
+    within_layers: Figure
+    overall: Figure
+    typical_factor: Figure
+
+
+class LayerChoice(Part):
+    """One side of one layer at one rank, all else exact; psnr_to_teacher is None where there is no error."""
+
+    layer: str
+    side: str
+    ranks: str
+    rank_q: int | None
+    rank_k: int | None
+    rank_v: int | None
+    error: float
+    psnr_to_teacher: Figure
+    predicted: Figure
+
+
+class SearchChoice(LayerChoice):
+    """The same, with what it saves, and whether it was picked."""
+
+    macs_saved: Count
+    params_saved: Count
+    picked: bool
+
+
+class Sensitivity(Part):
+    """What each layer's ranks cost in agreement with the teacher."""
+
+    crops: int
+    choices: tuple[LayerChoice, ...]
+    agreement: dict[str, Agreement]
+
+
+class Search(Part):
+    """A rank search.
+
+    Attributes:
+        gap: to the least error that these ranks allow, as a share of it; None where that is not known.
+    """
+
+    budget: BudgetAsked
+    reached: Reached
+    predicted: Predicted
+    gap: Figure
+    optimality: str
+    agreement: dict[str, Agreement] = Field(default_factory=dict)
+    choices: tuple[SearchChoice, ...] = ()
+
+
+class BaselineQuality(Part):
+    """PSNR in dB to the teacher, and the change of that to the truth."""
+
+    psnr_to_teacher: Figure
+    psnr_drop: Figure
+
+
+class Baseline(Part):
+    """Another method's student at about the same MACs, before and after the same distillation."""
+
+    name: str
+    description: str
+    rank: int | None = None
+    macs: Count
+    params: Count
+    before: BaselineQuality | None
+    after: BaselineQuality | None
+
+
+class ParetoPoint(Part):
+    """A student of a sweep, or its teacher.
+
+    Attributes:
+        kind: "teacher", "uniform" (one rank), "auto" (ranks that were searched for) or "baseline".
+        time_ratio: over the teacher's time.
+        psnr_drop: change of the PSNR to the truth, in dB.
+        folder: of its results, within the sweep's.
+    """
+
+    label: str
+    kind: str
+    macs: Count
+    macs_ratio: float
+    params: Count
+    time_ratio: float | None
+    psnr_to_teacher: Figure
+    psnr_drop: Figure
+    folder: str | None = None
+
+
+class Pareto(Part):
+    """The points of the sweep that a student is of."""
+
+    points: tuple[ParetoPoint, ...]
+
+
+class Sweep(Part):
+    """What sweep.json holds."""
+
+    checkpoint: str
+    sha256: str
+    input_size: tuple[int, int]
+    points: tuple[ParetoPoint, ...]
+    latency_missing: str | None = None

@@ -1,0 +1,113 @@
+"""The typed record: what report.json says is what was measured, and reports of earlier versions are read."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from csa2glmha.core.errors import OutputError
+from csa2glmha.report.document import markdown
+from csa2glmha.report.html import html_page
+from csa2glmha.report.schema import SCHEMA, Report
+from csa2glmha.report.stored import parse_report, read_record, write_record
+from tests.pages import example_report
+
+#: Written by version 0.1.0 before reports named a schema; some layers are left out.
+REPORTS = sorted((Path(__file__).parent / "reports").glob("*.json"))
+
+
+def stored(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
+def test_reports_without_a_schema_keep_all_they_say(path: Path, tmp_path: Path) -> None:
+    values = stored(path)
+    assert "schema" not in values
+    report = parse_report(values)
+    assert report.to_json() == values | {"schema": SCHEMA}
+    write_record(tmp_path, report)
+    assert read_record(tmp_path) == report
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
+def test_reports_without_a_schema_are_rendered(path: Path) -> None:
+    values = stored(path)
+    report = parse_report(values).to_json()
+    for text in (markdown(report), html_page(report)):
+        assert values["teacher"]["file"] in text and values["teacher"]["sha256"] in text
+        assert "None" not in text
+
+
+def test_the_first_reports_say_less() -> None:
+    """What they lack is not known; single layers that were not measured in decibels are no choices."""
+    values = stored(REPORTS[-1])
+    for layer in values["layers"]:
+        del layer["rank_pos"], layer["embedded_error"]
+    del values["data"]["channel"], values["data"]["held_out_names"], values["comparisons"]["webp_quality"]
+    for choice in values["search"]["choices"][1:]:
+        del choice["psnr_to_teacher"]
+    del values["search"]["gap"], values["complexity"]["after"]["constants"]
+    report = parse_report(values)
+    assert report.search is not None and report.data is not None and report.comparisons is not None
+    assert len(report.search.choices) == 1 and report.search.gap is None
+    assert (report.data.channel, report.data.held_out_names) == (None, None)
+    assert report.comparisons.webp_quality is None and report.complexity.after.constants == 0
+    assert html_page(report.to_json()) and markdown(report.to_json())
+
+
+def test_the_schema_comes_first_in_the_file(tmp_path: Path) -> None:
+    write_record(tmp_path, parse_report(example_report()))
+    assert (tmp_path / "report.json").read_text().startswith('{\n  "schema": 1,\n  "tool"')
+
+
+def test_infinite_and_unknown_figures() -> None:
+    values = example_report()
+    values["quality"]["student"]["teacher"] |= {"psnr": "inf", "ssim": None}
+    values["layers"][0]["logit_error"] = math.nan
+    report = parse_report(values)
+    assert report.figure("student", "teacher", "psnr") == math.inf
+    assert report.figure("student", "teacher", "ssim") is None
+    assert report.layers[0].logit_error is None
+    again = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert again["quality"]["student"]["teacher"] == {"psnr": "inf", "ssim": None}
+    assert parse_report(again) == report
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": SCHEMA + 1}, f"is of schema {SCHEMA + 1}, and csa2glmha .* reads reports up to schema"),
+        ({"schema": "1"}, "is damaged .*schema"),
+        ({"schema": True}, "is damaged .*schema"),
+        ({"schema": SCHEMA, "more": 1}, "is damaged .*more"),
+        ({"seed": "many"}, "is damaged .*seed"),
+        ({"layers": 3}, "is damaged"),
+        ({"complexity": {}}, "is damaged .*complexity"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(parse_report(example_report()).to_json() | change))
+    with pytest.raises(OutputError, match=rf"report\.json: {message}"):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", "{"])
+def test_what_is_no_report(text: str, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(OutputError, match=r"report\.json: "):
+        read_record(tmp_path)
+
+
+def test_a_report_does_not_change() -> None:
+    report = parse_report(example_report())
+    with pytest.raises(ValidationError, match="frozen"):
+        report.seed = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="more"):
+        Report.model_validate(report.to_json() | {"more": 1})
