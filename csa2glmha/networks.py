@@ -16,6 +16,9 @@ class RestorationModel(nn.Module):
     """
 
     architecture: ClassVar[str]
+    #: Its kind of inputs, by a name that :mod:`csa2glmha.data.inputs` knows: that says how files are opened,
+    #: read, shaped and refused.
+    inputs: ClassVar[str] = "images"
     #: Names of the inputs in call order; they become the names in the ONNX file.
     input_names: tuple[str, ...] = ("input",)
     #: Feature maps are halved this often, so heights and widths are padded to this multiple inside.

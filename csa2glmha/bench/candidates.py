@@ -11,11 +11,11 @@ import torch
 from csa2glmha.bench.noise import noise
 from csa2glmha.checkpoint import is_student
 from csa2glmha.checkpoint.student import load_model
+from csa2glmha.core.dispersion import dispersed_width
 from csa2glmha.core.environment import thread_count
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.progress import say
 from csa2glmha.export.runtime import OnnxModel, provider_name
-from csa2glmha.families.spectral.mst import DISPERSION
 
 DEFAULT_SIZE = 256
 #: Execution providers of ONNX Runtime that are also devices of PyTorch.
@@ -89,8 +89,7 @@ def _open_onnx(path: Path, settings: Settings) -> _Opened:
     def make(height: int, width: int) -> Candidate:
         shapes = [(1, model.in_channels, height, width)]
         if len(model.input_names) > 1:
-            spread = DISPERSION * (model.in_channels - 1)
-            shapes.append((1, model.in_channels, height, width + spread))
+            shapes.append((1, model.in_channels, height, dispersed_width(width, model.in_channels)))
         inputs = noise(shapes)
 
         def run() -> None:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from csa2glmha.core.dispersion import DISPERSION, dispersed_width
 from csa2glmha.core.errors import DataError
 from csa2glmha.data.crops import ImageSource
 from csa2glmha.data.degrade import reflect_pad
-from csa2glmha.families.spectral.mst import DISPERSION
 
 BANDS = 28
 """Bands of the published MST."""
@@ -24,7 +24,7 @@ BANDS = 28
 def disperse(cube: Tensor, step: int = DISPERSION) -> Tensor:
     """Move band i of (..., bands, H, W) by ``step * i`` columns: (..., bands, H, W + step * (bands - 1))."""
     bands, width = cube.shape[-3], cube.shape[-1]
-    dispersed = cube.new_zeros(*cube.shape[:-1], width + step * (bands - 1))
+    dispersed = cube.new_zeros(*cube.shape[:-1], dispersed_width(width, bands, step))
     for band in range(bands):
         dispersed[..., band, :, step * band : step * band + width] = cube[..., band, :, :]
     return dispersed

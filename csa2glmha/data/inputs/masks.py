@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from csa2glmha.core.dispersion import DISPERSION
 from csa2glmha.core.errors import DataError
 from csa2glmha.core.files import sha256_of
 from csa2glmha.data.arrays import AmbiguousArrayError, StoredArray, find_array, to_float32
-from csa2glmha.families.spectral.mst import DISPERSION
 
 #: What the files of the published MST call the mask, and the mask in the place of every band.
 PLANE, STACK = "mask", "mask_3d_shift"

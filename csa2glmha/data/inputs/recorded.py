@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from csa2glmha.core.dispersion import DISPERSION, dispersed_width
 from csa2glmha.core.errors import DataError
 from csa2glmha.core.progress import progress
 from csa2glmha.data.arrays import SUFFIX_LIST, SUFFIXES, find_array
 from csa2glmha.data.folders import list_files
 from csa2glmha.data.inputs.cassi import disperse
 from csa2glmha.data.units import DEPTHS, Extent, White, counted, file_names, refuse_blank, refuse_negative
-from csa2glmha.families.spectral.mst import DISPERSION
 
 #: What the files of the published MST call a measurement.
 USUAL = "meas_real"
@@ -133,8 +133,8 @@ def _brightness(values: Tensor, mask: Tensor, bands: int) -> float:
 
 def misfit(measurement: Tensor, mask: Tensor, bands: int) -> str | None:
     """Why a measurement does not fit a mask; None: it does."""
-    spread = DISPERSION * (bands - 1)
     height, width = mask.shape
+    spread = dispersed_width(width, bands) - width
     if tuple(measurement.shape) == (height, width + spread):
         return None
     found = f"{_size(measurement)}, the mask needs {height}x{width + spread}"

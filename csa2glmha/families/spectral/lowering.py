@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import expanded_power
+from csa2glmha.core.dispersion import DISPERSION
 from csa2glmha.export.lowering.attention import DeployedCore, copied
 from csa2glmha.export.lowering.folding import (
     Affine,
@@ -21,7 +22,7 @@ from csa2glmha.export.lowering.folding import (
 from csa2glmha.export.lowering.primitives import cast_like, pixel_share, shift_back
 from csa2glmha.families.spectral.attention import MaskedSpectralGLMHA, SpectralGLMHA
 from csa2glmha.families.spectral.blocks import NormedFeedForward
-from csa2glmha.families.spectral.mst import DISPERSION, MaskGuidance
+from csa2glmha.families.spectral.mst import MaskGuidance
 
 
 class DeployedFeedForward(nn.Module):

@@ -5,8 +5,8 @@ Hyperspectral Image Reconstruction", CVPR 2022 (arXiv 2111.07910). Parameter nam
 checkpoints, so that those load as they are.
 
 A coded aperture snapshot spectral imager (CASSI) disperses the scene: band i arrives
-:data:`DISPERSION` * i columns further right than band 0. The network gets the aperture mask dispersed
-the same way, and its attention shifts what it makes of the mask back onto the scene.
+:data:`~csa2glmha.core.dispersion.DISPERSION` * i columns further right than band 0. The network gets the
+aperture mask dispersed the same way, and its attention shifts what it makes of the mask back onto the scene.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csa2glmha.core.dispersion import DISPERSION, dispersed_width
 from csa2glmha.core.errors import DataError
 from csa2glmha.families.spectral.blocks import SpectralAttention, SpectralUNet, unet_num_blocks
 from csa2glmha.networks import RestorationModel
-
-#: Columns between the places where neighbouring bands arrive.
-DISPERSION = 2
 
 _LEAKY_SLOPE = 0.1
 
@@ -125,6 +123,7 @@ class MST(SpectralUNet, RestorationModel):
     """
 
     architecture = "mst"
+    inputs = "cassi"
     input_names: tuple[str, ...] = ("input", "mask")
 
     def __init__(
@@ -163,7 +162,7 @@ class MST(SpectralUNet, RestorationModel):
         """Shapes of the cube and, if it is an input, of the mask, which is one for the whole batch."""
         dim = self.in_channels
         cube = (batch, dim, height, width)
-        return (cube,) if self.fixed_size else (cube, (1, dim, height, self._dispersed(width)))
+        return (cube,) if self.fixed_size else (cube, (1, dim, height, dispersed_width(width, dim)))
 
     def forward(self, cube: Tensor, mask: Tensor | None = None) -> Tensor:
         """Reconstruct the spectral cube (B, dim, H, W).
@@ -182,9 +181,6 @@ class MST(SpectralUNet, RestorationModel):
         x = self.transform(F.leaky_relu(x, _LEAKY_SLOPE), *(() if mask is None else (mask,)))
         return self.mapping(x) + cube
 
-    def _dispersed(self, width: int) -> int:
-        return width + DISPERSION * (self.in_channels - 1)
-
     def _check_sizes(self, cube: Tensor, mask: Tensor | None) -> None:
         if self.fixed_size is not None:
             self._check_fixed(cube, mask)
@@ -196,7 +192,7 @@ class MST(SpectralUNet, RestorationModel):
                 f"mst: initial cube of shape {tuple(cube.shape)} does not fit: "
                 f"give (B, {self.in_channels}, H, W) with H and W multiples of {multiple}"
             )
-        expected = (channels, height, self._dispersed(width))
+        expected = (channels, height, dispersed_width(width, channels))
         if mask is None:
             raise DataError(f"mst: no mask is given: give one of {(1, *expected)}, or bake one in")
         if tuple(mask.shape[1:]) != expected or mask.shape[0] not in (1, batch):

@@ -50,6 +50,7 @@ class MSTPlusPlus(RestorationModel):
     """
 
     architecture = "mst_plus_plus"
+    inputs = "rgb-to-spectra"
 
     def __init__(
         self,
