@@ -16,7 +16,7 @@ import click
 
 from csa2glmha.config.options import ConvertOptions, make_options, read_recipe
 from csa2glmha.core.ending import run_safely
-from csa2glmha.core.errors import UsageError
+from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.core.hub import SCHEME, HubFile, local_file, parse_address
 from csa2glmha.core.progress import is_first_process
 from csa2glmha.core.strict_json import dumps
@@ -450,6 +450,11 @@ def run(
     kept = f", {result.kept} were there" if result.kept else ""
     skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
     show_line(f"{len(result.written)} files written to {output}{kept}{skipped}")
+    if result.failed:  # a script must see that results are missing
+        raise DataError(
+            f"{result.failed} of {len(result.written) + result.failed} files could not be restored: the "
+            "lines above say why; repair or remove them, and --skip-existing makes only what is missing"
+        )
 
 
 @cli.command(context_settings=CONTEXT, short_help="Time and memory of models, side by side.")

@@ -50,6 +50,7 @@ class OpenModel:
         size: height and width, if it holds for one size only.
         network: the PyTorch network; None for an ONNX file.
         metadata: what the file says of itself.
+        foreign: an ONNX file that another program made.
     """
 
     run: Restore
@@ -59,6 +60,7 @@ class OpenModel:
     size: tuple[int, int] | None
     network: RestorationModel | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    foreign: bool = False
 
     def stretches(self, options: ConvertOptions) -> bool:
         """Whether whole images are stretched to [0, 1] for it.
@@ -103,6 +105,7 @@ def open_model(path: Path, device: str, weights: str | None = None) -> OpenModel
             network.out_channels,
             network.fixed_size,
             metadata=network.metadata,
+            foreign=network.foreign,
         )
     loaded = load_model(path, weights)
     for note in loaded.checkpoint.notes:

@@ -33,13 +33,15 @@ class RunResult:
 
     Attributes:
         written: the new files.
-        skipped: files of folders that cannot be used, with the reason.
+        skipped: files of folders that were left out, with the reason.
         kept: outputs that were there and were left.
+        failed: how many of the skipped ones are of a format that is read, and could not be used all the same.
     """
 
     written: tuple[Path, ...]
     skipped: tuple[tuple[Path, str], ...]
     kept: int = 0
+    failed: int = 0
 
 
 def run_files(
@@ -132,7 +134,7 @@ def _run_files(
         written.append(job.output)
     if skipped and not written and not found.kept:
         raise DataError(f"nothing could be used: {skipped[-1][1]}")
-    return RunResult(tuple(written), tuple(skipped), found.kept)
+    return RunResult(tuple(written), tuple(skipped), found.kept, len(skipped) - len(found.foreign))
 
 
 def left_out_line(foreign: Sequence[tuple[Path, str]]) -> str:

@@ -22,6 +22,7 @@ from csa2glmha.data.stored import (
     further_text,
     turned,
 )
+from csa2glmha.data.tiff_directories import check_directories
 
 # Both tell on stderr what they find odd about a file; this module reports what matters, and by name.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -44,6 +45,7 @@ def read_tiff(data: bytes, room: int | None) -> StoredImage:
         UnreadableError: it is damaged, or of a kind that is not read.
     """
     try:
+        check_directories(io.BytesIO(data))
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page = file.pages.first
             if not isinstance(page, tifffile.TiffPage):

@@ -35,7 +35,7 @@ class FittedOnnx:
     def __init__(self, model: OnnxModel) -> None:
         self._model = model
         self._multiple = MULTIPLES[0]
-        self.foreign = "generator" not in model.metadata
+        self.foreign = model.foreign
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """Run the file.

@@ -129,6 +129,11 @@ class OnnxModel:
         return dict(self._session.get_modelmeta().custom_metadata_map)
 
     @property
+    def foreign(self) -> bool:
+        """Whether another program made the file: it says less of itself, and may ask for certain sides."""
+        return "generator" not in self.metadata
+
+    @property
     def input_names(self) -> tuple[str, ...]:
         """Names of the inputs in call order."""
         return tuple(self._inputs)

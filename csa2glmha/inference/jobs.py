@@ -101,9 +101,11 @@ def find_jobs(
         there = set(existing)
         return replace(found, jobs=[job for job in jobs if job.output not in there], kept=len(existing))
     if existing and not overwrite:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        which = f"{str(existing[0])!r} already exists"
+        if len(existing) > 1:
+            which = f"{str(existing[0])!r} and {len(existing) - 1} more already exist"
         raise OutputError(
-            f"output {str(existing[0])!r}{more} already exists: pass --skip-existing to make only what "
+            f"output {which}: pass --skip-existing to make only what "
             "is missing, --overwrite to replace, or choose another folder with -o"
         )
     return replace(found, jobs=jobs)

@@ -105,16 +105,24 @@ class Restorer:
                 "--tile-mode global: an ONNX file makes its attention maps inside; run the student or "
                 "checkpoint it was exported from, or give --tile-mode plain"
             )
-        # Files of others that hold for one size are run in tiles of that, whatever is asked for.
-        if self.options.size is not None and self.model.size is not None and self.model.architecture:
-            raise UsageError(
-                f"--tile {self.options.size}: this model takes {self.model.size[0]}x{self.model.size[1]} "
-                "pixels only; leave it out"
-            )
+        self._check_tiles_of_one_size()
         if self.model.size is None:
             # Now, not at the first image that is large enough: by then others are written.
             for size in self._sizes:
                 tile_step(size, self._overlap(size), self._multiple)
+
+    def _check_tiles_of_one_size(self) -> None:
+        """Tell of options that a network of one size has no use for."""
+        if self.model.size is None:
+            return
+        given = {"--tile": self.options.size, "--overlap": self.options.overlap}
+        named = " ".join(f"{option} {value}" for option, value in given.items() if value is not None)
+        size = "x".join(map(str, self.model.size))
+        # Files of others are run in tiles of their size, so that images of any size can be restored.
+        if named and self.model.foreign:
+            say(f"{named}: not used, this file takes tiles of {size} pixels only")
+        elif self.options.size is not None:
+            raise UsageError(f"--tile {self.options.size}: this model takes {size} pixels only; leave it out")
 
     def __call__(self, name: str, inputs: Inputs) -> Tensor:
         """Restore one image.

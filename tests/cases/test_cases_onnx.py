@@ -77,13 +77,17 @@ def test_a_file_of_one_size_is_run_in_tiles_of_it(tmp_path: Path, size: tuple[in
 
 
 @pytest.mark.parametrize("tile", [None, 32, 512])
-def test_run_takes_tiles_of_its_own_size_whatever_is_asked_for(tmp_path: Path, tile: int | None) -> None:
+def test_run_takes_tiles_of_its_own_size_whatever_is_asked_for(
+    tmp_path: Path, tile: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = halves(tmp_path / "m.onnx", (40, 40))
     image = picture(tmp_path / "a.png", 51, 61)
     run_files(
         file, [tmp_path / "a.png"], tmp_path / "out", tiles=TileOptions(size=tile), options=make_options()
     )
     assert torch.allclose(read_image(tmp_path / "out" / "a.png", 3), image / 2, atol=1e-6)
+    word = f"--tile {tile}: not used, this file takes tiles of 40x40 pixels only"
+    assert (word in capsys.readouterr().err) == (tile is not None)
 
 
 def test_an_output_of_another_size_is_refused_by_name(tmp_path: Path) -> None:

@@ -108,6 +108,18 @@ def test_associated_alpha_is_taken_out_of_the_colours(tmp_path: Path) -> None:
     assert np.array_equal(stored.alpha, alpha)
 
 
+@pytest.mark.parametrize("further", ["loop", "cut off"])
+def test_pages_that_lead_nowhere_are_refused_at_once(tmp_path: Path, further: str) -> None:
+    path = tiff(tmp_path / "a.tif", PICTURE[..., :3], byteorder="<", metadata=None)
+    data = bytearray(path.read_bytes())
+    (first,) = struct.unpack_from("<I", data, 4)
+    (tags,) = struct.unpack_from("<H", data, first)
+    struct.pack_into("<I", data, first + 2 + tags * 12, first if further == "loop" else len(data) - 1)
+    path.write_bytes(data)
+    with pytest.raises(UnreadableError, match="damaged"):
+        decode(path)
+
+
 def test_gray_palette_and_white_is_zero_in_tiffs(tmp_path: Path) -> None:
     gray = RGB[..., 0]
     path = tiff(tmp_path / "a.tif", 255 - gray, photometric="miniswhite")

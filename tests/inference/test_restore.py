@@ -125,7 +125,7 @@ def test_one_file_of_a_folder_does_not_stop_the_others(
     monkeypatch.setattr(command, "Restorer", Picky)
     result = run_files(colour, [folder], tmp_path / "out")
     assert [path.name for path in result.written] == ["well.png"]
-    assert [path.name for path, _ in result.skipped] == ["large.png", "nan.png"]
+    assert [path.name for path, _ in result.skipped] == ["large.png", "nan.png"] and result.failed == 2
     said = capsys.readouterr().err
     assert f"skipped {folder / 'large.png'}: tiles of" in said and "not finite" in said
     for name, error in (("large.png", DataError), ("nan.png", OutputError)):
@@ -167,14 +167,26 @@ def test_an_interrupted_run_goes_on(
     output = tmp_path / "out"
     (output / "deep").mkdir(parents=True)
     (output / "deep" / "b.TIF").write_text("mine")
-    with pytest.raises(OutputError, match="--skip-existing to make only what is missing, --overwrite"):
+    (output / "a.png").write_text("mine")
+    there = "and 1 more already exist: pass --skip-existing to make only what is missing, --overwrite"
+    with pytest.raises(OutputError, match=there):
+        run_files(colour, [folder], output)
+    (output / "a.png").unlink()
+    with pytest.raises(OutputError, match=r"b\.TIF' already exists: pass"):
         run_files(colour, [folder], output)
     arguments = ["run", str(colour), str(folder), "-o", str(output), "--skip-existing"]
     for printed in ("2 files written to {}, 1 were there, 1 skipped", "0 files written to {}, 3 were there"):
         monkeypatch.setattr(sys, "argv", ["csa2glmha", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        assert not ended.value.code and printed.format(output) in capsys.readouterr().out
+        said = capsys.readouterr()
+        # broken.png fails each time: a script must see it.
+        assert ended.value.code == 1 and "files could not be restored" in said.err
+        assert printed.format(output) in said.out
+    (folder / "broken.png").rename(folder / "broken.gif")  # a format that is not read is no failure
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code and "1 skipped" in capsys.readouterr().out
     assert (output / "deep" / "b.TIF").read_text() == "mine"
     assert read_image(output / "a.png", 3).shape == (3, 33, 41)
     with pytest.raises(UsageError, match="exclude each other"):
