@@ -27,10 +27,15 @@ class Span:
     core_length: int
 
     def core(self, size: int) -> slice:
-        """The core in a feature map of ``size`` rows (or columns) that was made of the tile."""
-        scale = self.length // size
-        first = (self.core_start - self.start) // scale
-        return slice(first, first + self.core_length // scale)
+        """The core in a feature map of ``size`` rows (or columns) that was made of the tile.
+
+        Raises:
+            ValueError: it begins or ends within a row (or column).
+        """
+        first, length = (self.core_start - self.start) * size, self.core_length * size
+        if first % self.length or length % self.length:
+            raise ValueError(f"{self.length} pixels became {size}, which the tiles' borders fall between")
+        return slice(first // self.length, (first + length) // self.length)
 
 
 @dataclass(frozen=True)

@@ -1,182 +1,190 @@
 """Tiles of one image going through a network side by side, sharing every layer's attention map.
 
-The tiles are the batch. Attention layers make one map for all of them, and whatever needs much memory on
-the way takes the tiles one after the other, so that the batch costs no more than what has to be kept: the
-features between the blocks. Later, single tiles go through the same network with those maps.
+Each tile goes through the network in a thread of its own, as if it were alone. At every attention layer it
+hands in what the map needs of its pixels, and waits until all tiles have; then the map of the image is made
+once, and all go on. One of them computes at a time, so that a tile that waits costs no more than what its
+call holds: the layer's input, and features that are needed later. Nothing is known of the network but its
+attention layers. Later, single tiles go through it with the same maps.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from csa2glmha.core.errors import Csa2GlmhaError
-from csa2glmha.families.restormer.network import TransformerBlock
-from csa2glmha.families.spectral.blocks import SpectralBlocks
 from csa2glmha.inference.grid import Tile
-from csa2glmha.inference.split import SplitAttention, split_layers, weighted_mean
+from csa2glmha.inference.split import Moments, SplitAttention, split_layers, weighted_mean
+from csa2glmha.inference.threads import PausingCall, ended_together
 from csa2glmha.networks import RestorationModel
+
+_ADVICE = "tiles of this network cannot share maps; use --tile-mode plain"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an attention layer: the layer's name, and its calls before this one for the same tile."""
+
+    layer: str
+    before: int
+
+    def __str__(self) -> str:
+        return self.layer if not self.before else f"{self.layer} (call {self.before + 1})"
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a tile hands in at an attention layer."""
+
+    call: Call
+    moments: Moments
+
+
+_Pass = PausingCall[_Request, Tensor, Tensor]
+
+
+@dataclass
+class _Pace(threading.local):
+    """How far the tile of this thread is.
+
+    Attributes:
+        pass_: its way through the network, and the tile, while maps are being made; None: the maps are there.
+        calls: of every layer, so far.
+    """
+
+    pass_: tuple[_Pass, Tile] | None = None
+    calls: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
 class SharedMaps:
-    """The attention maps of one image.
+    """The attention maps of one image, in the place of those that the layers make of their input.
 
     Attributes:
-        tiles: those in the batch, whose cores the maps are being made from; None: the maps are there.
-        matrices: the maps by the ``id`` of their layer.
-        on_layer: called after each map that was made.
-        layers: the names of all layers that are to make one, by their ``id``.
+        layers: all that are to make one, by their names.
+        matrices: the maps.
+        on_layer: called after each map that was made, while all tiles wait.
     """
 
-    tiles: Sequence[Tile] | None = None
-    matrices: dict[int, Tensor] = field(default_factory=dict)
+    layers: dict[str, SplitAttention]
+    matrices: dict[Call, Tensor] = field(default_factory=dict)
     on_layer: Callable[[], object] | None = None
-    layers: dict[int, str] = field(default_factory=dict)
+    _pace: _Pace = field(default_factory=_Pace)
 
-    def check_complete(self) -> None:
-        """Make sure that no layer took the map of a single tile, without a word.
+    def make(
+        self,
+        network: Callable[[Tile], Tensor],
+        tiles: Sequence[Tile],
+        on_output: Callable[[Tile, Tensor], object],
+    ) -> None:
+        """Make all maps from the cores of tiles.
+
+        Args:
+            network: the output for one tile; called in a thread for each.
+            tiles: whose cores do not overlap.
+            on_output: called with each tile and its output.
 
         Raises:
-            Csa2GlmhaError: names the first layer that made no map of the image.
+            Csa2GlmhaError: an attention layer made no map, or not for every tile.
         """
-        missing = [name for key, name in self.layers.items() if key not in self.matrices]
+        self.matrices.clear()
+        passes: list[_Pass] = []
+        for tile in tiles:
+            passes.append(PausingCall(partial(self._follow, passes, len(passes), tile, network)))
+        matrix: Tensor | None = None
+        with ended_together(passes):
+            while True:
+                requests: list[_Request | None] = []
+                for each, tile in zip(passes, tiles, strict=True):
+                    request = each.proceed(matrix)
+                    if each.result is not None:
+                        on_output(tile, each.result)
+                        each.result = None
+                    requests.append(request)
+                call = _common_call(requests)
+                if call is None:
+                    break
+                parts = [request.moments for request in requests if request is not None]
+                weights = [tile.core_pixels for tile in tiles]
+                mean = weighted_mean(list(zip(parts, weights, strict=True)))
+                matrix = self.matrices[call] = self.layers[call.layer].matrix(mean)
+                if self.on_layer is not None:
+                    self.on_layer()
+        self._check_complete()
+
+    def alone(self, network: Callable[[], Tensor]) -> Tensor:
+        """Run the network on one tile with the maps that are there.
+
+        Raises:
+            Csa2GlmhaError: it calls an attention layer that made no map.
+        """
+        self._pace.pass_, self._pace.calls = None, Counter()
+        return network()
+
+    def attend(self, name: str, *args: Any) -> Tensor:
+        """The output of the layer of that name, called with these arguments."""
+        layer, pace = self.layers[name], self._pace
+        call = Call(name, pace.calls[name])
+        pace.calls[name] += 1
+        if pace.pass_ is None:
+            if call not in self.matrices:
+                raise Csa2GlmhaError(f"attention layer {call} made no map of the whole image: {_ADVICE}")
+            return layer.apply(args, self.matrices[call])
+        passing, tile = pace.pass_
+        # What the map is made from is gone while the tile waits; values are made when it goes on.
+        return layer.apply(args, passing.ask(_Request(call, layer.moments(args, tile))))
+
+    def _follow(
+        self, passes: Sequence[_Pass], index: int, tile: Tile, network: Callable[[Tile], Tensor]
+    ) -> Tensor:
+        self._pace.pass_, self._pace.calls = (passes[index], tile), Counter()
+        return network(tile)
+
+    def _check_complete(self) -> None:
+        """Make sure that no layer took the map of a single tile, without a word."""
+        made = {call.layer for call in self.matrices}
+        missing = [name for name in self.layers if name not in made]
         if missing:
             raise Csa2GlmhaError(
                 f"{len(missing)} of {len(self.layers)} attention layers made no map of the whole image, "
-                f"first {missing[0]}: tiles of this network cannot share maps; use --tile-mode plain"
+                f"first {missing[0]}: {_ADVICE}"
             )
 
-    def attend(self, layer: SplitAttention, x: Tensor, arguments: Callable[[int], tuple[Any, ...]]) -> Tensor:
-        """x (tiles, C, H, W) plus the layer's output; ``arguments`` gives those of its call for one tile."""
-        if self.tiles is not None:
-            self.matrices[id(layer)] = layer.matrix(
-                weighted_mean(
-                    [
-                        (layer.moments(arguments(index), tile.core(*x.shape[-2:])), tile.core_pixels)
-                        for index, tile in enumerate(self.tiles)
-                    ]
-                )
-            )
-            if self.on_layer is not None:
-                self.on_layer()
-        matrix = self.matrices[id(layer)]
-        result = torch.empty_like(x)
-        for index in range(len(x)):
-            # What the maps are made from and what they are applied to is computed anew, not kept: all tiles
-            # but one would only be waiting with it.
-            torch.add(
-                x[index : index + 1],
-                layer.apply(arguments(index), matrix),
-                out=result[index : index + 1],
-            )
-        return result
+
+def _common_call(requests: Sequence[_Request | None]) -> Call | None:
+    """The one that all tiles wait in; None: all have ended."""
+    calls = {None if request is None else request.call for request in requests}
+    if len(calls) > 1:
+        names = " and ".join(sorted("the end" if call is None else str(call) for call in calls)[:2])
+        raise Csa2GlmhaError(f"some tiles come to {names} while others do not: {_ADVICE}")
+    return calls.pop()
 
 
 @contextlib.contextmanager
 def lockstep(model: RestorationModel) -> Iterator[SharedMaps]:
-    """Let the tiles in a batch share attention maps, as long as the block lasts; not for training.
+    """Let tiles share attention maps, as long as the block lasts; not for training.
 
-    Yields:
-        Where to set the tiles before a batch of them, and ``tiles = None`` before running others by the
-        maps that this has made.
+    The attention modules stay where they are, but their calls go to the maps.
     """
     split = split_layers(model)
-    names = {id(split[id(module)]): name for name, module in model.named_modules() if id(module) in split}
-    maps = SharedMaps(layers=names)
-    replaced = []
-    for name, module in _parts(model, split):
-        replaced.append((name, module))
-        model.set_submodule(name, _stand_in(module, split, maps))
+    modules = {name: module for name, module in model.named_modules() if id(module) in split}
+    maps = SharedMaps({name: split[id(module)] for name, module in modules.items()})
+    replaced: list[tuple[nn.Module, Any]] = []
     try:
+        for name, module in modules.items():
+            replaced.append((module, vars(module).get("forward")))
+            vars(module)["forward"] = partial(maps.attend, name)
         yield maps
     finally:
-        for name, module in replaced:
-            model.set_submodule(name, module)
-
-
-def _parts(model: nn.Module, split: dict[int, SplitAttention]) -> list[tuple[str, nn.Module]]:
-    """The blocks, and the largest modules between them; together all that has parameters."""
-    found = []
-
-    def visit(name: str, module: nn.Module) -> None:
-        attends = any(id(each) in split for each in module.modules())
-        if not attends or isinstance(module, (TransformerBlock, SpectralBlocks)):
-            found.append((name, module))
-            return
-        for child_name, child in module.named_children():
-            visit(f"{name}.{child_name}" if name else child_name, child)
-
-    visit("", model)
-    return found
-
-
-def _stand_in(module: nn.Module, split: dict[int, SplitAttention], maps: SharedMaps) -> nn.Module:
-    if isinstance(module, TransformerBlock):
-        return _SharingTransformerBlock(module, split[id(module.attn)], maps)
-    if isinstance(module, SpectralBlocks):
-        return _SharingSpectralBlocks(module, split, maps)
-    return _OneByOne(module)
-
-
-class _OneByOne(nn.Module):
-    """A module that treats the batch's entries independently, called for each of them."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        first = self.inner(x[:1])
-        if len(x) == 1:
-            return first
-        result = first.new_empty(len(x), *first.shape[1:])
-        result[:1] = first
-        del first
-        for index in range(1, len(x)):
-            result[index : index + 1] = self.inner(x[index : index + 1])
-        return result
-
-
-class _SharingTransformerBlock(nn.Module):
-    """A block of Restormer."""
-
-    def __init__(self, block: TransformerBlock, layer: SplitAttention, maps: SharedMaps) -> None:
-        super().__init__()
-        self.block, self._layer, self._maps = block, layer, maps
-
-    def forward(self, x: Tensor) -> Tensor:
-        block = self.block
-        x = self._maps.attend(self._layer, x, lambda index: (block.norm1(x[index : index + 1]),))
-        return _add_each(x, lambda tile: block.ffn(block.norm2(tile)))
-
-
-class _SharingSpectralBlocks(nn.Module):
-    """A sequence of blocks of MST or MST++."""
-
-    def __init__(self, blocks: SpectralBlocks, split: dict[int, SplitAttention], maps: SharedMaps) -> None:
-        super().__init__()
-        self.inner, self._split, self._maps = blocks, split, maps
-
-    def forward(self, x: Tensor, *guides: Tensor) -> Tensor:
-        for block in self.inner.blocks:
-            attention, feed_forward = block.children()
-            x = self._maps.attend(self._split[id(attention)], x, _single(x, *guides))
-            x = _add_each(x, feed_forward)
-        return x
-
-
-def _single(*batches: Tensor) -> Callable[[int], tuple[Tensor, ...]]:
-    return lambda index: tuple(batch[index : index + 1] for batch in batches)
-
-
-def _add_each(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Add the function of each of the batch's entries to it, in place."""
-    for index in range(len(x)):
-        x[index : index + 1] += function(x[index : index + 1])
-    return x
+        for module, forward in replaced:
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                vars(module)["forward"] = forward

@@ -48,7 +48,7 @@ class MemoryNeeds:
 def whole_needs(model: RestorationModel, height: int, width: int) -> int:
     """Bytes that a run on one image takes at most, beside weights and image."""
     skeleton = _skeleton(model)
-    return _overhead(_peak(lambda: skeleton(*_inputs(model, height, width, 1))))
+    return _overhead(_peak(skeleton, lambda: skeleton(*_inputs(model, height, width, 1))))
 
 
 def training_needs(model: RestorationModel, batch: int, height: int, width: int) -> int:
@@ -63,7 +63,7 @@ def training_needs(model: RestorationModel, batch: int, height: int, width: int)
         return loss
 
     weights = sum(each.nbytes for each in model.parameters())
-    return _overhead(_peak(step) + 2 * weights)
+    return _overhead(_peak(skeleton, step) + 2 * weights)
 
 
 def tile_needs(
@@ -78,19 +78,26 @@ def tile_needs(
     """
     skeleton = _skeleton(model)
     if not shared:
-        return MemoryNeeds(_overhead(_peak(lambda: skeleton(*_inputs(model, *tile, 1)))), 0, 0)
+        return MemoryNeeds(_overhead(_peak(skeleton, lambda: skeleton(*_inputs(model, *tile, 1)))), 0, 0)
+    memory, waiting = _Allocations(skeleton), 0
+
+    def on_layer() -> None:
+        nonlocal waiting
+        waiting = max(waiting, memory.now)
+
+    def one(size: tuple[int, int], allocations: _Allocations) -> Tensor:
+        with allocations, torch.no_grad():
+            return skeleton(*_inputs(model, *size, 1))
+
     with lockstep(skeleton) as maps:
-
-        def side_by_side(count: int, size: tuple[int, int]) -> int:
-            rows, columns = (divide_axis(side, side, 0, 1)[0] for side in size)
-            maps.tiles = [Tile(rows, columns)] * count
-            return _peak(lambda: skeleton(*_inputs(model, *size, count)))
-
-        one, three = side_by_side(1, sample), side_by_side(3, sample)
-        maps.tiles = None
-        alone = _overhead(_peak(lambda: skeleton(*_inputs(model, *tile, 1))))
-    each = (three - one) // 2
-    return MemoryNeeds(alone, _overhead(one - each), int(each * WAITING_OVERHEAD))
+        maps.on_layer = on_layer
+        rows, columns = (divide_axis(side, side, 0, 1)[0] for side in sample)
+        maps.make(lambda _: one(sample, memory), [Tile(rows, columns)], lambda *_: None)
+        single = _Allocations(skeleton)
+        maps.alone(lambda: one(tile, single))
+    # While one tile computes, the others wait: each at the layer where that takes most, at worst.
+    fixed = _overhead(memory.peak - waiting)
+    return MemoryNeeds(_overhead(single.peak), fixed, int(waiting * WAITING_OVERHEAD))
 
 
 def available_bytes(device: torch.device) -> int:
@@ -132,19 +139,25 @@ def _inputs(model: RestorationModel, height: int, width: int, batch: int) -> Seq
 
 
 @torch.no_grad()
-def _peak(run: Callable[[], Tensor]) -> int:
-    with _Allocations() as allocations:
+def _peak(model: RestorationModel, run: Callable[[], Tensor]) -> int:
+    with _Allocations(model) as allocations:
         run()
     return allocations.peak
 
 
 class _Allocations(TorchDispatchMode):
-    """Adds up the tensors that are alive."""
+    """Adds up the tensors that are alive, beside those of a model.
 
-    def __init__(self) -> None:
+    Attributes:
+        now, peak: their bytes.
+    """
+
+    def __init__(self, model: RestorationModel) -> None:
         super().__init__()
-        self.peak = self._now = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.peak = self.now = 0
+        # Views of weights would bring all of their storage in.
+        weights = (*model.parameters(), *model.buffers())
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet(each.untyped_storage() for each in weights)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -160,9 +173,9 @@ class _Allocations(TorchDispatchMode):
             return
         self._known.add(storage)
         size = storage.nbytes()
-        self._now += size
-        self.peak = max(self.peak, self._now)
+        self.now += size
+        self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._forget, size)
 
     def _forget(self, size: int) -> None:
-        self._now -= size
+        self.now -= size

@@ -14,11 +14,10 @@ from torch import Tensor
 from csa2glmha.attention.canonical import normalised_logits, tokens
 from csa2glmha.attention.glmha import GLMHA, GuidedAttention, pooled_moments, statistics_of_moments
 from csa2glmha.families.spectral.attention import MaskedSpectralGLMHA, SpectralGLMHA
+from csa2glmha.inference.grid import Tile
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers
 
-#: Where the pixels are that a tile answers for: rows and columns of a feature map.
-Core = tuple[slice, slice]
 #: Means over pixels. Of two parts of an image, the means are the weighted means of theirs.
 Moments = tuple[Tensor, ...]
 
@@ -26,8 +25,8 @@ Moments = tuple[Tensor, ...]
 class SplitAttention(Protocol):
     """One attention layer; ``args`` are those of the module's call, for one tile."""
 
-    def moments(self, args: tuple[Any, ...], core: Core) -> Moments:
-        """What the map needs of the pixels in ``core``."""
+    def moments(self, args: tuple[Any, ...], tile: Tile) -> Moments:
+        """What the map needs of the pixels that the tile answers for."""
         ...
 
     def matrix(self, moments: Moments) -> Tensor:
@@ -55,11 +54,11 @@ class SplitCSA:
     def __init__(self, layer: AttentionLayer) -> None:
         self._layer, self._form = layer, layer.form
 
-    def moments(self, args: tuple[Any, ...], core: Core) -> Moments:
+    def moments(self, args: tuple[Any, ...], tile: Tile) -> Moments:
         x = self._layer.adapter.attention_input(args)
         form = self._form
         rows, columns = (
-            tokens(part.spread(part.mix(x))[(..., *core)], form.heads) for part in (form.rows, form.columns)
+            tokens(_core(part.spread(part.mix(x)), tile), form.heads) for part in (form.rows, form.columns)
         )
         cross = rows @ columns.transpose(-2, -1) / rows.shape[-1]
         return cross, rows.square().mean(-1), columns.square().mean(-1)
@@ -90,8 +89,8 @@ class _SplitGuided:
     def __init__(self, module: GuidedAttention) -> None:
         self._guided = module
 
-    def _pooled(self, x: Tensor, core: Core) -> Moments:
-        return () if self._guided.guide is None else pooled_moments(x[(..., *core)])
+    def _pooled(self, x: Tensor, tile: Tile) -> Moments:
+        return () if self._guided.guide is None else pooled_moments(_core(x, tile))
 
     def _guidance(self, pooled: Moments) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         guide = self._guided.guide
@@ -110,9 +109,9 @@ class SplitGLMHA(_SplitGuided):
         super().__init__(module)
         self._module = module
 
-    def moments(self, args: tuple[Any, ...], core: Core) -> Moments:
-        rows, columns, _ = (maps[(..., *core)] for maps in self._module.generate(args[0]))
-        return (*self._module.moments(rows, columns), *self._pooled(args[0], core))
+    def moments(self, args: tuple[Any, ...], tile: Tile) -> Moments:
+        rows, columns, _ = (_core(maps, tile) for maps in self._module.generate(args[0]))
+        return (*self._module.moments(rows, columns), *self._pooled(args[0], tile))
 
     def matrix(self, moments: Moments) -> Tensor:
         cross, rows, columns, *pooled = moments
@@ -132,8 +131,8 @@ class SplitSpectralGLMHA(_SplitGuided):
         assert isinstance(module, SpectralGLMHA)
         self._module = module
 
-    def moments(self, args: tuple[Any, ...], core: Core) -> Moments:
-        return (self._module.gram(args[0][(..., *core)]), *self._pooled(args[0], core))
+    def moments(self, args: tuple[Any, ...], tile: Tile) -> Moments:
+        return (self._module.gram(_core(args[0], tile)), *self._pooled(args[0], tile))
 
     def matrix(self, moments: Moments) -> Tensor:
         gram, *pooled = moments
@@ -146,6 +145,11 @@ class SplitSpectralGLMHA(_SplitGuided):
         if isinstance(module, MaskedSpectralGLMHA):
             guided = values * module.mm(mask[0] if mask else None, x.shape[-1])
         return module.mix_full(matrix, guided) + module.pos_emb(values)
+
+
+def _core(maps: Tensor, tile: Tile) -> Tensor:
+    """The pixels of maps (1, C, H, W) that the tile answers for."""
+    return maps[(..., *tile.core(*maps.shape[-2:]))]
 
 
 def weighted_mean(parts: list[tuple[Moments, int]]) -> Moments:

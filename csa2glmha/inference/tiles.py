@@ -76,19 +76,23 @@ def restore_globally(
     Raises:
         Csa2GlmhaError: an attention layer took part in the first pass without making its map.
     """
+    everything = set(sample) == set(tiles)
+    result: Tensor | None = None
+
+    def on_output(tile: Tile, output: Tensor) -> None:
+        nonlocal result
+        if everything:
+            if result is None:
+                result = torch.empty(1, output.shape[1], *inputs[0].shape[-2:])
+            paste(result, output, tile)
+            on_tile()
+
     with lockstep(model) as maps:
-        maps.tiles, maps.on_layer = sample, on_layer
-        output = run(model, batch_of(inputs, sample))
-        maps.check_complete()
-        if set(sample) == set(tiles):
-            result = torch.empty(1, output.shape[1], *inputs[0].shape[-2:])
-            for index, tile in enumerate(sample):
-                paste(result, output[index : index + 1], tile)
-                on_tile()
+        maps.on_layer = on_layer
+        maps.make(lambda tile: run(model, cut(inputs, tile)), sample, on_output)
+        if result is not None:
             return result
-        del output
-        maps.tiles = None
-        return restore_separately(lambda tile: run(model, tile), inputs, tiles, on_tile)
+        return restore_separately(lambda tile: maps.alone(lambda: run(model, tile)), inputs, tiles, on_tile)
 
 
 def cut(inputs: Inputs, tile: Tile) -> Inputs:
@@ -103,12 +107,6 @@ def cut(inputs: Inputs, tile: Tile) -> Inputs:
         ]
         for each in inputs
     )
-
-
-def batch_of(inputs: Inputs, tiles: Sequence[Tile]) -> Inputs:
-    """The inputs for tiles of one size side by side."""
-    parts = [cut(inputs, tile) for tile in tiles]
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def paste(result: Tensor, output: Tensor, tile: Tile) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import copy
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+from itertools import count, pairwise
 
 import pytest
 import torch
@@ -16,6 +21,7 @@ from csa2glmha.families.restormer.network import TransformerBlock
 from csa2glmha.inference.grid import divide, divide_axis, spread
 from csa2glmha.inference.lockstep import lockstep
 from csa2glmha.inference.memory import OVERHEAD, OVERHEAD_BYTES, tile_needs, whole_needs
+from csa2glmha.inference.threads import PausingCall, ended_together
 from csa2glmha.inference.tiles import restore_globally, restore_separately
 from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple, run
 from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_layers
@@ -110,7 +116,7 @@ def test_padding_counts_as_in_the_whole_image() -> None:
 
 
 class OtherBlock(nn.Module):
-    """What Restormer's block does, under a name that the tiles do not know."""
+    """What Restormer's block does, in a class of another name."""
 
     def __init__(self, block: TransformerBlock) -> None:
         super().__init__()
@@ -122,17 +128,168 @@ class OtherBlock(nn.Module):
         return x + self.ffn(self.norm2(x))
 
 
-def test_a_layer_that_makes_no_map_of_the_image_is_an_error_that_names_it() -> None:
-    model = network("restormer")
+class TwiceBlock(OtherBlock):
+    """Calls its attention twice, each time with other features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.3 * self.attn(self.norm2(x)))
+
+
+class CountingBlock(OtherBlock):
+    """Calls its attention so many times as the network has been run: tiles differ."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        for _ in range(self.calls):
+            x = super().forward(x)
+        return x
+
+
+class UnusedBlock(OtherBlock):
+    """Leaves its attention out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.ffn(self.norm2(x))
+
+
+class SwappedBlock(OtherBlock):
+    """Has two attentions and calls them in another order for every second image."""
+
+    def __init__(self, block: TransformerBlock) -> None:
+        super().__init__(block)
+        self.other, self.calls = copy.deepcopy(block.attn), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        first, second = (self.attn, self.other) if self.calls % 2 else (self.other, self.attn)
+        return second(first(x))
+
+
+class FailingBlock(OtherBlock):
+    """Fails for one of the tiles, the second or later."""
+
+    def __init__(self, block: TransformerBlock, error: BaseException) -> None:
+        super().__init__(block)
+        self.error, self.calls = error, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 3:
+            raise self.error
+        return super().forward(x)
+
+
+def with_block(model: RestorationModel, make: Callable[[TransformerBlock], nn.Module]) -> RestorationModel:
+    """With another block in the place of the deepest one."""
     block = model.get_submodule("latent.0")
     assert isinstance(block, TransformerBlock)
-    model.set_submodule("latent.0", OtherBlock(block))
-    inputs = image_alone(model, 64, 64)
-    tiles = divide(64, 64, 48, 16, model.size_multiple)
-    with pytest.raises(
-        Csa2GlmhaError, match=r"1 of 8 attention layers .* latent\.0\.attn.*--tile-mode plain"
-    ):
+    model.set_submodule("latent.0", make(block))
+    return model
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize("block", [OtherBlock, TwiceBlock])
+def test_blocks_of_any_class_share_maps_in_every_call(block: type[OtherBlock], rank: int | None) -> None:
+    model = with_block(network("restormer", rank), block)
+    inputs = image_alone(model, 200, 208)
+    tiles, coarser = divide(200, 208, 176, OVERLAP, 8), divide(200, 208, 184, OVERLAP, 8)
+    calls = count()
+    with torch.inference_mode():
+        whole = run(model, inputs)
+        together = restore_globally(model, inputs, tiles, tiles, partial(next, calls))
+        assert next(calls) == (8 if block is OtherBlock else 9)
+        fixed = restore_globally(model, inputs, coarser, tiles)
+    assert error(together, whole) < 1e-4 and error(fixed, whole) < 1e-4
+
+
+def test_a_layer_in_two_places_shares_maps_in_both() -> None:
+    model = network("restormer")
+    for level in ("decoder_level3", "encoder_level3"):
+        block = model.get_submodule(f"{level}.0")
+        assert isinstance(block, TransformerBlock)
+        block.attn = model.get_submodule("encoder_level3.0.attn")
+    inputs, tiles = image_alone(model, 200, 208), divide(200, 208, 176, OVERLAP, 8)
+    with torch.inference_mode():
+        whole = run(model, inputs)
+        assert error(restore_globally(model, inputs, tiles, tiles), whole) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        (UnusedBlock, r"1 of 8 attention layers made no map of the whole image, first latent\.0\.attn"),
+        (SwappedBlock, r"some tiles come to latent\.0\.attn and latent\.0\.other while others do not"),
+        (CountingBlock, r"some tiles come to decoder_level3\.0\.attn and latent\.0\.attn \(call 2\)"),
+    ],
+)
+def test_tiles_that_do_not_meet_in_every_layer_are_an_error_that_names_one(
+    block: type[OtherBlock], words: str
+) -> None:
+    model = with_block(network("restormer"), block)
+    inputs, tiles = image_alone(model, 64, 64), divide(64, 64, 48, 16, model.size_multiple)
+    with pytest.raises(Csa2GlmhaError, match=words + r".*--tile-mode plain"):
         restore_globally(model, inputs, tiles, tiles)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("mistake", [RuntimeError("in the middle"), KeyboardInterrupt(), MemoryError()])
+def test_an_error_in_one_tile_ends_all(mistake: BaseException) -> None:
+    model = with_block(network("restormer"), lambda block: FailingBlock(block, mistake))
+    inputs, tiles = image_alone(model, 64, 64), divide(64, 64, 48, 16, model.size_multiple)
+    before = threading.active_count()
+    with pytest.raises(type(mistake)) as caught:
+        restore_globally(model, inputs, tiles, tiles)
+    assert caught.value is mistake
+    assert threading.active_count() == before
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_an_interrupt_while_a_tile_computes_ends_all() -> None:
+    """As the terminal sends it: to the main thread, which waits."""
+    model = with_block(network("restormer"), InterruptedBlock)
+    inputs, tiles = image_alone(model, 64, 64), divide(64, 64, 48, 16, model.size_multiple)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        restore_globally(model, inputs, tiles, tiles)
+    assert threading.active_count() == before
+
+
+class InterruptedBlock(OtherBlock):
+    """The user presses Ctrl-C while the second tile is here."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 2:
+            signal.raise_signal(signal.SIGINT)
+        return super().forward(x)
+
+
+def test_tiles_compute_as_their_caller_does() -> None:
+    seen = []
+
+    def settings() -> tuple[object, ...]:
+        return (
+            torch.is_inference_mode_enabled(),
+            torch.is_grad_enabled(),
+            torch.is_autocast_enabled("cpu"),
+            torch.get_autocast_dtype("cpu"),
+        )
+
+    for context in (
+        torch.inference_mode(),
+        torch.no_grad(),
+        torch.enable_grad(),
+        torch.autocast("cpu", dtype=torch.float16),
+    ):
+        with context:
+            call: PausingCall[str, str, None] = PausingCall(lambda: seen.append(settings()))
+            with ended_together([call]):
+                assert call.proceed() is None
+            assert seen.pop() == settings()
 
 
 def test_the_network_is_given_back_as_it_was() -> None:
@@ -140,9 +297,11 @@ def test_the_network_is_given_back_as_it_was() -> None:
     names = [name for name, _ in model.named_modules()]
     before = [id(module) for module in model.modules()]
     with pytest.raises(RuntimeError, match="on the way"), lockstep(model):
-        assert [name for name, _ in model.named_modules()] != names
+        assert sum("forward" in vars(module) for module in model.modules()) == 5
         raise RuntimeError("on the way")
     assert [id(module) for module in model.modules()] == before
+    assert [name for name, _ in model.named_modules()] == names
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 @given(
@@ -188,14 +347,14 @@ def test_memory_is_that_of_the_tensors_alive() -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.weight = nn.Parameter(torch.ones(1))
+            self.weight = nn.Parameter(torch.ones(2**23))
 
         @property
         def in_channels(self) -> int:
             return 1
 
         def forward(self, x: Tensor) -> Tensor:
-            a = x * self.weight  # alive with the input: 2 maps
+            a = x * self.weight[:1]  # alive with the input: 2 maps; a view of the weight is no other memory
             b = torch.cat((a, a), 1)  # 4
             del a
             return b.sum(1, keepdim=True)  # input, b, sum: 4 again

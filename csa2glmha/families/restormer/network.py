@@ -231,14 +231,22 @@ class Restormer(RestorationModel):
         """Restore (B, in_channels, H, W); returns (B, out_channels, H, W)."""
         height, width = image.shape[-2:]
         image = reflect_pad_to_multiple(image, self.size_multiple)
-        embedded = self.patch_embed(image)
-        level1 = self.encoder_level1(embedded)
-        level2 = self.encoder_level2(self.down1_2(level1))
-        level3 = self.encoder_level3(self.down2_3(level2))
-        x = self.latent(self.down3_4(level3))
-        x = self.decoder_level3(self.reduce_chan_level3(torch.cat((self.up4_3(x), level3), 1)))
-        x = self.decoder_level2(self.reduce_chan_level2(torch.cat((self.up3_2(x), level2), 1)))
-        x = self.decoder_level1(torch.cat((self.up2_1(x), level1), 1))
+        # Features go as soon as nothing needs them: where tiles share maps, many of them wait with theirs.
+        x = self.patch_embed(image)
+        embedded = None if self.skip_conv is None else x
+        x = level1 = self.encoder_level1(x)
+        x = level2 = self.encoder_level2(self.down1_2(x))
+        x = level3 = self.encoder_level3(self.down2_3(x))
+        x = self.latent(self.down3_4(x))
+        x = self.reduce_chan_level3(torch.cat((self.up4_3(x), level3), 1))
+        del level3
+        x = self.decoder_level3(x)
+        x = self.reduce_chan_level2(torch.cat((self.up3_2(x), level2), 1))
+        del level2
+        x = self.decoder_level2(x)
+        x = torch.cat((self.up2_1(x), level1), 1)
+        del level1
+        x = self.decoder_level1(x)
         x = self.refinement(x)
         if self.skip_conv is not None:
             x = self.output(x + self.skip_conv(embedded))
