@@ -3,7 +3,7 @@
 A student file is safetensors; its metadata says how to rebuild the network:
 
     format            "csa2glmha-student"
-    format_version    "1"
+    format_version    a number, see csa2glmha/checkpoint/migrations.py
     architecture      name in the registry
     hyperparameters   JSON, of the architecture
     layers            JSON, layer name to GLMHAConfig
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ import torch
 from csa2glmha import __version__
 from csa2glmha.attention.stored import read_config
 from csa2glmha.checkpoint import STUDENT_FORMAT, Checkpoint, read_checkpoint, write_safetensors
+from csa2glmha.checkpoint.migrations import FORMAT_VERSION, Stored, brought_up_to_date, format_of
 from csa2glmha.core.errors import CheckpointError
 from csa2glmha.core.hub import local_file
 from csa2glmha.core.strict_json import dumps
@@ -36,7 +37,6 @@ from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_lay
 
 #: What a conversion calls it, in the folder that has the student's own name.
 STUDENT_FILE = "student.safetensors"
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,27 @@ def load_model(path: str | Path, weights: str | None = None) -> LoadedModel:
     """As :func:`load`, with what the file says about itself."""
     checkpoint = read_checkpoint(path, weights)
     if checkpoint.metadata.get("format") == STUDENT_FORMAT:
+        checkpoint = _up_to_date(checkpoint)
         return LoadedModel(_build_student(checkpoint), checkpoint, True)
     return LoadedModel(build_from_state(checkpoint.state_dict, str(path)), checkpoint, False)
 
 
+def _up_to_date(checkpoint: Checkpoint) -> Checkpoint:
+    """The student file as the present format has it."""
+    version = format_of(checkpoint.metadata)
+    if version is None:
+        given = shown(checkpoint.metadata.get("format_version", "")) or "unknown"
+        known = "1" if FORMAT_VERSION == 1 else f"1 to {FORMAT_VERSION}"
+        raise CheckpointError(
+            f"{shown(checkpoint.path)}: student format {given} is not {known}, which this csa2glmha "
+            f"{__version__} reads; convert the teacher again, or install a matching version"
+        )
+    stored = brought_up_to_date(Stored(checkpoint.state_dict, checkpoint.metadata), version)
+    return replace(checkpoint, state_dict=dict(stored.tensors), metadata=dict(stored.metadata))
+
+
 def _build_student(checkpoint: Checkpoint) -> RestorationModel:
     metadata, source = checkpoint.metadata, str(checkpoint.path)
-    version = shown(metadata.get("format_version", ""))
-    if version != str(FORMAT_VERSION):
-        raise CheckpointError(
-            f"{shown(source)}: student format {version or 'unknown'} is not {FORMAT_VERSION}, which this "
-            f"csa2glmha {__version__} reads; convert the teacher again, or install a matching version"
-        )
     try:
         with torch.device("meta"):
             model = _described_network(metadata, len(checkpoint.state_dict))
