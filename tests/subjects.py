@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from csa2glmha.data.batches import Inputs
 from csa2glmha.data.inputs.cassi import initial_cube, shifted_mask
 from csa2glmha.data.inputs.masks import load_mask
-from csa2glmha.families.registry import ARCHITECTURES, build, load_strictly
-from csa2glmha.families.spectral.mst import MST, bake_mask
+from csa2glmha.families import FAMILIES
+from csa2glmha.families.mst.network import MST, bake_mask
+from csa2glmha.families.registry import build, family_named
 from csa2glmha.networks import RestorationModel
 
 State = dict[str, Tensor]
@@ -27,14 +28,12 @@ State = dict[str, Tensor]
 
 def family_names() -> tuple[str, ...]:
     """The families that csa2glmha supports."""
-    return tuple(ARCHITECTURES)
+    return tuple(family.name for family in FAMILIES)
 
 
-def load_as(name: str, hyperparameters: Mapping[str, Any], state: State, source: str) -> RestorationModel:
+def load_as(name: str, state: State, source: str) -> RestorationModel:
     """Load a state dict as one of a family that is given, whatever it looks like."""
-    model = build(name, hyperparameters)
-    load_strictly(model, state, source)
-    return model
+    return family_named(name).load(state, source)
 
 
 def randomise(model: nn.Module, seed: int = 0) -> None:

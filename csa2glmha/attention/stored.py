@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from csa2glmha.attention.canonical import ChannelAttention
 from csa2glmha.attention.glmha import GLMHAConfig
-from csa2glmha.families.hyperparameters import first_problem
+from csa2glmha.core.problems import first_problem
 
 _Count = Annotated[int, Field(ge=1, le=2**20)]
 _Rank = Annotated[int, Field(ge=0, le=2**20)]

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from csa2glmha.checkpoint.sizes import is_plain
-from csa2glmha.families.registry import ARCHITECTURES, Architecture, likeness
+from csa2glmha.families.family import Family
+from csa2glmha.families.registry import known_families, likeness
 
 #: Modules that wrap another one and do nothing that matters here: DataParallel, torch.compile, activation
 #: checkpointing, FullyShardedDataParallel (new and old), Lightning's Fabric. They stand anywhere in a name.
@@ -138,18 +139,18 @@ def find_networks(contents: Contents) -> list[Network]:
     """Every whole network of a supported architecture, in the order of the file."""
     found = []
     for path, tensors in contents.tensors.items():
-        for name, architecture in ARCHITECTURES.items():
-            for prefix, names in _groups(tensors, architecture).items():
-                network = _network(name, architecture, path, prefix, names, tensors)
+        for family in known_families():
+            for prefix, names in _groups(tensors, family).items():
+                network = _network(family, path, prefix, names, tensors)
                 if network is not None:
                     found.append(network)
                     found += _dotless(network, tensors) if len(found) <= _MOST_NETWORKS else []
     return [_exchanged(network, contents) for network in found]
 
 
-def _groups(tensors: Mapping[str, Tensor], architecture: Architecture) -> dict[str, list[str]]:
+def _groups(tensors: Mapping[str, Tensor], family: Family) -> dict[str, list[str]]:
     """Prefixes under which the first name of the signature stands, and all names under each of them."""
-    anchor = architecture.signature[0].split(".")
+    anchor = family.signature[0].split(".")
     short = (name for name in tensors if len(name) <= _LONGEST_NAME)
     prefixes = {prefix for name in short if (prefix := _prefix_before(anchor, name)) is not None}
     groups: dict[str, list[str]] = defaultdict(list)
@@ -187,8 +188,7 @@ def _longest_prefix(name: str, prefixes: set[str], longest: int) -> str | None:
 
 
 def _network(
-    name: str,
-    architecture: Architecture,
+    family: Family,
     path: Path,
     prefix: str,
     names: list[str],
@@ -204,10 +204,10 @@ def _network(
         if short in found:
             return None  # two tensors for one name: this is something else
         found[short] = tensors[full]
-    if not all(key in found for key in architecture.signature):
+    if not all(key in found for key in family.signature):
         return None
     averaged = _is_averaged((*path, *prefix.split("."))) or _is_averaged_model(prefix, tensors)
-    return Network(name, path, prefix, averaged, found, frozenset(names), counters)
+    return Network(family.name, path, prefix, averaged, found, frozenset(names), counters)
 
 
 def _is_averaged(parts: Sequence[str]) -> bool:
@@ -273,7 +273,7 @@ def most_alike(contents: Contents) -> tuple[Path, dict[str, Tensor]]:
 
 def _likely_prefixes(names: Iterable[str]) -> list[str]:
     """None, and those before names that an architecture is known by; a few, from the first names."""
-    known = [key for architecture in ARCHITECTURES.values() for key in architecture.signature]
+    known = [key for family in known_families() for key in family.signature]
     first = list(islice(names, _MOST_NAMES))
     found = {
         "": None,

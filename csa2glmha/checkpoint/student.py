@@ -30,8 +30,8 @@ from csa2glmha.core.errors import CheckpointError
 from csa2glmha.core.hub import local_file
 from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import quoted, shown
-from csa2glmha.families.hyperparameters import check_hyperparameters
-from csa2glmha.families.registry import build, build_from_state, load_strictly
+from csa2glmha.families.family import load_strictly
+from csa2glmha.families.registry import build_from_state, family_named
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_layers
 
@@ -110,9 +110,8 @@ def _build_student(checkpoint: Checkpoint) -> RestorationModel:
 
 def _described_network(metadata: Mapping[str, str], tensors: int) -> RestorationModel:
     """The network that the metadata of a student describe, without its weights."""
-    name = metadata["architecture"]
-    values = json.loads(metadata["hyperparameters"])
-    model = build(name, check_hyperparameters(name, values, tensors))
+    family = family_named(metadata["architecture"])
+    model = family.build(family.check(json.loads(metadata["hyperparameters"]), tensors))
     layers = attention_layers(model)
     configs = {}
     for layer, value in json.loads(metadata["layers"]).items():

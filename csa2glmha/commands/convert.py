@@ -63,7 +63,7 @@ from csa2glmha.distill.processes import launched_processes, process_device
 from csa2glmha.distill.state import resumable, with_room
 from csa2glmha.export.metadata import onnx_metadata
 from csa2glmha.export.onnx import export_onnx
-from csa2glmha.families.spectral.mst import MST, bake_mask, unbake_mask
+from csa2glmha.families.registry import specialise_of
 from csa2glmha.initialize import initialise_student
 from csa2glmha.metrics.comparisons import compare_images
 from csa2glmha.metrics.complexity import count_complexity
@@ -422,8 +422,8 @@ def _finish(data: Data, options: ConvertOptions) -> Finish:
 
 def _bake(student: RestorationModel, data: Data) -> RestorationModel:
     """The student for the mask that was given, which is one of its inputs no more."""
-    assert isinstance(student, MST) and isinstance(data, CassiData)
-    return bake_mask(student, data.dispersed_mask)
+    assert isinstance(data, CassiData)
+    return specialise_of(student).bake(student, data.dispersed_mask)
 
 
 def _weights_of(teacher: LoadedModel) -> dict[str, str]:
@@ -561,8 +561,8 @@ def _distill_file(
         say(note)
     torch.manual_seed(options.seed)
     network, teacher_network = loaded.model, original.model
-    if isinstance(network, MST) and isinstance(teacher_network, MST) and options.mask is not None:
-        network = unbake_mask(network, teacher_network)
+    if options.mask is not None:
+        network = specialise_of(network).unbake(network, teacher_network)
     network.to(place).requires_grad_(True)
     teacher_network.to(place).requires_grad_(False)
     if state is None and is_first_process():

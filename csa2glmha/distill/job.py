@@ -26,7 +26,7 @@ from csa2glmha.distill.settings import LAYERS, DistillSettings
 from csa2glmha.distill.stages import known_truth
 from csa2glmha.distill.state import State, StateFolder
 from csa2glmha.distill.state_files import INITIAL_FILE
-from csa2glmha.families.spectral.mst import MST, freeze_mask_branch
+from csa2glmha.families.registry import specialise_of
 from csa2glmha.initialize import LayerFit
 from csa2glmha.networks import RestorationModel
 
@@ -221,8 +221,8 @@ class DistillJob:
         options = self.options
         teacher.requires_grad_(False)
         student.requires_grad_(True)
-        if isinstance(student, MST) and options.mask is not None:
-            freeze_mask_branch(student)
+        if options.mask is not None:
+            specialise_of(student).freeze(student)
         result = distill(
             student,
             teacher,

@@ -21,8 +21,9 @@ from csa2glmha.core.child import run_module
 from csa2glmha.core.errors import CheckpointError, DataError, ExportError, UsageError
 from csa2glmha.core.files import atomic_path, ensure_writable
 from csa2glmha.export import translate
-from csa2glmha.export.lowering import deploy, to_half
+from csa2glmha.export.lowering.rewrite import deploy, to_half
 from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.families.registry import is_lowered
 from csa2glmha.networks import RestorationModel
 
 #: The newest that ONNX Runtime implements since 1.18; newer files give warnings or errors in 1.20, which is
@@ -103,8 +104,8 @@ def export_onnx(
 
     The inputs have the names of ``model.input_names`` and the output is "output"; padding and cropping
     are in the graph, and all operators are standard ones. The network is rewritten for deployment
-    (:func:`~csa2glmha.export.lowering.deploy`); where that cannot be, or on request, it is exported plainly,
-    as it stands, and simplified by onnxsim where that works. The file is checked by the ONNX checker and, at
+    (:func:`~csa2glmha.export.lowering.rewrite.deploy`); where that cannot be, or on request, it is exported
+    plainly, and simplified by onnxsim where that works. The file is checked by the ONNX checker and, at
     three input sizes, against PyTorch's outputs of the model as it is in float32; only if all is well does it
     appear under ``path``. The model itself is not changed.
 
@@ -189,6 +190,8 @@ def deployed_graph(
     """
     if opset < translate.LOWEST_OPSET:
         raise translate.UntranslatableError(f"opset {opset} has no GELU operator")
+    if not is_lowered(network):
+        raise translate.UntranslatableError(f"{network.architecture} has no lowering for deployment")
     deployed = deploy(network)
     if precision == "fp16":
         to_half(deployed)

@@ -1,86 +1,39 @@
-"""Which architectures are known, and how a state dict is recognised.
+"""Which families are known, and how a state dict is recognised.
 
-To add one: write its module with a :class:`RestorationModel` and a function that reads the
-hyper-parameters from a state dict, and add one line to :data:`ARCHITECTURES`.
+The one way from the rest of the package to a family: by name, by a network of it, or by what a file holds.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from csa2glmha.core.errors import CheckpointError
-from csa2glmha.core.text import quoted, shown
-from csa2glmha.families.hyperparameters import check_hyperparameters
-from csa2glmha.families.restormer import network as restormer
-from csa2glmha.families.spectral import mst, mst_plus_plus
-from csa2glmha.families.variants import describe_variant
+from csa2glmha import families
+from csa2glmha.core.errors import CheckpointError, UsageError
+from csa2glmha.core.text import shown
+from csa2glmha.families.family import Family, Specialise, quote_keys
 from csa2glmha.networks import RestorationModel
+from csa2glmha.reading.reader import Reader
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """One supported network.
+def known_families() -> tuple[Family, ...]:
+    """All of them, in the order in which a file is compared with them."""
+    return families.FAMILIES
 
-    Attributes:
-        model: its class; called with the hyper-parameters as keywords.
-        hyperparameters_from: reads them from a state dict that has every key of ``signature``.
-        signature: keys that together occur in this architecture alone.
+
+def family_named(name: str) -> Family:
+    """The family of that name.
+
+    Raises:
+        KeyError: there is none.
     """
-
-    model: Callable[..., RestorationModel]
-    hyperparameters_from: Callable[[Mapping[str, Tensor]], dict[str, Any]]
-    signature: tuple[str, ...]
+    return {family.name: family for family in families.FAMILIES}[name]
 
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "restormer": Architecture(
-        restormer.Restormer,
-        restormer.hyperparameters_from,
-        (
-            "patch_embed.proj.weight",
-            "encoder_level1.0.attn.temperature",
-            "encoder_level1.0.attn.qkv_dwconv.weight",
-            "encoder_level2.0.ffn.project_out.weight",
-            "encoder_level3.0.ffn.project_out.weight",
-            "latent.0.attn.temperature",
-            "output.weight",
-        ),
-    ),
-    "mst": Architecture(
-        mst.MST,
-        mst.hyperparameters_from,
-        (
-            "embedding.weight",
-            "encoder_layers.0.0.blocks.0.0.to_q.weight",
-            "encoder_layers.0.0.blocks.0.0.mm.depth_conv.weight",
-            "encoder_layers.0.2.weight",
-            "bottleneck.blocks.0.0.rescale",
-            "mapping.weight",
-        ),
-    ),
-    "mst_plus_plus": Architecture(
-        mst_plus_plus.MSTPlusPlus,
-        mst_plus_plus.hyperparameters_from,
-        (
-            "conv_in.weight",
-            "body.0.embedding.weight",
-            "body.0.encoder_layers.0.0.blocks.0.0.to_q.weight",
-            "body.0.bottleneck.blocks.0.0.rescale",
-            "body.0.mapping.weight",
-            "conv_out.weight",
-        ),
-    ),
-}
-
-
-def recognise(state: Mapping[str, Tensor], source: str) -> str:
-    """Name the architecture a state dict belongs to.
+def recognise(state: Mapping[str, Tensor], source: str) -> Family:
+    """The family that a state dict belongs to.
 
     Args:
         state: parameter names and tensors, wrappers and prefixes removed.
@@ -89,41 +42,37 @@ def recognise(state: Mapping[str, Tensor], source: str) -> str:
     Raises:
         CheckpointError: it is none of the known ones; names the closest and the first keys that differ.
     """
-    variant = describe_variant(state)
-    if variant is not None:
-        raise CheckpointError(
-            f"{shown(source)}: is {variant}, which is not supported. Supported: {', '.join(ARCHITECTURES)}"
-        )
-    for name, architecture in ARCHITECTURES.items():
-        if all(key in state for key in architecture.signature):
-            return name
-    score = {name: _share_of(architecture, state) for name, architecture in ARCHITECTURES.items()}
-    closest = max(score, key=lambda name: score[name])
-    signature = ARCHITECTURES[closest].signature
-    missing = [key for key in signature if key not in state]
-    if score[closest] > 0:
-        hint = f"closest is {closest}, but it has no {_quote(missing)}"
+    known = families.FAMILIES
+    supported = ", ".join(family.name for family in known)
+    for family in known:
+        variant = family.variant(state)
+        if variant is not None:
+            raise CheckpointError(
+                f"{shown(source)}: is {variant}, which is not supported. Supported: {supported}"
+            )
+    for family in known:
+        if family.signed(state) == 1:
+            return family
+    closest = max(known, key=lambda family: family.signed(state))
+    missing = [key for key in closest.signature if key not in state]
+    if closest.signed(state) > 0:
+        hint = f"closest is {closest.name}, but it has no {quote_keys(missing)}"
     else:
-        hint = f"it has no key of theirs ({closest}, for one, would have {_quote(missing)})"
+        hint = f"it has no key of theirs ({closest.name}, for one, would have {quote_keys(missing)})"
     raise CheckpointError(
         f"{shown(source)}: not a supported architecture: {hint}; "
-        f"its first keys are {_quote(list(state))}. Supported: {', '.join(ARCHITECTURES)}"
+        f"its first keys are {quote_keys(list(state))}. Supported: {supported}"
     )
 
 
 def likeness(state: Mapping[str, Tensor]) -> float:
-    """How much of what the most similar architecture is known by is in a state dict, 0 to 1."""
-    return max(_share_of(architecture, state) for architecture in ARCHITECTURES.values())
-
-
-def _share_of(architecture: Architecture, state: Mapping[str, Tensor]) -> float:
-    signature = architecture.signature
-    return sum(key in state for key in signature) / len(signature)
+    """How much of what the most similar family is known by is in a state dict, 0 to 1."""
+    return max(family.signed(state) for family in families.FAMILIES)
 
 
 def build(name: str, hyperparameters: Mapping[str, Any]) -> RestorationModel:
-    """Build an architecture with fresh weights, in eval mode."""
-    return ARCHITECTURES[name].model(**hyperparameters).eval()
+    """Build a network of a family with fresh weights, in eval mode."""
+    return family_named(name).build(hyperparameters)
 
 
 def build_from_state(state: Mapping[str, Tensor], source: str) -> RestorationModel:
@@ -135,62 +84,35 @@ def build_from_state(state: Mapping[str, Tensor], source: str) -> RestorationMod
     Raises:
         CheckpointError: unknown architecture, or keys or shapes that do not fit.
     """
-    name = recognise(state, source)
-    try:
-        hyperparameters = check_hyperparameters(
-            name, ARCHITECTURES[name].hyperparameters_from(state), len(state)
-        )
-        with torch.device("meta"):
-            model = build(name, hyperparameters)
-    except (LookupError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-        raise CheckpointError(
-            f"{shown(source)}: looks like {name}, but its hyper-parameters cannot be read from it "
-            f"({quoted(error)})"
-        ) from error
-    load_strictly(model, state, f"{source} ({name})")
-    return model
+    return recognise(state, source).load(state, source)
 
 
-def load_strictly(model: RestorationModel, state: Mapping[str, Tensor], source: str) -> None:
-    """Load ``state`` into ``model``, which may be on the meta device; every key and shape must fit.
+def all_readers() -> tuple[Reader, ...]:
+    """Those of all families."""
+    return tuple(reader for family in families.FAMILIES for reader in family.readers)
+
+
+def all_lowering() -> dict[type[nn.Module], Callable[[Any], nn.Module]]:
+    """By type of module, what takes its place in a deployed network: of all families."""
+    return {kind: rewrite for family in families.FAMILIES for kind, rewrite in family.lowering.items()}
+
+
+def is_lowered(model: nn.Module) -> bool:
+    """Whether a network can be deployed: not if it is of a family that does not say how."""
+    return all(family.lowering for family in families.FAMILIES if family.name == _name_of(model))
+
+
+def specialise_of(model: nn.Module) -> Specialise:
+    """How a network is made for one value of an input.
 
     Raises:
-        CheckpointError: names the first missing, unexpected, misshapen or integer keys.
+        UsageError: its family has no such form.
     """
-    wanted = model.state_dict()
-    missing = [key for key in wanted if key not in state]
-    extra = [key for key in state if key not in wanted]
-    if missing or extra:
-        parts = []
-        if missing:
-            parts.append(f"{len(missing)} missing: {_quote(missing)}")
-        if extra:
-            # Its time grows with the length of names and their number.
-            near = difflib.get_close_matches(extra[0][:200], missing[:1000], n=1)
-            parts.append(
-                f"{len(extra)} unexpected: {_quote(extra)}" + (f" (meant {near[0]}?)" if near else "")
-            )
-        raise CheckpointError(f"{shown(source)}: keys do not fit: {'; '.join(parts)}")
-    wrong = [key for key in wanted if wanted[key].shape != state[key].shape]
-    if wrong:
-        key = wrong[0]
-        raise CheckpointError(
-            f"{shown(source)}: {len(wrong)} tensors have an unexpected shape, first {key}: "
-            f"{tuple(state[key].shape)} where {tuple(wanted[key].shape)} is expected"
-        )
-    integers = [key for key in wanted if wanted[key].is_floating_point() > state[key].is_floating_point()]
-    if integers:
-        kind = str(state[integers[0]].dtype).removeprefix("torch.")
-        raise CheckpointError(
-            f"{shown(source)}: {len(integers)} tensors hold no floating-point numbers, first {integers[0]}: "
-            f"{kind}; give the checkpoint from before quantisation"
-        )
-    model.load_state_dict(dict(state), assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
+    for family in families.FAMILIES:
+        if family.name == _name_of(model) and family.specialise is not None:
+            return family.specialise
+    raise UsageError(f"--mask: {_name_of(model)} has no form for one mask; leave it out")
 
 
-def _quote(keys: list[str], limit: int = 3) -> str:
-    return ", ".join(shown(key) for key in keys[:limit]) + (
-        f", ... ({len(keys)} in all)" if len(keys) > limit else ""
-    )
+def _name_of(model: nn.Module) -> str:
+    return str(getattr(model, "architecture", type(model).__name__))

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from csa2glmha.attention.canonical import normalised_logits, tokens
 from csa2glmha.attention.glmha import GLMHA, GuidedAttention, pooled_moments, statistics_of_moments
-from csa2glmha.families.spectral.attention import MaskedSpectralGLMHA, SpectralGLMHA
+from csa2glmha.families.mst.readers import MaskedSpectralGLMHA
+from csa2glmha.families.spectral.readers import SpectralGLMHA
 from csa2glmha.inference.grid import Tile
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers
@@ -49,13 +50,13 @@ def split_layers(model: RestorationModel) -> dict[int, SplitAttention]:
 
 
 class SplitCSA:
-    """Any channel attention that has an adapter."""
+    """Any channel attention that has an reader."""
 
     def __init__(self, layer: AttentionLayer) -> None:
         self._layer, self._form = layer, layer.form
 
     def moments(self, args: tuple[Any, ...], tile: Tile) -> Moments:
-        x = self._layer.adapter.attention_input(args)
+        x = self._layer.reader.attention_input(args)
         form = self._form
         rows, columns = (
             tokens(_core(part.spread(part.mix(x)), tile), form.heads) for part in (form.rows, form.columns)
@@ -72,15 +73,16 @@ class SplitCSA:
         return (output @ attention).transpose(1, 2).flatten(2)
 
     def apply(self, args: tuple[Any, ...], matrix: Tensor) -> Tensor:
-        adapter, form, module = self._layer.adapter, self._form, self._layer.module
-        values = form.values.spread(form.values.mix(adapter.attention_input(args)))
-        factors = adapter.value_factors(module, args)
+        reader, form, module = self._layer.reader, self._form, self._layer.module
+        values = form.values.spread(form.values.mix(reader.attention_input(args)))
+        factors = reader.value_factors(module, args)
         guided = values if factors is None else values * factors
         y = matrix @ guided.flatten(2)
         if form.output_bias is not None:
             y = y + form.output_bias.view(-1, 1)
         y = y.view(y.shape[0], -1, *values.shape[-2:])
-        return y + module.get_submodule("pos_emb")(values) if form.embedded else y
+        branch = reader.value_branch(module)
+        return y if branch is None else y + branch(values)
 
 
 class _SplitGuided:

@@ -146,7 +146,7 @@ def initialise_layers(
 
 def _empty_candidate(layer: AttentionLayer, config: GLMHAConfig) -> Candidate:
     # What lies beside the attention is taken over from the copy.
-    return Candidate(config, layer.adapter.build(copy.deepcopy(layer.module), config), LayerFit())
+    return Candidate(config, layer.reader.build(copy.deepcopy(layer.module), config), LayerFit())
 
 
 @dataclass(frozen=True)
@@ -179,10 +179,10 @@ def gather_statistics(
 
     def see(name: str, args: tuple[Any, ...]) -> None:
         layer, gathered = layers[name], statistics[name]
-        x = layer.adapter.attention_input(args)
+        x = layer.reader.attention_input(args)
         check_finite(name, "its input is not finite", [x])
         if isinstance(gathered, LayerMoments):
-            gathered.add(x, layer.adapter.value_factors(layer.module, args))
+            gathered.add(x, layer.reader.value_factors(layer.module, args))
         else:
             gathered.add(x)
 
@@ -335,7 +335,7 @@ def _fit_corrections(
 
     def see(name: str, args: tuple[Any, ...]) -> None:
         form = layers[name].form
-        x = layers[name].adapter.attention_input(args)
+        x = layers[name].reader.attention_input(args)
         rows = form.rows.spread(form.rows.mix(x))
         columns = form.columns.spread(form.columns.mix(x))
         target, features = form.logits(rows, columns).cpu(), pooled_statistics(x).cpu()

@@ -20,9 +20,9 @@ from csa2glmha.data.image_set import ImageSet
 from csa2glmha.data.inputs.cassi import CassiScenes, shifted_mask
 from csa2glmha.data.inputs.masks import load_mask
 from csa2glmha.data.inputs.spectral import SyntheticSpectra
+from csa2glmha.families.mst.network import MST, bake_mask
+from csa2glmha.families.mst_plus_plus.network import MSTPlusPlus
 from csa2glmha.families.registry import build
-from csa2glmha.families.spectral.mst import MST, bake_mask
-from csa2glmha.families.spectral.mst_plus_plus import MSTPlusPlus
 from csa2glmha.initialize import LayerFit, initialise_student
 from csa2glmha.initialize.factorize import factorize
 from csa2glmha.initialize.moments import LayerMoments

@@ -27,8 +27,8 @@ from csa2glmha.core.errors import CheckpointError, UsageError
 from csa2glmha.data.inputs.cassi import shifted_mask
 from csa2glmha.export.onnx import export_onnx
 from csa2glmha.export.runtime import provider_name
+from csa2glmha.families.mst.network import bake_mask
 from csa2glmha.families.registry import build
-from csa2glmha.families.spectral.mst import bake_mask
 from csa2glmha.reading.layers import attention_layers
 from tests.conftest import TINY_RESTORMER
 

@@ -21,11 +21,10 @@ from csa2glmha.checkpoint import read_checkpoint, write_safetensors
 from csa2glmha.checkpoint.student import load, student_metadata
 from csa2glmha.config.ranks import Ranks, layer_config, plan_layers
 from csa2glmha.core.errors import CheckpointError
-from csa2glmha.families.hyperparameters import check_hyperparameters
-from csa2glmha.families.registry import build
+from csa2glmha.families.mst.network import MST
+from csa2glmha.families.mst_plus_plus.network import MSTPlusPlus
+from csa2glmha.families.registry import build, family_named
 from csa2glmha.families.restormer.network import Restormer
-from csa2glmha.families.spectral.mst import MST
-from csa2glmha.families.spectral.mst_plus_plus import MSTPlusPlus
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers, replace_layers
 from tests.conftest import TINY_RESTORMER
@@ -114,14 +113,14 @@ def test_hyperparameters_are_checked_before_anything_is_built(
 @pytest.mark.parametrize("name", MODELS)
 def test_hyperparameters_of_real_networks_pass(name: str) -> None:
     model = MODELS[name]()
-    values = check_hyperparameters(name, json.loads(json.dumps(model.hyperparameters)), 1000)
+    values = family_named(name).check(json.loads(json.dumps(model.hyperparameters)), 1000)
     assert build(name, values).hyperparameters == model.hyperparameters
 
 
 @pytest.mark.parametrize("values", [None, [], 3, {"dim": 8}, {"": {}}])
 def test_hyperparameters_of_another_form(values: object) -> None:
     with pytest.raises((ValueError, TypeError)):
-        check_hyperparameters("restormer", values, 1000)  # type: ignore[arg-type]
+        family_named("restormer").check(values, 1000)  # type: ignore[arg-type]
 
 
 # --- layers

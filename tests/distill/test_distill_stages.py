@@ -12,8 +12,8 @@ from csa2glmha.data.batches import Batch
 from csa2glmha.distill import distill, stages, teacher_outputs
 from csa2glmha.distill.losses import LOSSES
 from csa2glmha.distill.processes import Processes
+from csa2glmha.families.mst.network import MST, freeze_mask_branch
 from csa2glmha.families.restormer.network import Restormer
-from csa2glmha.families.spectral.mst import MST, freeze_mask_branch
 from csa2glmha.initialize import initialise_student
 from csa2glmha.networks import run
 from csa2glmha.reading.layers import attention_layers

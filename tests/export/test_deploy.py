@@ -15,16 +15,16 @@ from csa2glmha.commands.export import ExportChoices, export_file
 from csa2glmha.config.options import make_options
 from csa2glmha.config.ranks import Ranks, plan_layers
 from csa2glmha.core.errors import ExportError, UsageError
-from csa2glmha.export.lowering import deploy, to_half
 from csa2glmha.export.lowering.folding import Affine, PooledNorm, UnitNorm, fold_affine, round_up
 from csa2glmha.export.lowering.primitives import shift_back
+from csa2glmha.export.lowering.rewrite import deploy, to_half
 from csa2glmha.export.metadata import inspect_onnx
 from csa2glmha.export.onnx import DEFAULT_OPSET, deployed_graph, export_onnx
 from csa2glmha.export.quantize import robust_convolutions
 from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.families.mst.network import bake_mask
 from csa2glmha.families.registry import build
 from csa2glmha.families.restormer.network import ChannelLayerNorm
-from csa2glmha.families.spectral.mst import bake_mask
 from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
 from csa2glmha.reading.layers import attention_layers, replace_layers
 

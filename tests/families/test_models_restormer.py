@@ -11,7 +11,8 @@ from torch import Tensor
 from csa2glmha.config.ranks import Ranks, plan_layers
 from csa2glmha.core.errors import CheckpointError
 from csa2glmha.families.registry import build_from_state, recognise
-from csa2glmha.families.restormer.network import ChannelLayerNorm, Restormer, hyperparameters_from
+from csa2glmha.families.restormer.hyperparameters import hyperparameters_from
+from csa2glmha.families.restormer.network import ChannelLayerNorm, Restormer
 from csa2glmha.metrics.complexity import Complexity, count_complexity
 from csa2glmha.networks import reflect_pad_to_multiple
 from csa2glmha.reading.layers import attention_layers, replace_layers
@@ -123,7 +124,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 def assert_read_back(model: Restormer) -> None:
     state = model.state_dict()
     assert hyperparameters_from(state) == model.hyperparameters
-    assert recognise(state, "x.pth") == "restormer"
+    assert recognise(state, "x.pth").name == "restormer"
     again = build_from_state(state, "x.pth")
     assert again.hyperparameters == model.hyperparameters
     assert not again.training

@@ -25,8 +25,8 @@ from csa2glmha.data.images import read_image, write_image
 from csa2glmha.data.inputs.cassi import initial_cube, measure, shifted_mask
 from csa2glmha.data.inputs.stretch import stretch
 from csa2glmha.export import runtime
+from csa2glmha.families.mst.network import bake_mask
 from csa2glmha.families.registry import build
-from csa2glmha.families.spectral.mst import bake_mask
 from csa2glmha.inference import plan
 from csa2glmha.inference.memory import tile_needs, whole_needs
 from csa2glmha.inference.plan import TileOptions

@@ -34,6 +34,7 @@ from csa2glmha.initialize.logits import fit_guide, fit_scales, low_rank
 from csa2glmha.initialize.statistics import LayerStatistics
 from csa2glmha.reading import layers as layers_module
 from csa2glmha.reading.layers import attention_layers, glmha_layers
+from csa2glmha.reading.reader import PlainReader
 from tests.conftest import MakeRestormer, batches
 
 
@@ -553,7 +554,7 @@ class PointwiseAttention(nn.Module):
         return self.out((attention @ v).reshape(x.shape))
 
 
-class PointwiseAdapter:
+class PointwiseReader(PlainReader):
     module_type = PointwiseAttention
 
     def read(self, module: nn.Module) -> ChannelAttention:
@@ -567,18 +568,12 @@ class PointwiseAdapter:
             module.heads, rows, columns, values, module.tau.detach().flatten(), output, bias
         )
 
-    def attention_input(self, args: tuple[Any, ...]) -> Tensor:
-        return args[0]
-
-    def value_factors(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        return None
-
     def build(self, module: nn.Module, config: GLMHAConfig) -> GLMHA:
         return GLMHA(config)
 
 
 def pointwise_network(monkeypatch: pytest.MonkeyPatch, bias: bool) -> nn.Sequential:
-    monkeypatch.setattr(layers_module, "ADAPTERS", (PointwiseAdapter(),))
+    monkeypatch.setattr(layers_module, "all_readers", lambda: (PointwiseReader(),))
     layer = PointwiseAttention(12, 2, bias).eval().requires_grad_(False)
     for index, parameter in enumerate(layer.parameters()):
         if parameter.ndim != 3:

@@ -1,5 +1,1 @@
-"""Networks as they are deployed; see :func:`deploy`."""
-
-from csa2glmha.export.lowering.rewrite import deploy, to_half
-
-__all__ = ["deploy", "to_half"]
+"""How networks are deployed: the parts that families build with, and ``rewrite``, which asks them."""

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from csa2glmha.config.ranks import Ranks, plan_layers
-from csa2glmha.families.restormer.lowering import DeployedBlock, DeployedDownsample
-from csa2glmha.families.restormer.network import Downsample, TransformerBlock
-from csa2glmha.families.spectral.attention import MaskedSpectralGLMHA, SpectralGLMHA
-from csa2glmha.families.spectral.blocks import NormedFeedForward
-from csa2glmha.families.spectral.lowering import DeployedFeedForward, DeployedMSMSA, DeployedSMSA
+from csa2glmha.families.registry import all_lowering
 from csa2glmha.initialize import initialise_student
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers
 
 ModelT = TypeVar("ModelT", bound=RestorationModel)
-
-#: By type of module, what takes its place. To support another family, add its modules here.
-REWRITERS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
-    Downsample: DeployedDownsample,
-    TransformerBlock: DeployedBlock,
-    SpectralGLMHA: DeployedSMSA,
-    MaskedSpectralGLMHA: DeployedMSMSA,
-    NormedFeedForward: DeployedFeedForward,
-}
 
 
 @torch.no_grad()
@@ -48,8 +34,9 @@ def deploy(model: ModelT) -> ModelT:
     layers = attention_layers(deployed)
     if layers:
         deployed, _ = initialise_student(deployed, plan_layers(layers, Ranks()), None)
+    lowering = all_lowering()
     for name, module in list(deployed.named_modules()):
-        rewriter = REWRITERS.get(type(module))
+        rewriter = lowering.get(type(module))
         if rewriter is not None:
             deployed.set_submodule(name, rewriter(module))
     return deployed.eval().requires_grad_(False)

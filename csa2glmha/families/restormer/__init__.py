@@ -1,1 +1,27 @@
-"""Restormer."""
+"""Restormer, for images."""
+
+from __future__ import annotations
+
+from csa2glmha.families.family import Family
+from csa2glmha.families.restormer.hyperparameters import RestormerHyperparameters, hyperparameters_from
+from csa2glmha.families.restormer.lowering import LOWERING
+from csa2glmha.families.restormer.network import Restormer
+from csa2glmha.families.restormer.readers import MDTAReader
+
+FAMILY = Family(
+    name=Restormer.architecture,
+    model=Restormer,
+    signature=(
+        "patch_embed.proj.weight",
+        "encoder_level1.0.attn.temperature",
+        "encoder_level1.0.attn.qkv_dwconv.weight",
+        "encoder_level2.0.ffn.project_out.weight",
+        "encoder_level3.0.ffn.project_out.weight",
+        "latent.0.attn.temperature",
+        "output.weight",
+    ),
+    hyperparameters=RestormerHyperparameters,
+    hyperparameters_from=hyperparameters_from,
+    readers=(MDTAReader(),),
+    lowering=LOWERING,
+)

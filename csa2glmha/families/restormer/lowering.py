@@ -100,3 +100,6 @@ class DeployedDownsample(nn.Module):
 
 def _affine(norm: ChannelLayerNorm) -> Affine:
     return Affine(norm.weight, norm.bias, subtract_mean=norm.bias is not None)
+
+
+LOWERING = {TransformerBlock: DeployedBlock, Downsample: DeployedDownsample}

@@ -7,12 +7,6 @@ so that those load as they are.
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
-from fractions import Fraction
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -253,40 +247,3 @@ class Restormer(RestorationModel):
         else:
             x = self.output(x) + image
         return x[..., :height, :width]
-
-
-def hyperparameters_from(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read Restormer's hyper-parameters from the names and shapes of its parameters."""
-    blocks: dict[str, int] = {}
-    for key in state:
-        match = re.match(r"(encoder_level[123]|latent|refinement)\.(\d+)\.", key)
-        if match:
-            blocks[match[1]] = max(blocks.get(match[1], 0), int(match[2]) + 1)
-    levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
-    dim, in_channels = state["patch_embed.proj.weight"].shape[:2]
-    hidden = {
-        dim * 2**i: state[f"{level}.0.ffn.project_out.weight"].shape[1] for i, level in enumerate(levels)
-    }
-    return {
-        "in_channels": in_channels,
-        "out_channels": state["output.weight"].shape[0],
-        "dim": dim,
-        "num_blocks": [blocks[level] for level in levels],
-        "num_refinement_blocks": blocks.get("refinement", 0),
-        "heads": [state[f"{level}.0.attn.temperature"].shape[0] for level in levels],
-        "ffn_expansion_factor": _expansion_factor(hidden),
-        "bias": "encoder_level1.0.attn.qkv.bias" in state,
-        "norm_bias": "encoder_level1.0.norm1.body.bias" in state,
-        "dual_pixel": "skip_conv.weight" in state,
-    }
-
-
-def _expansion_factor(hidden: Mapping[int, int]) -> float:
-    """The factor with the fewest decimals that gives int(width * factor) == hidden for every level."""
-    low = max(Fraction(size, width) for width, size in hidden.items())
-    high = min(Fraction(size + 1, width) for width, size in hidden.items())
-    for decimals in range(1, 13):
-        factor = math.ceil(low * 10**decimals) / 10**decimals
-        if factor < high and all(int(width * factor) == size for width, size in hidden.items()):
-            return factor
-    return float(low)

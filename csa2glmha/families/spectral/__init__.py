@@ -1,1 +1,1 @@
-"""MST and MST++."""
+"""What MST and MST++ share."""

@@ -198,6 +198,11 @@ def unet_num_blocks(state: Mapping[str, Tensor], prefix: str = "") -> list[int]:
     return [blocks[str(level)] for level in range(len(blocks) - 1)] + [blocks["bottleneck"]]
 
 
+def fusion(state: Mapping[str, Tensor]) -> Tensor | None:
+    """The weight of the fusion that relatives of MST and MST++ have in front, under either spelling."""
+    return state.get("fution.weight", state.get("fusion.weight"))
+
+
 def _inverse_rms(tokens: Tensor) -> Tensor:
     return tokens.square().mean(dim=-1).clamp_min(NORM_FLOOR).rsqrt()
 

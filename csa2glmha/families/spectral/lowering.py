@@ -1,4 +1,4 @@
-"""How the parts of MST and MST++ are deployed."""
+"""How what MST and MST++ share is deployed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import expanded_power
-from csa2glmha.core.dispersion import DISPERSION
 from csa2glmha.export.lowering.attention import DeployedCore, copied
 from csa2glmha.export.lowering.folding import (
     Affine,
@@ -19,10 +18,9 @@ from csa2glmha.export.lowering.folding import (
     padded,
     pointwise,
 )
-from csa2glmha.export.lowering.primitives import cast_like, pixel_share, shift_back
-from csa2glmha.families.spectral.attention import MaskedSpectralGLMHA, SpectralGLMHA
+from csa2glmha.export.lowering.primitives import pixel_share
 from csa2glmha.families.spectral.blocks import NormedFeedForward
-from csa2glmha.families.spectral.mst import MaskGuidance
+from csa2glmha.families.spectral.readers import SpectralGLMHA
 
 
 class DeployedFeedForward(nn.Module):
@@ -40,7 +38,7 @@ class DeployedFeedForward(nn.Module):
         return self.net(self.norm(x))
 
 
-class _DeployedSpectral(DeployedCore):
+class DeployedSpectral(DeployedCore):
     """The logits, from second moments, and the positional embedding, padded where that is faster."""
 
     def __init__(self, layer: SpectralGLMHA) -> None:
@@ -96,70 +94,6 @@ class _DeployedSpectral(DeployedCore):
         return maps.split([self.width, self.excess], dim=1)[0] if self.excess else maps
 
 
-class DeployedSMSA(_DeployedSpectral):
-    """S-MSA's replacement: the projection of the attention's values is folded as the output's is.
-
-    So the attention reads the input itself, and the values for the positional embedding are its alone.
-    """
-
-    def __init__(self, layer: SpectralGLMHA) -> None:
-        super().__init__(layer)
-        matrix = _matrix(layer.values)
-        if layer.reduce_values is not None:
-            matrix = _blocks(layer.reduce_values) @ matrix
-        self.generate = nn.Parameter(matrix.detach().clone())
-        # Reading the input costs C^2 a pixel, generating maps of heads * rank_v channels and mixing them
-        # twice that for each.
-        self.direct = 2 * matrix.shape[0] >= matrix.shape[1]
-        if not self.direct:
-            self.low_rank = pointwise(matrix)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights = self.weights(x)
-        if self.direct:
-            attended = self.mixed(weights @ self.generate, x.flatten(2), x)
-        else:
-            attended = self.mixed(weights, self.low_rank(x).flatten(2), x)
-        return attended + self.narrowed(self.pos_emb(self.values(x)))
-
-
-class DeployedMSMSA(_DeployedSpectral):
-    """MS-MSA's replacement: the attention sees the values times the mask's factors."""
-
-    def __init__(self, layer: MaskedSpectralGLMHA) -> None:
-        super().__init__(layer)
-        self.mm = DeployedMaskGuidance(layer.mm) if isinstance(layer.mm, MaskGuidance) else layer.mm
-        reduce = layer.reduce_values
-        self.reduce = None if reduce is None else nn.Parameter(_blocks(reduce).detach().clone())
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        values = self.values(x)
-        guided = self.narrowed(values)
-        guided = guided * cast_like(self.mm(mask, x), guided)
-        guided = guided.flatten(2)
-        if self.reduce is not None:
-            guided = cast_like(self.reduce, guided) @ guided
-        attended = self.mixed(self.weights(x), guided, x)
-        return attended + self.narrowed(self.pos_emb(values))
-
-
-class DeployedMaskGuidance(nn.Module):
-    """As the original, but the width comes from a map."""
-
-    def __init__(self, guidance: MaskGuidance) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = guidance.conv1, guidance.conv2
-        self.depth_conv = guidance.depth_conv
-        self.shifts: Tensor
-        channels = guidance.conv1.out_channels
-        self.register_buffer("shifts", torch.arange(channels) * DISPERSION // 4**guidance.level)
-
-    def forward(self, mask: Tensor, like: Tensor) -> Tensor:
-        features = self.conv1(mask)
-        gate = torch.sigmoid(self.depth_conv(self.conv2(features)))
-        return shift_back(features + features * gate, self.shifts, like)
-
-
 def _add_bias(layers: nn.Module, bias: Tensor) -> None:
     """Add a bias (C,) to the results of convolutions whose last has at least C channels."""
     *_, last = (module for module in layers.modules() if isinstance(module, nn.Conv2d))
@@ -168,16 +102,16 @@ def _add_bias(layers: nn.Module, bias: Tensor) -> None:
     last.bias = nn.Parameter((wide if last.bias is None else wide + last.bias).detach())
 
 
-def _matrix(values: nn.Module) -> Tensor:
+def values_matrix(values: nn.Module) -> Tensor:
     """All of the values' projection: (heads * c, C)."""
     if isinstance(values, nn.Conv2d):
         return values.weight[:, :, 0, 0]
     generate, expand = values.children()
     assert isinstance(generate, nn.Conv2d) and isinstance(expand, nn.Conv2d)
-    return _blocks(expand) @ generate.weight[:, :, 0, 0]
+    return blocks_matrix(expand) @ generate.weight[:, :, 0, 0]
 
 
-def _blocks(grouped: nn.Conv2d) -> Tensor:
+def blocks_matrix(grouped: nn.Conv2d) -> Tensor:
     """The matrix of a grouped pointwise convolution, zero outside its blocks."""
     return torch.block_diag(*grouped.weight[:, :, 0, 0].chunk(grouped.groups))
 
@@ -205,7 +139,7 @@ def _wider(layer: nn.Conv2d, excess: int) -> nn.Conv2d:
     if layer.groups == 1 or layer.weight.shape[1] == 1:
         weight, groups = layer.weight, layer.groups + (excess if layer.groups > 1 else 0)
     else:
-        weight, groups = _blocks(layer)[:, :, None, None], 1
+        weight, groups = blocks_matrix(layer)[:, :, None, None], 1
     width = layer.out_channels + excess
     wide = padded(weight, width)
     assert wide is not None

@@ -7,14 +7,10 @@ so that those load as they are.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from csa2glmha.families.spectral.blocks import SpectralAttention, SpectralUNet, unet_num_blocks
+from csa2glmha.families.spectral.blocks import SpectralAttention, SpectralUNet
 from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
 
 
@@ -89,15 +85,3 @@ class MSTPlusPlus(RestorationModel):
         x = self.conv_in(image.contiguous(memory_format=torch.channels_last))
         x = self.conv_out(self.body(x)) + x
         return x[..., :height, :width]
-
-
-def hyperparameters_from(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the hyper-parameters of MST++ from the names and shapes of its parameters."""
-    stages = [int(match[1]) for key in state if (match := re.match(r"body\.(\d+)\.", key))]
-    n_feat, in_channels = state["conv_in.weight"].shape[:2]
-    return {
-        "in_channels": in_channels,
-        "n_feat": n_feat,
-        "stage": max(stages) + 1,
-        "num_blocks": unet_num_blocks(state, "body.0."),
-    }

@@ -1,4 +1,4 @@
-"""Adapter of Restormer's MDTA."""
+"""How the attention of Restormer, MDTA, is read."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from csa2glmha.attention.canonical import ChannelAttention, Projection
 from csa2glmha.attention.glmha import GLMHA, GLMHAConfig
 from csa2glmha.families.restormer.network import MDTA
+from csa2glmha.reading.reader import PlainReader
 
 
-class MDTAAdapter:
+class MDTAReader(PlainReader):
     """MDTA: rows q, columns k, values v of one convolution pair; the replacement is GLMHA itself."""
 
     module_type = MDTA
@@ -38,13 +39,6 @@ class MDTAAdapter:
             output=module.project_out.weight.detach()[:, :, 0, 0],
             output_bias=None if output_bias is None else output_bias.detach(),
         )
-
-    def attention_input(self, args: tuple[Tensor, ...]) -> Tensor:
-        """The (B, C, H, W) input of the projections, from the arguments of the module's call."""
-        return args[0]
-
-    def value_factors(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """None: the attention sees V as it is."""
 
     def build(self, module: nn.Module, config: GLMHAConfig) -> GLMHA:
         """An uninitialised replacement, called as the module is."""

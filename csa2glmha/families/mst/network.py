@@ -12,8 +12,6 @@ aperture mask dispersed the same way, and its attention shifts what it makes of 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 
 from csa2glmha.core.dispersion import DISPERSION, dispersed_width
 from csa2glmha.core.errors import DataError
-from csa2glmha.families.spectral.blocks import SpectralAttention, SpectralUNet, unet_num_blocks
+from csa2glmha.families.spectral.blocks import SpectralAttention, SpectralUNet
 from csa2glmha.networks import RestorationModel
 
 _LEAKY_SLOPE = 0.1
@@ -286,8 +284,3 @@ def freeze_mask_branch(model: MST) -> None:
     downsamples = [layer[2] for layer in model.encoder_layers if isinstance(layer, nn.ModuleList)]
     for module in (*branch, *downsamples):
         module.requires_grad_(False)
-
-
-def hyperparameters_from(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read MST's hyper-parameters from the names and shapes of its parameters."""
-    return {"dim": state["embedding.weight"].shape[0], "num_blocks": unet_num_blocks(state)}

@@ -1,0 +1,53 @@
+"""How the parts of MST are deployed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from csa2glmha.core.dispersion import DISPERSION
+from csa2glmha.export.lowering.primitives import cast_like, shift_back
+from csa2glmha.families.mst.network import MaskGuidance
+from csa2glmha.families.mst.readers import MaskedSpectralGLMHA
+from csa2glmha.families.spectral.blocks import NormedFeedForward
+from csa2glmha.families.spectral.lowering import DeployedFeedForward, DeployedSpectral, blocks_matrix
+
+
+class DeployedMSMSA(DeployedSpectral):
+    """MS-MSA's replacement: the attention sees the values times the mask's factors."""
+
+    def __init__(self, layer: MaskedSpectralGLMHA) -> None:
+        super().__init__(layer)
+        self.mm = DeployedMaskGuidance(layer.mm) if isinstance(layer.mm, MaskGuidance) else layer.mm
+        reduce = layer.reduce_values
+        self.reduce = None if reduce is None else nn.Parameter(blocks_matrix(reduce).detach().clone())
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        values = self.values(x)
+        guided = self.narrowed(values)
+        guided = guided * cast_like(self.mm(mask, x), guided)
+        guided = guided.flatten(2)
+        if self.reduce is not None:
+            guided = cast_like(self.reduce, guided) @ guided
+        attended = self.mixed(self.weights(x), guided, x)
+        return attended + self.narrowed(self.pos_emb(values))
+
+
+class DeployedMaskGuidance(nn.Module):
+    """As the original, but the width comes from a map."""
+
+    def __init__(self, guidance: MaskGuidance) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = guidance.conv1, guidance.conv2
+        self.depth_conv = guidance.depth_conv
+        self.shifts: Tensor
+        channels = guidance.conv1.out_channels
+        self.register_buffer("shifts", torch.arange(channels) * DISPERSION // 4**guidance.level)
+
+    def forward(self, mask: Tensor, like: Tensor) -> Tensor:
+        features = self.conv1(mask)
+        gate = torch.sigmoid(self.depth_conv(self.conv2(features)))
+        return shift_back(features + features * gate, self.shifts, like)
+
+
+LOWERING = {MaskedSpectralGLMHA: DeployedMSMSA, NormedFeedForward: DeployedFeedForward}

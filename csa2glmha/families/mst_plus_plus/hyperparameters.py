@@ -1,0 +1,38 @@
+"""What hyper-parameters of MST++ may be, and how they are read from its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor
+
+from csa2glmha.families.hyperparameters import Blocks, Hyperparameters, Width
+from csa2glmha.families.spectral.blocks import unet_num_blocks
+
+
+class MSTPlusPlusHyperparameters(Hyperparameters):
+    """Of :class:`csa2glmha.families.mst_plus_plus.network.MSTPlusPlus`."""
+
+    in_channels: Width
+    n_feat: Width
+    stage: Blocks
+    num_blocks: list[Blocks] = Field(min_length=1, max_length=4)
+
+    @property
+    def blocks(self) -> int:
+        return self.stage * sum(self.num_blocks)
+
+
+def hyperparameters_from(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read the hyper-parameters of MST++ from the names and shapes of its parameters."""
+    stages = [int(match[1]) for key in state if (match := re.match(r"body\.(\d+)\.", key))]
+    n_feat, in_channels = state["conv_in.weight"].shape[:2]
+    return {
+        "in_channels": in_channels,
+        "n_feat": n_feat,
+        "stage": max(stages) + 1,
+        "num_blocks": unet_num_blocks(state, "body.0."),
+    }

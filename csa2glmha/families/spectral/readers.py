@@ -1,0 +1,60 @@
+"""How spectral-wise attention is read, and the layer that takes its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from csa2glmha.attention.canonical import ChannelAttention, Projection
+from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.attention.pointwise import PointwiseGLMHA
+from csa2glmha.families.spectral.blocks import SpectralAttention
+from csa2glmha.reading.reader import PlainReader
+
+
+class SpectralGLMHA(PointwiseGLMHA):
+    """In S-MSA's place, on (B, C, H, W): the attention, and the embedding made from all of V.
+
+    Args:
+        config: of the attention.
+        pos_emb: the positional embedding, taken over as it is.
+    """
+
+    def __init__(self, config: GLMHAConfig, pos_emb: nn.Module) -> None:
+        super().__init__(config)
+        self.pos_emb = pos_emb
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self.values(x)
+        return self.attend(x, values) + self.pos_emb(values)
+
+
+class SpectralReader(PlainReader):
+    """S-MSA: rows k, columns q, no biases but the output's."""
+
+    module_type: type[SpectralAttention] = SpectralAttention
+
+    def read(self, module: nn.Module) -> ChannelAttention:
+        """The layer in canonical form; its tensors are the module's, detached."""
+        assert isinstance(module, SpectralAttention)
+        return ChannelAttention(
+            heads=module.heads,
+            rows=Projection(module.to_k.weight.detach()),
+            columns=Projection(module.to_q.weight.detach()),
+            values=Projection(module.to_v.weight.detach()),
+            temperature=module.rescale.detach().flatten(),
+            output=module.proj.weight.detach(),
+            output_bias=module.proj.bias.detach(),
+            embedded=True,
+        )
+
+    def value_branch(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """The positional embedding."""
+        assert isinstance(module, SpectralAttention)
+        return module.pos_emb
+
+    def build(self, module: nn.Module, config: GLMHAConfig) -> nn.Module:
+        """An uninitialised replacement, called as the module is, with the module's own ``pos_emb``."""
+        assert isinstance(module, SpectralAttention)
+        return SpectralGLMHA(config, module.pos_emb)
