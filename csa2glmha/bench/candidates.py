@@ -11,10 +11,10 @@ import torch
 from csa2glmha.bench.noise import noise
 from csa2glmha.checkpoint import is_student
 from csa2glmha.checkpoint.student import load_model
-from csa2glmha.core.dispersion import dispersed_width
 from csa2glmha.core.environment import thread_count
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.progress import say
+from csa2glmha.data.open import input_kind
 from csa2glmha.export.runtime import OnnxModel, provider_name
 
 DEFAULT_SIZE = 256
@@ -87,15 +87,13 @@ def _open_onnx(path: Path, settings: Settings) -> _Opened:
     model = OnnxModel(path, settings.threads, provider_name(settings.provider, "--provider"))
 
     def make(height: int, width: int) -> Candidate:
-        shapes = [(1, model.in_channels, height, width)]
-        if len(model.input_names) > 1:
-            shapes.append((1, model.in_channels, height, dispersed_width(width, model.in_channels)))
+        shapes = input_kind(model.facts).shapes(model.facts, height, width)
         inputs = noise(shapes)
 
         def run() -> None:
             model(*inputs)
 
-        return Candidate(path, "ONNX Runtime", tuple(shapes), run)
+        return Candidate(path, "ONNX Runtime", shapes, run)
 
     return model.fixed_size, make
 

@@ -350,7 +350,9 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
     taken = 0 if distillation is None else distillation.steps
     with_room(states, lambda: _replace_student(output, student, metadata, stale), taken)
     example = examples[0].inputs[0]
-    described = onnx_metadata(output.name, student.architecture, student.hyperparameters, metadata)
+    described = onnx_metadata(
+        output.name, student.architecture, student.hyperparameters, metadata, student.inputs
+    )
     with stage("export"):
         try:
             measured.export = with_room(

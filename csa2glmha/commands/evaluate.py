@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csa2glmha.checkpoint.student import load_model
 from csa2glmha.config.options import ConvertOptions
-from csa2glmha.core.device import resolve_device
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.files import sha256_of
 from csa2glmha.core.hub import display_name
 from csa2glmha.core.progress import progress, say
 from csa2glmha.core.strict_json import json_number
 from csa2glmha.data.batches import Example
-from csa2glmha.data.degrade import parse_degradation
-from csa2glmha.data.folders import check_folder
-from csa2glmha.data.images import MemoryImages, bundled_images
-from csa2glmha.data.inputs.cassi_data import CassiData, open_scenes
-from csa2glmha.data.inputs.masks import is_made_for
-from csa2glmha.data.inputs.stretch import NOTE as STRETCH_NOTE
-from csa2glmha.data.inputs.stretch import Stretched
-from csa2glmha.data.open import as_trained, refuse_cassi_options, refuse_image_options, refuse_no_stretch
-from csa2glmha.data.sources import IMAGE_CHANNELS, image_example, is_spectral, open_inputs, wants_stretch
-from csa2glmha.export.fitted import FittedOnnx
-from csa2glmha.export.runtime import CPU_PROVIDER, OnnxModel, provider_name
-from csa2glmha.metrics.evaluate import Restore, restore
+from csa2glmha.inference.model import OpenModel, open_model
+from csa2glmha.metrics.evaluate import Restore
 from csa2glmha.metrics.quality import (
     CHANNEL_NAMES,
     RANGE_HINT,
@@ -35,91 +23,7 @@ from csa2glmha.metrics.quality import (
     QualityMeter,
     out_of_range,
 )
-from csa2glmha.networks import RestorationModel
 from csa2glmha.report.document import metrics_of, render_table
-
-
-@dataclass(frozen=True)
-class OpenModel:
-    """A model file that can be run.
-
-    Attributes:
-        run: the model.
-        architecture: its name; "" if an ONNX file does not say.
-        channels, bands: of its (first) input and its output.
-        size: height and width, if it holds for one size only.
-        network: the PyTorch network; None for an ONNX file.
-        metadata: what the file says of itself.
-        foreign: an ONNX file that another program made.
-    """
-
-    run: Restore
-    architecture: str
-    channels: int
-    bands: int
-    size: tuple[int, int] | None
-    network: RestorationModel | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    foreign: bool = False
-
-    def stretches(self, options: ConvertOptions) -> bool:
-        """Whether whole images are stretched to [0, 1] for it.
-
-        Raises:
-            UsageError: the options leave out what is not done.
-        """
-        wanted = self.architecture != "mst" and wants_stretch(self.channels, self.bands)
-        refuse_no_stretch(self.architecture or "this model", wanted, options)
-        return wanted and as_trained(self.metadata, options).stretch
-
-    def check_mask(self, mask: Path, key: str | None) -> None:
-        """Raise UsageError for another mask than the one that is baked in."""
-        if not is_made_for(self.metadata, mask, key):
-            raise UsageError(f"--mask {mask}: is not the mask that this model was made for")
-
-
-def open_model(path: Path, device: str, weights: str | None = None) -> OpenModel:
-    """Open a checkpoint, student or ONNX file.
-
-    Args:
-        path: the file.
-        device: as for :func:`~csa2glmha.core.device.resolve_device`. Of an ONNX file a provider of
-            ONNX Runtime, such as "cpu" or "cuda"; "auto" is the CPU, where its memory can be foretold.
-
-        weights: which to take of a checkpoint that holds several; None: averaged ones.
-
-    Raises:
-        UsageError: a device that is not known or not there, or weights that are not.
-        CheckpointError: the file cannot be used.
-    """
-    if path.suffix.lower() == ".onnx":
-        if weights is not None:
-            raise UsageError(f"--weights {weights}: {path} is an ONNX file and has one set; leave it out")
-        provider = CPU_PROVIDER if device == "auto" else provider_name(device, "--device")
-        network = OnnxModel(path, provider=provider)
-        fitted, taken = FittedOnnx(network), len(network.input_names)
-        return OpenModel(
-            lambda inputs: fitted(inputs)[0],
-            network.metadata.get("architecture", "mst" if taken > 1 else ""),
-            network.in_channels,
-            network.out_channels,
-            network.fixed_size,
-            metadata=network.metadata,
-            foreign=network.foreign,
-        )
-    loaded = load_model(path, weights)
-    for note in loaded.checkpoint.notes:
-        say(note)
-    model = loaded.model.to(resolve_device(device))
-    return OpenModel(
-        restore(model),
-        model.architecture,
-        model.in_channels,
-        model.out_channels,
-        model.fixed_size,
-        model,
-        loaded.checkpoint.metadata,
-    )
 
 
 def _open_both(
@@ -160,36 +64,19 @@ def evaluate_file(
             f"--teacher {teacher}: turns {other.channels} channels into {other.bands}, {model} turns "
             f"{opened.channels} into {opened.bands}; give the checkpoint that it was made from"
         )
-    reference = None if other is None else other.run
-    cassi = opened.architecture == "mst"
-    stretched = opened.stretches(options)
-    spectral = cassi or is_spectral(opened.channels, opened.bands)
+    kind, facts = opened.kind, opened.facts
+    stretched, spectral = kind.stretches(facts, options), kind.spectral(facts)
     if channel == "y" and (spectral or opened.bands != 3):
         raise UsageError(f"--channel y: {model} makes no colour images; leave it out")
-    examples, notes = (_cassi if cassi else _images)(opened, options, teacher, crop)
+    examples, notes = kind.open_examples(facts, options, teacher is not None, crop)
     for note in notes:
         say(note)
     # Read to the first that is fit for it, before any is run on.
-    if reference is None and all(example.truth is None for example in examples):
+    if other is None and all(example.truth is None for example in examples):
         raise UsageError(
             f"{options.data}: no ground truth to compare with; give --teacher to compare with its outputs"
         )
-    meters = {name: QualityMeter(spectral, of_luma=channel == "y") for name in ("input", "truth", "teacher")}
-    beyond = 0
-    for index in progress(range(len(examples)), what="evaluating", unit="image"):
-        example = examples[index]
-        output = opened.run(example.inputs)
-        beyond += int(spectral and out_of_range(output))
-        output = output.clamp(0, 1)
-        if example.truth is not None:
-            meters["truth"].add(example.name, output, example.truth)
-            given = example.inputs[0][0]
-            if given.shape == example.truth.shape:
-                meters["input"].add(example.name, given.clamp(0, 1), example.truth)
-        if reference is not None:
-            meters["teacher"].add(example.name, output, reference(example.inputs).clamp(0, 1))
-    if beyond:
-        say(f"{beyond} of {len(examples)} outputs reach far beyond [0, 1]: {RANGE_HINT}")
+    meters = _measure(opened.run, None if other is None else other.run, examples, spectral, channel == "y")
     return {
         "model": display_name(model),
         "data": None if options.data is None else str(options.data),
@@ -199,98 +86,67 @@ def evaluate_file(
         "channel": channel if channel == "y" else None if spectral else CHANNEL_NAMES.get(opened.bands),
         "notes": list(notes),
         "images": len(examples),
-        **({"outputs_out_of_range": beyond} if spectral else {}),
+        **({"outputs_out_of_range": meters.beyond} if spectral else {}),
         **{
-            name: {
-                "mean": {key: json_number(value) for key, value in meter.mean().items()},
-                **({"bands": meter.bands()} if spectral else {}),
-                "per_image": {
-                    quality.name: {key: json_number(value) for key, value in quality.values.items()}
-                    for quality in meter.images
-                },
-            }
-            for name, meter in meters.items()
+            name: _figures(meter, spectral)
+            for name, meter in (
+                ("input", meters.input),
+                ("truth", meters.truth),
+                ("teacher", meters.teacher),
+            )
             if meter.images
         },
     }
 
 
-class _Lazy(Sequence[Example]):
-    """Examples that are read when they are needed: a folder may not fit into memory."""
+@dataclass
+class _Meters:
+    """What was measured of the images.
 
-    def __init__(self, count: int, read: Callable[[int], Example]) -> None:
-        self._count, self._read = count, read
+    Attributes:
+        input, truth: inputs and outputs against the ground truth.
+        teacher: outputs against the teacher's.
+        beyond: outputs that reach far beyond [0, 1].
+    """
 
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._read(index)
-
-
-def _images(
-    model: OpenModel, options: ConvertOptions, teacher: Path | None, crop: int | None
-) -> tuple[Sequence[Example], tuple[str, ...]]:
-    refuse_cassi_options(model.architecture or "this model", options)
-    data, targets, degrade = options.data, options.targets, options.degrade
-    spectral = is_spectral(model.channels, model.bands)
-    if data is not None:  # before the question for a truth of images that are not there
-        check_folder(data, "folder", "images" if model.channels in IMAGE_CHANNELS else "cubes")
-    if targets is None and teacher is None and (degrade is None or spectral):
-        cubes = "--targets DIR of cubes" if spectral else "--targets DIR, --degrade noise:25 for clean images"
-        raise UsageError(f"nothing to compare with: give {cubes}, or --teacher")
-    degradation = None if degrade is None else parse_degradation(degrade)
-    if data is None:
-        if model.channels not in IMAGE_CHANNELS:
-            raise UsageError(f"no images of {model.channels} channels come with this tool: give --data DIR")
-        images: Any = MemoryImages(bundled_images(model.channels))
-        notes: tuple[str, ...] = (
-            f"no --data: judging on {len(images)} photographs bundled with scikit-image",
-        )
-    else:
-        images, notes = open_inputs(data, model.channels, targets, model.bands, options.mat_key, options.pair)
-    if model.stretches(options):
-        images = Stretched(images)
-        notes += (STRETCH_NOTE,)
-    examples = _Lazy(
-        len(images),
-        lambda index: image_example(images, index, degradation, options.seed, crop, not spectral),
-    )
-    return examples, notes
+    input: QualityMeter
+    truth: QualityMeter
+    teacher: QualityMeter
+    beyond: int = 0
 
 
-def _cassi(
-    model: OpenModel, options: ConvertOptions, teacher: Path | None, crop: int | None
-) -> tuple[Sequence[Example], tuple[str, ...]]:
-    refuse_image_options(model.architecture, options)
-    if crop is not None:
-        raise UsageError(f"--crop {crop}: a scene belongs to its place under the mask; leave it out")
-    if model.size is not None and options.mask is None:
-        raise UsageError(f"{model.architecture} with a mask baked in: give the file of that mask, --mask")
-    scenes, mask, recorded, _, notes = open_scenes(
-        options.data,
-        options.mask,
-        options.mat_key,
-        model.channels,
-        options.input_size,
-        options.seed,
-        options.mask_key,
-        options.measurement_scale,
-    )
-    if model.size is not None and tuple(mask.shape) != model.size:
-        height, width = model.size
-        raise UsageError(
-            f"--mask {options.mask}: has {mask.shape[0]}x{mask.shape[1]} pixels, the one baked in has "
-            f"{height}x{width}"
-        )
-    if options.mask is not None:
-        model.check_mask(options.mask, options.mask_key)
-    if recorded and teacher is None:
-        raise UsageError(
-            f"nothing to compare with: {options.data} holds recorded measurements; give --teacher"
-        )
-    data = CassiData(scenes, scenes, recorded, mask, model.channels, 1, str(options.data), notes)
-    return _Lazy(len(scenes), lambda index: data.example(scenes, index)), notes
+def _measure(
+    run: Restore, reference: Restore | None, examples: Sequence[Example], spectral: bool, of_luma: bool
+) -> _Meters:
+    input_, truth, teacher = (QualityMeter(spectral, of_luma=of_luma) for _ in range(3))
+    meters = _Meters(input_, truth, teacher)
+    for index in progress(range(len(examples)), what="evaluating", unit="image"):
+        example = examples[index]
+        output = run(example.inputs)
+        meters.beyond += int(spectral and out_of_range(output))
+        output = output.clamp(0, 1)
+        if example.truth is not None:
+            meters.truth.add(example.name, output, example.truth)
+            given = example.inputs[0][0]
+            if given.shape == example.truth.shape:
+                meters.input.add(example.name, given.clamp(0, 1), example.truth)
+        if reference is not None:
+            meters.teacher.add(example.name, output, reference(example.inputs).clamp(0, 1))
+    if meters.beyond:
+        say(f"{meters.beyond} of {len(examples)} outputs reach far beyond [0, 1]: {RANGE_HINT}")
+    return meters
+
+
+def _figures(meter: QualityMeter, spectral: bool) -> dict[str, Any]:
+    """Mean and values of every image, as JSON values."""
+    return {
+        "mean": {key: json_number(value) for key, value in meter.mean().items()},
+        **({"bands": meter.bands()} if spectral else {}),
+        "per_image": {
+            quality.name: {key: json_number(value) for key, value in quality.values.items()}
+            for quality in meter.images
+        },
+    }
 
 
 def describe_evaluation(found: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from csa2glmha.commands.evaluate import open_model
 from csa2glmha.config.options import ConvertOptions, make_options
 from csa2glmha.core.device import resolve_device
 from csa2glmha.core.errors import DataError, UnfitError, UsageError
@@ -21,8 +20,8 @@ from csa2glmha.data.images import largest_bits, write_image
 from csa2glmha.data.inputs.spectral import write_cube
 from csa2glmha.data.inputs.stretch import NOTE as STRETCH_NOTE
 from csa2glmha.data.stored import StoredImage
-from csa2glmha.inference.inputs import input_kind
 from csa2glmha.inference.jobs import Job, find_jobs
+from csa2glmha.inference.model import open_model
 from csa2glmha.inference.plan import Restorer, TileOptions, image_room
 from csa2glmha.metrics.quality import RANGE_HINT, out_of_range
 
@@ -94,22 +93,24 @@ def _run_files(
     skip_existing: bool,
 ) -> RunResult:
     opened = open_model(model, options.device, options.weights)
-    kind = input_kind(opened, options, cube_suffix)
-    formats = kind.formats
+    kind, facts = opened.kind, opened.facts
+    inputs = kind.open_files(facts, options, cube_suffix)
+    formats = inputs.formats
     found = find_jobs(sources, output, formats, overwrite, skip_existing)
     if found.foreign:
         say(left_out_line(found.foreign))
     # All inputs, done or not: their units must not depend on how much is left to do.
-    read = kind.reader(find_jobs(sources, output, formats, overwrite=True).jobs)
+    every = find_jobs(sources, output, formats, overwrite=True).jobs
+    read = inputs.reader([job.sources for job in every])
     place = torch.device("cpu") if opened.network is None else resolve_device(options.device)
     restorer, room = Restorer(model, opened, place, tiles), image_room(tiles)
-    stretched = opened.stretches(options)
+    stretched = kind.stretches(facts, options)
     if stretched:
         say(STRETCH_NOTE)
     written, skipped = [], list(found.foreign)
     for job in progress(found.jobs, what="restoring", unit="file"):
         try:
-            source = read(job, room)
+            source = read(job.sources, room)
             ensure_writable(job.output, overwrite)
             restored = restorer(job.sources[0].name, source.inputs)
             if formats.output_suffix and out_of_range(restored):

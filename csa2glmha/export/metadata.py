@@ -35,7 +35,11 @@ _FROM_STUDENT = (
 
 
 def onnx_metadata(
-    name: str, architecture: str, hyperparameters: Mapping[str, Any], provenance: Mapping[str, str]
+    name: str,
+    architecture: str,
+    hyperparameters: Mapping[str, Any],
+    provenance: Mapping[str, str],
+    inputs: str = "",
 ) -> dict[str, str]:
     """The metadata of an ONNX file.
 
@@ -43,6 +47,7 @@ def onnx_metadata(
         name: of the model, such as its file's without the suffix, or its folder's.
         architecture, hyperparameters: of the network.
         provenance: a student's metadata, or the "teacher_sha256" of an unconverted checkpoint.
+        inputs: the kind of the network's inputs; "" leaves the entry out.
     """
     return {
         "name": name,
@@ -50,6 +55,7 @@ def onnx_metadata(
         "architecture": architecture,
         "hyperparameters": dumps(dict(hyperparameters)),
         "kind": "student" if "ranks" in provenance else "teacher",
+        **({"inputs": inputs} if inputs else {}),
         **{key: provenance[key] for key in _FROM_STUDENT if key in provenance},
         "license": LICENSE_NOTE,
     }
@@ -68,7 +74,7 @@ def metadata_of(loaded: LoadedModel) -> dict[str, str]:
         source = source_of(checkpoint.path)
         folder = checkpoint.path.resolve().parent.name if source is None else repository_of(source)
         name = folder.rpartition("/")[2] or name
-    return onnx_metadata(name, model.architecture, model.hyperparameters, provenance)
+    return onnx_metadata(name, model.architecture, model.hyperparameters, provenance, model.inputs)
 
 
 def inspect_onnx(path: Path) -> dict[str, Any]:

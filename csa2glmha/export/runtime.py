@@ -16,6 +16,7 @@ from torch import Tensor
 from csa2glmha.core.environment import thread_count
 from csa2glmha.core.errors import CheckpointError, DataError, UsageError
 from csa2glmha.core.files import reachable
+from csa2glmha.data.inputs.kind import NetworkFacts, declared_inputs
 
 # ONNX Runtime also logs what it raises; the exception is enough.
 _LOG_FATAL_ONLY = 4
@@ -127,6 +128,20 @@ class OnnxModel:
     def metadata(self) -> dict[str, str]:
         """The metadata written into the file at export."""
         return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    @property
+    def facts(self) -> NetworkFacts:
+        """What its kind of inputs must know."""
+        metadata, count = self.metadata, len(self.input_names)
+        return NetworkFacts(
+            metadata.get("architecture") or "this model",
+            declared_inputs(metadata, count),
+            self.in_channels,
+            self.out_channels,
+            count,
+            size=self.fixed_size,
+            metadata=metadata,
+        )
 
     @property
     def foreign(self) -> bool:

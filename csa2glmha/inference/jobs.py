@@ -10,6 +10,7 @@ from pathlib import Path
 from csa2glmha.core.errors import DataError, OutputError, UsageError
 from csa2glmha.data import arrays, images
 from csa2glmha.data.folders import list_files, list_with_foreign, stem
+from csa2glmha.data.inputs.kind import Formats
 from csa2glmha.data.pairing import pair_names
 from csa2glmha.data.sources import VIEW_FOLDERS
 
@@ -27,37 +28,6 @@ class Job:
     sources: tuple[Path, ...]
     output: Path
     named: bool
-
-
-@dataclass(frozen=True)
-class Formats:
-    """What a network reads and writes.
-
-    Attributes:
-        suffixes: of the inputs, lower case.
-        wanted: what they are, for messages.
-        views: inputs are folders with two views of every image.
-        output_suffix: of cubes; "" keeps the names as they are.
-        output_channels: of images.
-    """
-
-    suffixes: Sequence[str]
-    wanted: str
-    views: bool
-    output_suffix: str
-    output_channels: int
-
-
-def image_formats(output_suffix: str, output_channels: int, views: bool = False) -> Formats:
-    """Of networks that take images."""
-    wanted = "images" if not views else "two folders of views, such as inputL and inputR, in it"
-    return Formats(images.SUFFIXES, wanted, views, output_suffix, output_channels)
-
-
-def array_formats(output_suffix: str, output_channels: int) -> Formats:
-    """Of networks that take cubes or measurements."""
-    wanted = f"{arrays.SUFFIX_LIST} files"
-    return Formats(arrays.SUFFIXES, wanted, False, output_suffix, output_channels)
 
 
 @dataclass

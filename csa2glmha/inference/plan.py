@@ -11,7 +11,6 @@ import psutil
 import torch
 from torch import Tensor
 
-from csa2glmha.commands.evaluate import OpenModel
 from csa2glmha.core.device import total_memory
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.core.progress import manual_progress, say
@@ -25,6 +24,7 @@ from csa2glmha.inference.memory import (
     used_bytes,
     whole_needs,
 )
+from csa2glmha.inference.model import OpenModel
 from csa2glmha.inference.split import split_layers
 from csa2glmha.inference.tiles import restore_globally, restore_separately
 from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
@@ -258,7 +258,8 @@ class Restorer:
             session = OnnxModel(self.path)
             probe = torch.rand(1, self.model.channels, _PROBE, _PROBE)
             before = psutil.Process().memory_info().rss
-            session(*_with_mask(session, probe))
+            shapes = self.model.kind.shapes(self.model.facts, _PROBE, _PROBE)
+            session(probe, *(torch.ones(shape) for shape in shapes[1:]))
             grown = psutil.Process().memory_info().rss - before
             self._onnx_bytes_per_pixel = _ONNX_OVERHEAD * max(grown, probe.nbytes) / _PROBE**2
         return int(self._onnx_bytes_per_pixel * pixels)
@@ -282,11 +283,3 @@ def _padded(network: RestorationModel, height: int, width: int) -> tuple[int, in
     multiple = network.size_multiple
     rows, columns = (-(-side // multiple) * multiple for side in (height, width))
     return rows, columns
-
-
-def _with_mask(session: OnnxModel, probe: Tensor) -> Inputs:
-    if len(session.input_names) == 1:
-        return (probe,)
-    from csa2glmha.data.inputs.cassi import shifted_mask
-
-    return probe, shifted_mask(torch.ones(_PROBE, _PROBE), probe.shape[1])

@@ -20,8 +20,8 @@ from csa2glmha.commands.run import run_files
 from csa2glmha.config.options import make_options
 from csa2glmha.core.errors import CheckpointError, Csa2GlmhaError, DataError
 from csa2glmha.data.images import read_image
-from csa2glmha.export.fitted import FittedOnnx
 from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.inference.fitted import FittedOnnx
 from csa2glmha.inference.plan import TileOptions
 
 

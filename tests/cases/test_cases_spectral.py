@@ -19,7 +19,6 @@ from csa2glmha.data.inputs.cassi import initial_cube
 from csa2glmha.data.inputs.cassi_data import open_scenes
 from csa2glmha.data.inputs.masks import load_mask
 from csa2glmha.data.inputs.spectral import SpectralPairs
-from csa2glmha.inference.inputs import input_kind
 from csa2glmha.inference.jobs import find_jobs
 
 
@@ -49,11 +48,11 @@ def test_cubes_that_h5py_wrote(cases: Path) -> None:
 def inputs_of(folder: Path, mask: Path, **choices: object) -> list[torch.Tensor]:
     """What `run` feeds MST with."""
     bands = 28
-    model = OpenModel(lambda inputs: inputs[0][0], "mst", bands, bands, None)
-    kind = input_kind(model, make_options(mask=mask, **choices), ".npy")
+    model = OpenModel(lambda inputs: inputs[0][0], "mst", bands, bands, None, inputs="cassi", count=2)
+    kind = model.kind.open_files(model.facts, make_options(mask=mask, **choices), ".npy")
     jobs = find_jobs([folder], folder / "out", kind.formats, overwrite=True).jobs
-    read = kind.reader(jobs)
-    return [read(job, 2**30).inputs[0][0] for job in jobs]
+    read = kind.reader([job.sources for job in jobs])
+    return [read(job.sources, 2**30).inputs[0][0] for job in jobs]
 
 
 def test_measurements_in_counts(cases: Path, shared: Path) -> None:

@@ -1,0 +1,154 @@
+"""Images as the only input of a network, among them pairs of views; cubes where no image has the channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from csa2glmha.config.options import ConvertOptions
+from csa2glmha.core.errors import DataError, UsageError
+from csa2glmha.data.batches import Data
+from csa2glmha.data.crops import ImageSource
+from csa2glmha.data.degrade import parse_degradation
+from csa2glmha.data.folders import check_folder
+from csa2glmha.data.images import MemoryImages, bundled_images, read_stored
+from csa2glmha.data.inputs.kind import (
+    Examples,
+    FileInputs,
+    Files,
+    LazyExamples,
+    NetworkFacts,
+    Read,
+    Source,
+    array_formats,
+    image_formats,
+)
+from csa2glmha.data.inputs.refusals import refuse_cassi_options, refuse_no_stretch
+from csa2glmha.data.inputs.spectral import read_cube
+from csa2glmha.data.inputs.stretch import NOTE as STRETCH_NOTE
+from csa2glmha.data.inputs.stretch import Stretched, stretch
+from csa2glmha.data.inputs.units import judge_files
+from csa2glmha.data.sources import (
+    DUAL_PIXEL_CHANNELS,
+    IMAGE_CHANNELS,
+    image_example,
+    is_spectral,
+    open_inputs,
+    prepare_images,
+    wants_stretch,
+)
+
+
+class ImageInputs:
+    """Images as they are; see :class:`csa2glmha.data.inputs.kind.InputKind`."""
+
+    def takes(self, channels: int, bands: int) -> bool:
+        """All but what is stretched."""
+        return not wants_stretch(channels, bands)
+
+    def spectral(self, network: NetworkFacts) -> bool:
+        """As the numbers of channels tell."""
+        return is_spectral(network.channels, network.bands)
+
+    def stretches(self, network: NetworkFacts, options: ConvertOptions) -> bool:
+        """Never."""
+        refuse_no_stretch(network.name, False, options)
+        return False
+
+    def shapes(
+        self, network: NetworkFacts, height: int, width: int, batch: int = 1
+    ) -> tuple[tuple[int, ...], ...]:
+        """One input."""
+        return ((batch, network.channels, height, width),)
+
+    def open_data(self, network: NetworkFacts, options: ConvertOptions) -> Data:
+        """Images, some of them held out."""
+        refuse_cassi_options(network.name, options)
+        return prepare_images(
+            options.data,
+            options.targets,
+            options.degrade,
+            network.channels,
+            options.seed,
+            network.bands,
+            options.mat_key,
+            options.pair,
+            self.stretches(network, options),
+        )
+
+    def open_examples(
+        self, network: NetworkFacts, options: ConvertOptions, teacher: bool, crop: int | None
+    ) -> Examples:
+        """All images of a folder, or the photographs that come with scikit-image."""
+        refuse_cassi_options(network.name, options)
+        stretched, spectral = self.stretches(network, options), self.spectral(network)
+        if options.data is not None:  # before the question for a truth of images that are not there
+            wanted = "images" if network.channels in IMAGE_CHANNELS else "cubes"
+            check_folder(options.data, "folder", wanted)
+        if options.targets is None and not teacher and (options.degrade is None or spectral):
+            cubes = (
+                "--targets DIR of cubes" if spectral else "--targets DIR, --degrade noise:25 for clean images"
+            )
+            raise UsageError(f"nothing to compare with: give {cubes}, or --teacher")
+        degradation = None if options.degrade is None else parse_degradation(options.degrade)
+        images, notes = _open(network, options)
+        if stretched:
+            images, notes = Stretched(images), (*notes, STRETCH_NOTE)
+        read = partial(image_example, images, degradation=degradation, seed=options.seed, size=crop)
+        return LazyExamples(len(images), lambda index: read(index, clean_is_truth=not spectral)), notes
+
+    def open_files(self, network: NetworkFacts, options: ConvertOptions, cube_suffix: str) -> FileInputs:
+        """Image files, two views of each, or cubes."""
+        refuse_cassi_options(network.name, options)
+        stretched, channels = self.stretches(network, options), network.channels
+        suffix = cube_suffix if self.spectral(network) else ""
+        if channels == DUAL_PIXEL_CHANNELS:
+            return FileInputs(image_formats(suffix, network.bands, views=True), lambda files: _read_views)
+        if channels in IMAGE_CHANNELS:
+            read = partial(_read_image, channels=channels, stretched=stretched)
+            return FileInputs(image_formats(suffix, network.bands), lambda files: read)
+        key = options.mat_key
+        return FileInputs(
+            array_formats(suffix, network.bands), lambda files: _cube_reader(files, channels, key)
+        )
+
+    def provenance(self, network: NetworkFacts, options: ConvertOptions) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
+    def constants(self, data: Data, options: ConvertOptions) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+
+def _open(network: NetworkFacts, options: ConvertOptions) -> tuple[ImageSource, tuple[str, ...]]:
+    channels = network.channels
+    if options.data is not None:
+        return open_inputs(
+            options.data, channels, options.targets, network.bands, options.mat_key, options.pair
+        )
+    if channels not in IMAGE_CHANNELS:
+        raise UsageError(f"no images of {channels} channels come with this tool: give --data DIR")
+    images = MemoryImages(bundled_images(channels))
+    return images, (f"no --data: judging on {len(images)} photographs bundled with scikit-image",)
+
+
+def _read_image(files: Files, room: int, channels: int, stretched: bool) -> Source:
+    image, stored = read_stored(files[0], channels, room)
+    image = stretch(image) if stretched else image
+    return Source((image.unsqueeze(0),), stored)
+
+
+def _read_views(files: Files, room: int) -> Source:
+    (left, stored), (right, _) = (read_stored(path, 3, room // 2) for path in files)
+    if left.shape != right.shape:
+        raise DataError(f"{str(files[0])!r} is not of the size of its right view")
+    return Source((torch.cat((left, right)).unsqueeze(0),), stored)
+
+
+def _cube_reader(all_files: Sequence[Files], bands: int, mat_key: str | None) -> Read:
+    white = judge_files([files[0] for files in all_files], bands, mat_key)
+    return lambda files, room: Source((read_cube(files[0], bands, mat_key, white).unsqueeze(0),))
