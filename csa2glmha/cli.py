@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import click
 
-from csa2glmha.config.options import ConvertOptions, make_options, read_recipe
+from csa2glmha.config.options import ConvertOptions, flag_of, make_options, read_recipe
 from csa2glmha.core.ending import run_safely
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.core.hub import SCHEME, HubFile, local_file, parse_address
@@ -99,27 +99,32 @@ def show_line(text: str) -> None:
 
 
 def settings(*names: str) -> Callable[[Command], Command]:
-    """Command-line options for fields of ConvertOptions, which validates them and holds their defaults."""
+    """Command-line options for fields of ConvertOptions, which validates them and holds their defaults.
+
+    Of one that is on unless it is switched off, the description is that of switching it off.
+    """
 
     def decorate(command: Command) -> Command:
         for name in reversed(names):
-            field = ConvertOptions.model_fields[name]
-            flag = "--" + name.replace("_", "-")
-            if field.annotation is bool and field.default:
-                flags = (f"--no-{name.replace('_', '-')}", name)
-                option = click.option(
-                    *flags, is_flag=True, flag_value=False, default=None, help=field.description
-                )
-            elif field.annotation is bool:
-                option = click.option(flag, is_flag=True, default=None, help=field.description)
-            else:
-                shown = "" if field.default is None else f" [default: {field.default}]"
-                metavar = METAVARS.get(name, "N")
-                option = click.option(flag, metavar=metavar, help=f"{field.description}{shown}")
-            command = option(command)
+            command = _setting(name)(command)
         return command
 
     return decorate
+
+
+def _setting(name: str) -> Callable[[Command], Command]:
+    field = ConvertOptions.model_fields[name]
+    if field.annotation is bool:
+        flag, switched = flag_of(name, not field.default), not field.default
+        return click.option(
+            flag, name, is_flag=True, flag_value=switched, default=None, help=field.description
+        )
+    shown = "" if field.default is None else f" [default: {field.default}]"
+    if get_origin(field.annotation) is Literal:
+        choices = click.Choice(get_args(field.annotation))
+        return click.option(flag_of(name), name, type=choices, help=f"{field.description}{shown}")
+    metavar = METAVARS.get(name, "N")
+    return click.option(flag_of(name), name, metavar=metavar, help=f"{field.description}{shown}")
 
 
 METAVARS = {
@@ -131,7 +136,7 @@ METAVARS = {
     "macs": "SHARE|M",
     "params": "SHARE|M",
     "max_drop": "DB",
-    "attention": "FORM",
+    "latency": "SHARE",
     "weights": "KEY",
     "data": "DIR",
     "targets": "DIR",
@@ -142,17 +147,14 @@ METAVARS = {
     "measurement_scale": "S",
     "mat_key": "NAME",
     "distill_minutes": "M",
-    "distill_stages": "STAGES",
     "learning_rate": "RATE",
-    "loss": "NAME",
     "truth_weight": "W",
-    "precision": "NAME",
     "state_minutes": "M",
     "tensorboard": "DIR",
     "device": "NAME",
 }
 RANKS = ("rank", "rank_q", "rank_k", "rank_v", "rank_pos")
-BUDGETS = ("macs", "params", "max_drop")
+BUDGETS = ("macs", "params", "max_drop", "latency")
 DATA = ("data", "targets", "pair", "degrade", "mask", "mask_key", "measurement_scale", "mat_key", "stretch")
 TRAINING = (
     "distill_steps",
@@ -180,29 +182,15 @@ def given_only(values: dict[str, Any]) -> dict[str, Any]:
 
 @cli.command(context_settings=CONTEXT, short_help="Compress a checkpoint: student, ONNX file, report.")
 @click.argument("checkpoint", type=MODEL)
-@settings(*RANKS, *BUDGETS)
-@click.option(
-    "--latency",
-    type=Number(0, 10, min_open=True),
-    metavar="SHARE",
-    help="Budget of --rank auto: a share of the teacher's time in ONNX Runtime.",
-)
-@settings("attention", *DATA, "calibration_crops", "calibration_size")
-@settings(*TRAINING, "baselines")
-@click.option("--no-distill", is_flag=True, help="Stop at the initialisation.")
-@settings("input_size")
-@click.option("--no-latency", is_flag=True, help="Do not time the ONNX models.")
-@settings("weights", "device", "seed")
+@settings(*RANKS, *BUDGETS, "attention", *DATA, "calibration_crops", "calibration_size")
+@settings(*TRAINING, "baselines", "distill", "input_size", "timing", "weights", "device", "seed")
 @click.option("--recipe", type=EXISTING, metavar="FILE", help="YAML file that sets any of these options.")
 @click.option("-o", "--output", metavar="DIR", help="Output folder [default: CHECKPOINT-rankR].")
-@click.option("--overwrite", is_flag=True, help="Replace existing results.")
+@settings("overwrite")
 @click.option("--dry-run", is_flag=True, help="Check everything and show what would be done; write nothing.")
 def convert(
     checkpoint: Model,
     recipe: Path | None,
-    no_distill: bool,
-    no_latency: bool,
-    overwrite: bool,
     dry_run: bool,
     **given: Any,
 ) -> None:
@@ -217,10 +205,6 @@ def convert(
     for name, other in (("distill_steps", "distill_minutes"), ("distill_minutes", "distill_steps")):
         if given[name] is not None and given[other] is None:
             values.pop(other, None)
-    # Flags can only switch from the default; what a recipe switched stays.
-    values |= {"distill": False} if no_distill else {}
-    values |= {"latency": False} if no_latency else {}
-    values |= {"overwrite": True} if overwrite else {}
     options = make_options(**values)
     if dry_run:
         show(describe_preview(preview_conversion(local_file(checkpoint), options)))
@@ -308,8 +292,20 @@ def distill(student: Model, teacher: Model, output: Path | None, overwrite: bool
 @click.option("--teacher", type=MODEL, metavar="CKPT", help="In place of MODEL: an unconverted checkpoint.")
 @click.option("-o", "--output", type=EXISTING, metavar="FILE", help="ONNX file [MODEL with .onnx].")
 @click.option("--plain", is_flag=True, help="As PyTorch's exporter does it, without rewrites, to compare.")
-@click.option("--precision", default="fp32", show_default=True, metavar="P", help="fp32, fp16 or int8.")
-@click.option("--io", default="fp32", show_default=True, metavar="P", help="Inputs and output: fp32 or fp16.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Arithmetic of the ONNX file.",
+)
+@click.option(
+    "--io",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Inputs and output.",
+)
 @click.option("--opset", type=int, help="ONNX operator set [21, which ONNX Runtime 1.20 and later load].")
 @settings(*DATA, "calibration_crops", "calibration_size", "input_size", "weights", "seed")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
@@ -334,8 +330,6 @@ def export(
 
     if (model is None) == (teacher is None):
         raise UsageError("export: give one file, MODEL or --teacher CKPT")
-    if io not in ("fp32", "fp16"):
-        raise UsageError(f"--io {io}: unknown; give fp32 or fp16")
     choices = ExportChoices(opset, plain, precision, io == "fp16", overwrite)
     options = make_options(**given_only(given))
     result, loss = export_file(local_file(model or teacher or Path()), output, choices, options)
@@ -516,10 +510,7 @@ def bench(
     help="Ranks; also auto:0.75 (searched within that share of the MACs), auto:max-drop=0.05.",
 )
 @settings("rank_q", "attention", *DATA, "calibration_crops", "calibration_size")
-@settings(*(name for name in TRAINING if name != "resume"))
-@click.option("--no-distill", is_flag=True, help="Stop at the initialisations.")
-@settings("input_size")
-@click.option("--no-latency", is_flag=True, help="Do not time the ONNX models.")
+@settings(*(name for name in TRAINING if name != "resume"), "distill", "input_size", "timing")
 @settings("weights", "device", "seed")
 @click.option(
     "-o", "--output", type=EXISTING, metavar="DIR", help="Output folder [default: CHECKPOINT-sweep]."
@@ -529,8 +520,7 @@ def bench(
 def sweep(
     checkpoint: Model,
     ranks: str,
-    no_distill: bool,
-    no_latency: bool,
+    timing: bool | None,
     output: Path | None,
     overwrite: bool,
     as_json: bool,
@@ -543,11 +533,10 @@ def sweep(
     from csa2glmha.commands.sweep import describe_sweep, run_sweep
     from csa2glmha.sweep.points import parse_points
 
-    values = given_only(given) | ({"distill": False} if no_distill else {})
-    points = parse_points(ranks, values)
+    points = parse_points(ranks, given_only(given))
     file = local_file(checkpoint)
     output = output or Path(f"{file.stem}-sweep")
-    found = run_sweep(file, points, output, overwrite=overwrite, latency=not no_latency)
+    found = run_sweep(file, points, output, overwrite=overwrite, latency=timing is not False)
     show(dumps(found.to_json(), indent=2) if as_json else describe_sweep(found))
     if not as_json:
         show("")

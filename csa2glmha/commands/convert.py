@@ -251,7 +251,7 @@ def _stage_names(plan: Plan, options: ConvertOptions) -> list[str]:
         "ranks": options.measured,
         "distill": plan.distilled,
         "baselines": options.baselines,
-        "latency": bool(options.latency),
+        "latency": options.timing,
     }
     return [name for name in CONVERSION if wanted.get(name, True)]
 
@@ -361,7 +361,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
             )
         except ExportError as error:
             raise ExportError(f"{error}; the student itself is kept in {output / STUDENT_FILE}") from error
-    if options.latency:
+    if options.timing:
         with stage("latency"):
             files = {"student": output / ONNX_FILE}
             try:

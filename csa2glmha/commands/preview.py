@@ -169,7 +169,7 @@ def _stages(
     candidates = 3 if distilled else 2
     stages.append(Stage("evaluation", data.held_out_images * candidates * whole))
     stages.append(Stage("ONNX export", 3 * whole + 2))
-    if options.latency:
+    if options.timing:
         layers = len(attention_layers(teacher))
         stages.append(Stage("timing", _TIMING_SECONDS + layers * _EXPORT_SECONDS_A_LAYER + 5 * whole))
     return stages

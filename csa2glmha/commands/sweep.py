@@ -67,7 +67,7 @@ def _run_sweep(
             say(f"rank {point.label} ({number} of {len(points)})")
             changes = {
                 "output": folder,
-                "latency": False,  # all points are timed together in the end, where they can be compared
+                "timing": False,  # all points are timed together in the end, where they can be compared
                 "overwrite": True,  # what is there is an unfinished part of this very point
                 "resume": has_state(folder) and not overwrite,
             }

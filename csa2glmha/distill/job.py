@@ -11,7 +11,11 @@ from typing import Any
 import torch
 
 from csa2glmha.checkpoint.student import load_model, save_student
-from csa2glmha.config.options import ConvertOptions
+from csa2glmha.config.affects import Affects, values_that_affect
+from csa2glmha.config.data import DataOptions
+from csa2glmha.config.distillation import DistillOptions
+from csa2glmha.config.options import ConvertOptions, flag_of
+from csa2glmha.config.rank_options import RankOptions
 from csa2glmha.core.errors import CheckpointError, OutputError, UsageError
 from csa2glmha.core.files import check_folder, sha256_of
 from csa2glmha.core.progress import say
@@ -35,23 +39,12 @@ STATE_FOLDER, LOG_FILE = "state", "distill.jsonl"
 #: Crops that decide which weights distillation keeps.
 HELD_OUT_CROPS = 8
 
-#: Options that may change when a run is resumed: they decide nothing about the weights (on the same machine).
-_FREE = {
-    "output",
-    "overwrite",
-    "baselines",
-    "resume",
-    "latency",
-    "device",
-    "workers",
-    "activation_checkpointing",
-    "state_minutes",
-    "tensorboard",
-    "weights",  # those that were taken count, whether or not they were asked for
-}
+#: Options whose part in an identity is told in other words: the ranks or their budget, the number of images a
+#: step, and the weights that were taken, whether or not they were asked for.
+_IN_OTHER_WORDS = (set(RankOptions.model_fields) - {"attention"}) | {"batch", "accumulate", "weights"}
 
 
-def distill_settings(options: ConvertOptions) -> DistillSettings:
+def distill_settings(options: DistillOptions) -> DistillSettings:
     """The part of the options that concerns distillation."""
     return DistillSettings(
         steps=options.distill_steps,
@@ -68,7 +61,7 @@ def distill_settings(options: ConvertOptions) -> DistillSettings:
     )
 
 
-def check_training(options: ConvertOptions, device: torch.device) -> None:
+def check_training(options: DistillOptions, device: torch.device) -> None:
     """Raise UsageError for options that this machine cannot train with."""
     check_precision(options.precision, device)
     if options.tensorboard is not None:
@@ -83,7 +76,7 @@ def check_training(options: ConvertOptions, device: torch.device) -> None:
             raise UsageError(f"--tensorboard {options.tensorboard}: {reason}; give another folder") from None
 
 
-def check_apart(output: Path, options: ConvertOptions) -> None:
+def check_apart(output: Path, options: DataOptions) -> None:
     """Refuse an output folder inside a folder of images, where the next run would take pictures for images.
 
     Raises:
@@ -113,18 +106,16 @@ def identity_of(options: ConvertOptions, data: Data, more: Mapping[str, Any]) ->
     Args:
         options: all of them count that decide about the weights.
         data: the numbers of its images count.
-        more: hashes and shapes of the networks.
+        more: hashes and shapes of the networks, and which weights of their files were taken.
     """
-    ranks = {name for name in ConvertOptions.model_fields if name.startswith("rank")}
-    ranks |= {"macs", "params", "max_drop"}
-    values = options.model_dump(mode="json", exclude=_FREE | {"batch", "accumulate"} | ranks)
+    values = values_that_affect(Affects.WEIGHTS, options)
     for name in ("data", "targets", "mask"):
         path = getattr(options, name)
         values[name] = None if path is None else str(path.resolve())
     identity = {
         "the ranks": options.ranks_in_words(),
         **more,
-        **{"--" + name.replace("_", "-"): value for name, value in values.items()},
+        **{flag_of(name): value for name, value in values.items() if name not in _IN_OTHER_WORDS},
     }
     identity["the number of images a step"] = options.batch * options.accumulate * launched_processes()
     identity["the number of images"] = [data.training_images, data.held_out_images]

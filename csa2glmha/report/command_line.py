@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from csa2glmha.config.options import ConvertOptions
+from csa2glmha.config.options import ConvertOptions, flag_of, migrated
 from csa2glmha.core.text import one_line
 
 #: Options that concern the machine or one run, and not the result.
@@ -17,7 +17,7 @@ _PATHS = {"data", "targets", "mask"}
 
 def command_line(report: dict[str, Any]) -> str:
     """`csa2glmha convert ...` with the options that differ from their defaults, and the rank and seed."""
-    teacher, options = report["teacher"], report["options"]
+    teacher, options = report["teacher"], migrated(report["options"])
     words = ["csa2glmha", "convert", teacher.get("source", teacher["file"])]
     for name, field in ConvertOptions.model_fields.items():
         value = options.get(name, field.default)
@@ -33,9 +33,6 @@ def _replaced(name: str, options: dict[str, Any]) -> bool:
 
 
 def _option(name: str, value: Any) -> list[str]:
-    flag = "--" + name.replace("_", "-")
-    if value is False:  # of those that are on by default
-        return ["--no-" + name.replace("_", "-")]
-    if value is True:
-        return [flag]
-    return [flag, Path(value).name if name in _PATHS else str(value)]
+    if isinstance(value, bool):
+        return [flag_of(name, value)]
+    return [flag_of(name), Path(value).name if name in _PATHS else str(value)]

@@ -11,6 +11,7 @@ from typing import Any
 from csa2glmha import __version__
 from csa2glmha.checkpoint import Checkpoint
 from csa2glmha.checkpoint.student import teacher_weights, weight_bytes
+from csa2glmha.config.affects import Affects, values_that_affect
 from csa2glmha.config.budget import LATENCY, MAX_DROP, Budget
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.config.ranks import Ranks
@@ -208,18 +209,8 @@ def sensitivity_cache(output: Path, teacher: Checkpoint, options: ConvertOptions
     own = beside.is_file() and not beside.is_symlink()
     usable = os.access(beside if own else output.parent, os.W_OK)
     path = beside if usable else output / name
-    names = (
-        "degrade",
-        "pair",
-        "mat_key",
-        "mask_key",
-        "measurement_scale",
-        "stretch",
-        "calibration_crops",
-        "calibration_size",
-        "seed",
-    )
-    identity: dict[str, Any] = {name: getattr(options, name) for name in names}
+    identity: dict[str, Any] = values_that_affect(Affects.MEASUREMENTS, options)
+    del identity["weights"]  # those that were taken count, whether or not they were asked for
     for name in ("data", "targets"):
         folder = getattr(options, name)
         identity[name] = None if folder is None else digest_of(folder)

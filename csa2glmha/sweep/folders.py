@@ -8,6 +8,8 @@ from typing import Any
 
 from csa2glmha.checkpoint import Checkpoint, read_checkpoint
 from csa2glmha.commands.convert import ONNX_FILE, STUDENT_FILE, provenance
+from csa2glmha.config.affects import Affects, values_that_affect
+from csa2glmha.config.options import ConvertOptions, migrated
 from csa2glmha.core.errors import OutputError
 from csa2glmha.data.open import STRETCH
 from csa2glmha.distill import StateFolder
@@ -16,18 +18,9 @@ from csa2glmha.report.schema import Report
 from csa2glmha.report.stored import JSON_FILE, read_record
 from csa2glmha.sweep.points import Point
 
-#: Options that change nothing about a point's student.
-_FREE = {
-    "output",
-    "overwrite",
-    "resume",
-    "latency",
-    "device",
-    "workers",
-    "state_minutes",
-    "tensorboard",
-    "weights",  # those that were taken count
-}
+#: Options that a point may differ in all the same: the weights that were taken count, not how they were
+#: asked for, and all points are timed together in the end.
+_FREE = {"weights", "timing"}
 _WAY_OUT = "pass --overwrite to make it again, or choose another folder with -o"
 
 
@@ -59,9 +52,7 @@ def finished_report(
         report = read_record(folder)
     except OutputError as error:
         raise OutputError(f"{error}; delete {folder}, pass --overwrite, or choose another -o") from error
-    wanted = point.options.model_dump(mode="json")
-    made = report.options
-    other = [name for name in wanted if name not in _FREE and made.get(name) != wanted[name]]
+    other = other_options(report.options, point.options)
     if report.teacher.sha256 != teacher.sha256:
         other.append("checkpoint")
     elif report.teacher.weights != teacher.weights:
@@ -70,6 +61,12 @@ def finished_report(
     check_images(folder, report, images)
     complete = all((folder / name).exists() for name in (STUDENT_FILE, ONNX_FILE))
     return report if complete else None
+
+
+def other_options(made: Mapping[str, Any], wanted: ConvertOptions) -> list[str]:
+    """The options for which a point that was made with some must be made again with others."""
+    made, values = migrated(made), values_that_affect(Affects.REPORT, wanted)
+    return [name for name, value in values.items() if name not in _FREE and made.get(name) != value]
 
 
 def check_images(folder: Path, report: Report, images: Mapping[str, Any]) -> None:

@@ -246,7 +246,7 @@ def test_recipe_sets_options_and_the_command_line_wins(
         (["--rank", "999"], 2, "above the"),
         (["--rank", "eight"], 2, "--rank eight"),
         (["--rank-q", "1.5"], 2, "--rank-q 1.5"),
-        (["--attention", "linear"], 2, "--attention linear"),
+        (["--attention", "linear"], 2, "'--attention': 'linear' is not one of"),
         (["--degrade", "fog:3"], 2, "fog:3"),
         (["--device", "cuda:77"], 2, "cuda:77"),
         (["--device", "toaster"], 2, "toaster"),

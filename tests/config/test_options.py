@@ -126,7 +126,7 @@ def test_numbers_beyond_all_arithmetic_and_paths_that_are_none(values: dict[str,
 def test_a_budget_of_time_says_its_range() -> None:
     with pytest.raises(UsageError, match="--latency -3: input should be greater than 0"):
         make_options(latency=-3)
-    assert make_options(latency=False).latency is False
+    assert make_options(latency=False).timing is False
     assert make_options(rank="auto", latency=0.5).latency == 0.5
 
 

@@ -1,0 +1,77 @@
+"""Which images, cubes or measurements, how they are prepared, and what is calibrated on."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from csa2glmha.config.affects import Affects, FilePath, Options
+from csa2glmha.core.errors import UsageError
+
+
+class DataOptions(Options):
+    """The data, and what is done to them."""
+
+    data: Annotated[FilePath | None, Affects.MEASUREMENTS] = Field(
+        None, description="Folder to calibrate, distil and judge on: images, for MST also cubes."
+    )
+    targets: Annotated[FilePath | None, Affects.MEASUREMENTS] = Field(
+        None, description="Folder of their ground truth, paired by file name; for MST++ cubes."
+    )
+    pair: Annotated[str | None, Affects.MEASUREMENTS] = Field(
+        None,
+        description="How names of --data and --targets differ, where that is not seen by itself: "
+        "'{}_in={}_gt', many to one '{}_*={}', of folders blur=sharp.",
+    )
+    degrade: Annotated[str | None, Affects.MEASUREMENTS] = Field(
+        None, description="Make inputs of clean images: noise:25, blur:1-2+noise:5, motion:15, jpeg:40, none."
+    )
+    mask: Annotated[FilePath | None, Affects.MEASUREMENTS] = Field(
+        None, description="MST: file of the aperture mask; the student is made for this mask alone."
+    )
+    mask_key: Annotated[str | None, Affects.MEASUREMENTS] = Field(
+        None, description="Name of the mask in a .mat or .npz file of several arrays."
+    )
+    measurement_scale: Annotated[float | None, Affects.MEASUREMENTS] = Field(
+        None,
+        gt=0,
+        le=1e9,
+        description="MST: the stored value of a measurement that is 1, white through a half-open mask: 4095 "
+        "for counts of 12 bits, half the number of bands for plain sums; recognised unless given.",
+    )
+    stretch: Annotated[bool, Affects.MEASUREMENTS] = Field(
+        True,
+        description="RGB to spectra: take images as they are, not stretched to [0, 1] as MST++ has them.",
+    )
+    mat_key: Annotated[str | None, Affects.MEASUREMENTS] = Field(
+        None, description="Name of the array in .mat and .npz files of --data."
+    )
+
+    def check_data(self) -> None:
+        """Raise UsageError for options that exclude or miss each other."""
+        if self.mask_key is not None and self.mask is None:
+            raise UsageError(f"--mask-key {self.mask_key}: needs --mask, the file that it names an array of")
+        if self.targets is not None and self.data is None:
+            raise UsageError("--targets needs --data: the folder of the inputs that the targets belong to")
+        if self.pair is not None:
+            from csa2glmha.data.pairing import parse_pattern  # not at the top: --help need not wait for it
+
+            parse_pattern(self.pair)
+            if self.targets is None:
+                raise UsageError(
+                    f"--pair {self.pair}: says how inputs and --targets belong together; add those"
+                )
+        if self.targets is not None and self.degrade is not None:
+            raise UsageError("--targets and --degrade exclude each other: paired inputs are degraded already")
+
+
+class CalibrationOptions(Options):
+    """What statistics of the attention are gathered on."""
+
+    calibration_crops: Annotated[int, Affects.MEASUREMENTS] = Field(
+        32, ge=2, le=100_000, description="Crops for the attention statistics."
+    )
+    calibration_size: Annotated[int, Affects.MEASUREMENTS] = Field(
+        128, ge=16, le=4096, description="Their side in pixels."
+    )
