@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from csa2glmha.data.inputs.spectral import synthetic_spectra
+from csa2glmha.data.inputs.synthetic import synthetic_spectra
 from csa2glmha.families.registry import build
 
 WARMUP_STEPS = 200

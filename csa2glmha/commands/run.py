@@ -17,7 +17,7 @@ from csa2glmha.core.locks import exclusive_folder
 from csa2glmha.core.progress import progress, say
 from csa2glmha.data.encode import fits_profile, holds_alpha, holds_profile
 from csa2glmha.data.images import largest_bits, write_image
-from csa2glmha.data.inputs.spectral import write_cube
+from csa2glmha.data.inputs.cubes import write_cube
 from csa2glmha.data.inputs.stretch import NOTE as STRETCH_NOTE
 from csa2glmha.data.stored import StoredImage
 from csa2glmha.inference.jobs import Job, find_jobs

@@ -17,57 +17,14 @@ from csa2glmha.data.images import MemoryImages, bundled_images
 from csa2glmha.data.inputs.spectral import CubeSet, SpectralPairs
 from csa2glmha.data.inputs.stretch import NOTE as STRETCH_NOTE
 from csa2glmha.data.inputs.stretch import Stretched
+from csa2glmha.data.subset import split
+from csa2glmha.data.views import DUAL_PIXEL_CHANNELS, DualViews, open_views
 from csa2glmha.metrics.quality import SSIM_WINDOW
 
 #: Channels of gray and colour images, and of pairs of colour images.
 IMAGE_CHANNELS = (1, 3, 6)
-DUAL_PIXEL_CHANNELS = 6
-#: Names of the folders that hold the two views of dual-pixel images.
-VIEW_FOLDERS = (("inputL", "inputR"), ("left", "right"), ("l", "r"), ("l_view", "r_view"))
 #: Side of the crops that distillation trains on.
 TRAINING_SIDE = 96
-#: At most this many images are held out of training.
-MAX_HELD_OUT = 8
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Some images of a source, in a given order."""
-
-    source: ImageSource
-    indices: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def read(self, index: int) -> tuple[str, Tensor, Tensor | None]:
-        """As the source's."""
-        return self.source.read(self.indices[index])
-
-
-@dataclass(frozen=True)
-class DualViews:
-    """Left and right view of dual-pixel images, stacked into one input of 6 channels.
-
-    Attributes:
-        left: images whose "target" is the right view, or no target: then both views are the same.
-        targets: name to index in ``truth``.
-    """
-
-    left: ImageSource
-    truth: dict[str, tuple[ImageSource, int]]
-
-    def __len__(self) -> int:
-        return len(self.left)
-
-    def read(self, index: int) -> tuple[str, Tensor, Tensor | None]:
-        """Name, input (6, H, W), target (3, H, W) or None."""
-        name, left, right = self.left.read(index)
-        target = None
-        if name in self.truth:
-            source, position = self.truth[name]
-            target = source.read(position)[2]
-        return name, torch.cat((left, left if right is None else right)), target
 
 
 @dataclass(frozen=True)
@@ -184,7 +141,7 @@ def open_images(
         DataError: nothing usable, or dual-pixel views that are not there.
     """
     if channels == DUAL_PIXEL_CHANNELS:
-        return _open_views(folder, targets, pair)
+        return open_views(folder, targets, pair)
     images = ImageSet.find(folder, channels, targets, pair=pair, smallest=SSIM_WINDOW)
     return images, images.notes(folder)
 
@@ -293,38 +250,3 @@ def prepare_images(
 def bundled_source(images: list[tuple[str, Tensor]]) -> str:
     """How the report names the bundled photographs."""
     return "photographs bundled with scikit-image: " + ", ".join(name for name, _ in images)
-
-
-def split(images: ImageSource, source: str, seed: int) -> tuple[Subset, Subset]:
-    """Training and held-out images; ``source`` names them in the message.
-
-    Raises:
-        DataError: fewer than two.
-    """
-    if len(images) < 2:
-        raise DataError(
-            f"{source}: only {len(images)} usable image; give at least 2, since some are held out for judging"
-        )
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = max(1, min(MAX_HELD_OUT, len(images) // 8))
-    return Subset(images, tuple(order[count:])), Subset(images, tuple(order[:count]))
-
-
-def _open_views(folder: Path, targets: Path | None, pair: str | None) -> tuple[ImageSource, tuple[str, ...]]:
-    for left_name, right_name in VIEW_FOLDERS:
-        left, right = folder / left_name, folder / right_name
-        if left.is_dir() and right.is_dir():
-            views = ImageSet.find(left, 3, right, smallest=SSIM_WINDOW)
-            notes = views.notes(left)
-            if targets is not None:
-                pairs = ImageSet.find(left, 3, targets, pair=pair, smallest=SSIM_WINDOW)
-                truth: dict[str, tuple[ImageSource, int]] = {
-                    name: (pairs, index) for index, name in enumerate(pairs.names)
-                }
-                known = tuple(index for index, name in enumerate(views.names) if name in truth)
-                return DualViews(Subset(views, known), truth), notes + pairs.notes(left)
-            return DualViews(views, {}), notes
-    expected = ", ".join(f"{left}/ and {right}/" for left, right in VIEW_FOLDERS)
-    raise DataError(
-        f"{folder}: a dual-pixel model needs two views of each image; expected folders {expected}"
-    )

@@ -12,7 +12,7 @@ from csa2glmha.data import arrays, images
 from csa2glmha.data.folders import list_files, list_with_foreign, stem
 from csa2glmha.data.inputs.kind import Formats
 from csa2glmha.data.pairing import pair_names
-from csa2glmha.data.sources import VIEW_FOLDERS
+from csa2glmha.data.views import VIEW_FOLDERS
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.data.image_set import ImageSet
 from csa2glmha.data.inputs.cassi import CassiScenes, shifted_mask
 from csa2glmha.data.inputs.masks import load_mask
-from csa2glmha.data.inputs.spectral import SyntheticSpectra
+from csa2glmha.data.inputs.synthetic import SyntheticSpectra
 from csa2glmha.families.mst.network import MST, bake_mask
 from csa2glmha.families.mst_plus_plus.network import MSTPlusPlus
 from csa2glmha.families.registry import build

@@ -16,8 +16,8 @@ from csa2glmha.commands.run import run_files
 from csa2glmha.config.options import make_options
 from csa2glmha.core.errors import DataError
 from csa2glmha.data.inputs.cassi import initial_cube
-from csa2glmha.data.inputs.cassi_data import open_scenes
 from csa2glmha.data.inputs.masks import load_mask
+from csa2glmha.data.inputs.scenes import open_scenes
 from csa2glmha.data.inputs.spectral import SpectralPairs
 from csa2glmha.inference.jobs import find_jobs
 

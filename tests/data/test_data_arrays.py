@@ -18,8 +18,9 @@ import torch
 from csa2glmha.core.errors import DataError
 from csa2glmha.data import arrays
 from csa2glmha.data.arrays import find_array, read_array
-from csa2glmha.data.inputs.cassi_data import folder_kind
-from csa2glmha.data.inputs.spectral import CubeSet, read_cube
+from csa2glmha.data.inputs.cubes import read_cube
+from csa2glmha.data.inputs.scenes import folder_kind
+from csa2glmha.data.inputs.spectral import CubeSet
 
 CUBE = np.random.default_rng(0).random((5, 7, 4))
 

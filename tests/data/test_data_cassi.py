@@ -13,7 +13,8 @@ from csa2glmha.config.options import make_options
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.data.images import MemoryImages, write_image
 from csa2glmha.data.inputs.cassi import initial_cube, measure, shifted_mask
-from csa2glmha.data.inputs.cassi_data import CassiCrops, CassiData, folder_kind, prepare_cassi
+from csa2glmha.data.inputs.cassi_data import CassiCrops, CassiData, prepare_cassi
+from csa2glmha.data.inputs.scenes import folder_kind
 from csa2glmha.data.open import open_data
 from csa2glmha.families.registry import build
 

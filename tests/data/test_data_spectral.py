@@ -21,16 +21,11 @@ from csa2glmha.data.inputs.cassi import (
     shifted_mask,
     windows,
 )
+from csa2glmha.data.inputs.cubes import read_cube
 from csa2glmha.data.inputs.masks import load_mask
 from csa2glmha.data.inputs.recorded import Measurements, read_stored_measurement, scale_measurement
-from csa2glmha.data.inputs.spectral import (
-    CubeSet,
-    SpectralPairs,
-    SyntheticSpectra,
-    read_cube,
-    synthetic_spectra,
-    wavelengths,
-)
+from csa2glmha.data.inputs.spectral import CubeSet, SpectralPairs
+from csa2glmha.data.inputs.synthetic import SyntheticSpectra, synthetic_spectra, wavelengths
 from csa2glmha.families.registry import build_from_state
 from csa2glmha.metrics.quality import psnr
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from csa2glmha.data.arrays import find_array
 from csa2glmha.data.images import read_image, read_stored
-from csa2glmha.data.inputs.spectral import read_cube
+from csa2glmha.data.inputs.cubes import read_cube
 from tests.fuzzing import INTEGERS, TEXT, accepts_or_refuses, confined, damaged, folder_with, inputs
 from tests.fuzzing import hangs_are_told as hangs_are_told
 

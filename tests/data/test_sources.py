@@ -10,7 +10,9 @@ import torch
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.data.crops import ImageSource, calibration_crops
 from csa2glmha.data.images import MemoryImages
-from csa2glmha.data.sources import MAX_HELD_OUT, DualViews, Subset, open_images, prepare_images
+from csa2glmha.data.sources import open_images, prepare_images
+from csa2glmha.data.subset import MAX_HELD_OUT, Subset
+from csa2glmha.data.views import DualViews
 
 
 def folder_of(path: Path, count: int, first: int = 0, shape: tuple[int, ...] = (20, 24, 3)) -> Path:

@@ -15,6 +15,7 @@ from csa2glmha.data.crops import ImageSource
 from csa2glmha.data.degrade import parse_degradation
 from csa2glmha.data.folders import check_folder
 from csa2glmha.data.images import MemoryImages, bundled_images, read_stored
+from csa2glmha.data.inputs.cubes import read_cube
 from csa2glmha.data.inputs.kind import (
     Examples,
     FileInputs,
@@ -27,12 +28,10 @@ from csa2glmha.data.inputs.kind import (
     image_formats,
 )
 from csa2glmha.data.inputs.refusals import refuse_cassi_options, refuse_no_stretch
-from csa2glmha.data.inputs.spectral import read_cube
 from csa2glmha.data.inputs.stretch import NOTE as STRETCH_NOTE
 from csa2glmha.data.inputs.stretch import Stretched, stretch
 from csa2glmha.data.inputs.units import judge_files
 from csa2glmha.data.sources import (
-    DUAL_PIXEL_CHANNELS,
     IMAGE_CHANNELS,
     image_example,
     is_spectral,
@@ -40,6 +39,7 @@ from csa2glmha.data.sources import (
     prepare_images,
     wants_stretch,
 )
+from csa2glmha.data.views import DUAL_PIXEL_CHANNELS
 
 
 class ImageInputs:
@@ -119,7 +119,7 @@ class ImageInputs:
         """Nothing."""
         return {}
 
-    def constants(self, data: Data, options: ConvertOptions) -> dict[str, Tensor]:
+    def constants(self, data: Data) -> dict[str, Tensor]:
         """None."""
         return {}
 

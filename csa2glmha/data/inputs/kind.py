@@ -213,6 +213,6 @@ class InputKind(Protocol):
         """What a student's metadata say of how its inputs are prepared."""
         ...
 
-    def constants(self, data: Data, options: ConvertOptions) -> dict[str, Tensor]:
+    def constants(self, data: Data) -> dict[str, Tensor]:
         """Inputs that are the same for every image, by name: a student may be made for these alone."""
         ...

@@ -16,7 +16,8 @@ from csa2glmha.data.arrays import AmbiguousArrayError, find_array
 from csa2glmha.data.batches import Data
 from csa2glmha.data.images import MemoryImages
 from csa2glmha.data.inputs.cassi import CassiScenes, initial_cube, shifted_mask
-from csa2glmha.data.inputs.cassi_data import CassiData, open_scenes, prepare_cassi
+from csa2glmha.data.inputs.cassi_data import CassiData, prepare_cassi
+from csa2glmha.data.inputs.cubes import read_cube
 from csa2glmha.data.inputs.kind import (
     Examples,
     FileInputs,
@@ -37,7 +38,7 @@ from csa2glmha.data.inputs.recorded import (
     scale_measurement,
 )
 from csa2glmha.data.inputs.refusals import refuse_image_options, refuse_no_stretch
-from csa2glmha.data.inputs.spectral import read_cube
+from csa2glmha.data.inputs.scenes import open_scenes
 from csa2glmha.data.inputs.units import judge_files
 
 
@@ -122,7 +123,9 @@ class CassiSnapshots:
         """Recorded measurements, and cubes that measurements are simulated from."""
         self.stretches(network, options)
         if options.mask is None:
-            raise UsageError("MST reconstructs what was seen through an aperture mask: give its file, --mask")
+            raise UsageError(
+                f"{network.name} reconstructs what was seen through an aperture mask: give its file, --mask"
+            )
         mask = load_mask(options.mask, options.mask_key)
         _check_mask(network, options, mask)
         read = _Snapshots(mask, network.channels, options.mat_key, options.measurement_scale)
@@ -132,10 +135,9 @@ class CassiSnapshots:
         """The mask, where the student is made for one."""
         return {} if options.mask is None else mask_provenance(options.mask, options.mask_key)
 
-    def constants(self, data: Data, options: ConvertOptions) -> dict[str, Tensor]:
-        """The mask that was given; a random one stays an input."""
-        given = options.mask is not None and isinstance(data, CassiData)
-        return {"mask": data.dispersed_mask} if given and isinstance(data, CassiData) else {}
+    def constants(self, data: Data) -> dict[str, Tensor]:
+        """The dispersed mask."""
+        return {"mask": data.dispersed_mask} if isinstance(data, CassiData) else {}
 
 
 def _check_mask(network: NetworkFacts, options: ConvertOptions, mask: Tensor) -> None:

@@ -8,132 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import scipy.io
-import torch
 from torch import Tensor
 
-from csa2glmha.core.errors import DataError, UnfitError
-from csa2glmha.core.files import atomic_path
+from csa2glmha.core.errors import DataError
 from csa2glmha.core.progress import progress
-from csa2glmha.data.arrays import SUFFIX_LIST, SUFFIXES, find_array, to_float32
-from csa2glmha.data.crops import ImageSource
+from csa2glmha.data.arrays import SUFFIX_LIST, SUFFIXES
 from csa2glmha.data.folders import list_files
 from csa2glmha.data.image_set import ImageSet
+from csa2glmha.data.inputs.cubes import (
+    read_cube,
+    read_stored_cube,
+    scale_cube,
+)
 from csa2glmha.data.pairing import pair_names
-from csa2glmha.data.units import Extent, file_names, judge_cubes, refuse_blank, refuse_unknown
-
-#: Ranges in nm by number of bands: those of the published MST (KAIST) and MST++ (ARAD 1K).
-WAVELENGTH_RANGES = {28: (450.0, 650.0), 31: (400.0, 700.0)}
-VISIBLE_RANGE = (400.0, 700.0)
-
-_PRIMARIES_NM = (620.0, 540.0, 465.0)
-_PRIMARY_WIDTH_NM = 35.0
-
-
-def read_cube(path: Path, bands: int, mat_key: str | None = None, white: float | None = None) -> Tensor:
-    """Read a hyperspectral cube from a .mat (any version), .npy, .npz or multi-band .tif file.
-
-    Args:
-        path: the file. The bands are its last axis, as usual, or its first; the number of bands tells which.
-        bands: expected number of bands.
-        mat_key: name of the cube in a .mat or .npz file; without, there must be one 3-D array only.
-        white: what floats are divided by; None: by what :func:`~csa2glmha.data.units.judge_cubes` says of
-            this file alone, 1 for fractions.
-
-    Returns:
-        float32 (bands, H, W): 8- and 16-bit unsigned integers scaled to [0, 1], floats by ``white``.
-
-    Raises:
-        DataError: the file cannot be read, holds no or several 3-D arrays, one with another number of bands
-            or with the bands on the wrong axis, or values that are not finite or of unknown units.
-    """
-    stored = read_stored_cube(path, bands, mat_key)
-    white = judge_cubes({path: stored.extent}).value if white is None else white
-    return scale_cube(stored, white)
-
-
-@dataclass(frozen=True)
-class StoredCube:
-    """A cube as it is in its file, except that integers are scaled.
-
-    Attributes:
-        values: (bands, H, W).
-        extent: of the values.
-        ordered: its file says, or its bands show, in which order its axes are.
-    """
-
-    values: Tensor
-    extent: Extent
-    ordered: bool
-
-
-def read_stored_cube(path: Path, bands: int, mat_key: str | None) -> StoredCube:
-    """Read a cube; what its numbers mean is for the caller to judge.
-
-    Raises:
-        DataError: as :func:`read_cube`.
-    """
-    found = find_array(path, 3, mat_key)
-    axes = _bands_first(found.shape, bands, path)
-    array = found.read()
-    bits = array.dtype.itemsize * 8 if array.dtype.kind == "u" else None
-    values = to_float32(array.transpose(axes), path)
-    extent = Extent.of(values, bits)
-    refuse_unknown(path, extent)
-    # Who writes height x width x bands does not turn axes round; bands in front may be MATLAB's order.
-    ordered = found.variable.ordered or axes[0] == 2
-    return StoredCube(torch.from_numpy(values), extent, ordered)
-
-
-def scale_cube(stored: StoredCube, white: float) -> Tensor:
-    """The cube in place, as fractions of white."""
-    return stored.values if stored.extent.bits is not None or white == 1 else stored.values.div_(white)
-
-
-def write_cube(path: Path, cube: Tensor) -> None:
-    """Write a cube (bands, H, W) as float32 H x W x bands, values as they are: .npy, or .mat (v5, "cube").
-
-    The file appears complete or not at all; an earlier one is replaced.
-
-    Raises:
-        UnfitError: a value is not finite, or a .mat file cannot hold that much.
-        OutputError: it cannot be written.
-    """
-    if not torch.isfinite(cube).all():
-        raise UnfitError(f"cannot write {str(path)!r}: it has values that are not finite; check the model")
-    array = np.ascontiguousarray(cube.detach().cpu().float().permute(1, 2, 0).numpy())
-    if path.suffix == ".mat" and array.nbytes >= 2**31:
-        raise UnfitError(f"cannot write {str(path)!r}: .mat files hold at most 2 GB; use --format npy")
-    with atomic_path(path) as temporary:
-        if path.suffix == ".mat":
-            scipy.io.savemat(temporary, {"cube": array}, do_compression=True)
-        else:
-            np.save(temporary, array)
-
-
-def _bands_first(sizes: tuple[int, ...], bands: int, path: Path) -> tuple[int, int, int]:
-    """The axes of a cube in the order bands, height, width."""
-    first, middle, last = (size == bands for size in sizes)
-    shape = "x".join(map(str, sizes))
-    if first and last:
-        raise DataError(
-            f"{str(path)!r} holds an array of {shape}: with {bands} bands, both its first and its last axis "
-            "could be the bands; cut or pad the height"
-        )
-    if last:
-        return 2, 0, 1
-    if first:
-        return 0, 1, 2
-    if middle:
-        raise DataError(
-            f"{str(path)!r} holds an array of {shape} with the {bands} bands on the middle axis; "
-            "store it as height x width x bands"
-        )
-    raise DataError(
-        f"{str(path)!r} holds an array of {shape}, but the model has {bands} bands: none of its axes "
-        "is that long; give cubes with that number of bands"
-    )
+from csa2glmha.data.units import file_names, judge_cubes, refuse_blank
 
 
 @dataclass
@@ -313,48 +201,6 @@ class SpectralPairs:
         image, cube = self._pairs[index]
         name, rgb, _ = self.images.read(image)
         return name, rgb, self.cubes.read(cube)[1]
-
-
-def wavelengths(bands: int) -> Tensor:
-    """Centres in nm, evenly spaced, of this many bands: (bands,).
-
-    The range is that of :data:`WAVELENGTH_RANGES`, for other numbers of bands the visible one.
-    """
-    return torch.linspace(*WAVELENGTH_RANGES.get(bands, VISIBLE_RANGE), bands)
-
-
-def synthetic_spectra(rgb: Tensor, bands: int = 28) -> Tensor:
-    """Make a spectral cube (..., bands, H, W) of an RGB image (..., 3, H, W), both in [0, 1].
-
-    Each of the :func:`wavelengths` gets a smooth mixture of the linearised R, G and B (sRGB,
-    IEC 61966-2-1), of weights that add up to one: gray gives a flat spectrum. No real spectra: name every
-    figure that rests on them "synthetic spectra".
-    """
-    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    distance = (wavelengths(bands)[:, None] - torch.tensor(_PRIMARIES_NM)) / _PRIMARY_WIDTH_NM
-    weights = torch.softmax(-distance.square() / 2, dim=1)
-    return torch.einsum("bc,...chw->...bhw", weights.to(linear), linear)
-
-
-@dataclass(frozen=True)
-class SyntheticSpectra:
-    """The images of an RGB source as cubes of :func:`synthetic_spectra`.
-
-    Attributes:
-        images: of 3 channels.
-        bands: of every cube.
-    """
-
-    images: ImageSource
-    bands: int = 28
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def read(self, index: int) -> tuple[str, Tensor, Tensor | None]:
-        """Return the image's name, its synthetic spectra (bands, H, W), and None."""
-        name, rgb, _ = self.images.read(index)
-        return name, synthetic_spectra(rgb, self.bands), None
 
 
 def _list_files(folder: Path) -> list[tuple[str, Path]]:

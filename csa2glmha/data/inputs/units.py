@@ -7,7 +7,8 @@ from pathlib import Path
 
 from csa2glmha.core.errors import DataError
 from csa2glmha.core.progress import progress, say
-from csa2glmha.data.inputs.spectral import order_note, read_stored_cube
+from csa2glmha.data.inputs.cubes import read_stored_cube
+from csa2glmha.data.inputs.spectral import order_note
 from csa2glmha.data.units import Extent, judge_cubes
 
 
