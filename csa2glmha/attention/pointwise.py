@@ -15,6 +15,8 @@ attention sees it; its low-rank form V_r = U^T V is taken behind that.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +46,14 @@ class PointwiseGLMHA(GuidedAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attend(x, self.values(x))
+
+    def value_factors(self, args: tuple[Any, ...]) -> Tensor | None:
+        """What V is multiplied by before the attention, from the arguments of a call; None: nothing."""
+        return None
+
+    def value_branch(self, values: Tensor) -> Tensor | None:
+        """What is made of V (B, heads * c, H, W) and added to the output; None: nothing."""
+        return None
 
     def attend(self, x: Tensor, values: Tensor) -> Tensor:
         """Mix ``values`` (B, heads * c, H, W) by the attention that x (B, C, H, W) has, and project."""

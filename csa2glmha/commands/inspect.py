@@ -80,6 +80,13 @@ def inspect_model(
         found["notes"].append(f"the attention of {model.architecture} cannot be converted yet")
         found["layers"] = []
         return found
+    widest = max(layer.form.head_channels for layer in layers.values())
+    within = _at_most(ranks, widest)
+    if within != ranks:
+        found["notes"].append(
+            f"the estimate is for ranks {within}: no head of this network has more than {widest} channels"
+        )
+    ranks = within
     student, configs = copy.deepcopy(model), plan_layers(layers, ranks)
     replace_layers(student, configs)
     then = count_complexity(student, *shapes)
@@ -98,6 +105,13 @@ def inspect_model(
         for name, layer in layers.items()
     ]
     return found
+
+
+def _at_most(ranks: Ranks, widest: int) -> Ranks:
+    """The same ranks, none above the channels that the widest head has."""
+    return Ranks(
+        *(rank if rank is None else min(rank, widest) for rank in (ranks.q, ranks.k, ranks.v, ranks.pos))
+    )
 
 
 def describe(found: dict[str, Any]) -> str:

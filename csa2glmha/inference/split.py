@@ -13,8 +13,7 @@ from torch import Tensor
 
 from csa2glmha.attention.canonical import normalised_logits, tokens
 from csa2glmha.attention.glmha import GLMHA, GuidedAttention, pooled_moments, statistics_of_moments
-from csa2glmha.families.mst.readers import MaskedSpectralGLMHA
-from csa2glmha.families.spectral.readers import SpectralGLMHA
+from csa2glmha.attention.pointwise import PointwiseGLMHA
 from csa2glmha.inference.grid import Tile
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers
@@ -45,7 +44,7 @@ def split_layers(model: RestorationModel) -> dict[int, SplitAttention]:
         id(layer.module): SplitCSA(layer) for layer in attention_layers(model).values()
     }
     for module in glmha_layers(model).values():
-        split[id(module)] = SplitGLMHA(module) if isinstance(module, GLMHA) else SplitSpectralGLMHA(module)
+        split[id(module)] = SplitGLMHA(module) if isinstance(module, GLMHA) else SplitPointwiseGLMHA(module)
     return split
 
 
@@ -125,12 +124,12 @@ class SplitGLMHA(_SplitGuided):
         return self._module.mix(matrix, self._module.generate_values(args[0]))
 
 
-class SplitSpectralGLMHA(_SplitGuided):
-    """The layers of converted spectral networks, with and without a mask."""
+class SplitPointwiseGLMHA(_SplitGuided):
+    """The layer whose queries, keys and values are pointwise projections, with what else it makes of V."""
 
     def __init__(self, module: GuidedAttention) -> None:
         super().__init__(module)
-        assert isinstance(module, SpectralGLMHA)
+        assert isinstance(module, PointwiseGLMHA)
         self._module = module
 
     def moments(self, args: tuple[Any, ...], tile: Tile) -> Moments:
@@ -142,11 +141,12 @@ class SplitSpectralGLMHA(_SplitGuided):
         return self._fold(self._module.gram_logits(gram, key_gates), strengths, value_gates)
 
     def apply(self, args: tuple[Any, ...], matrix: Tensor) -> Tensor:
-        module, (x, *mask) = self._module, args
-        values = guided = module.values(x)
-        if isinstance(module, MaskedSpectralGLMHA):
-            guided = values * module.mm(mask[0] if mask else None, x.shape[-1])
-        return module.mix_full(matrix, guided) + module.pos_emb(values)
+        module = self._module
+        values = module.values(args[0])
+        factors = module.value_factors(args)
+        y = module.mix_full(matrix, values if factors is None else values * factors)
+        branch = module.value_branch(values)
+        return y if branch is None else y + branch
 
 
 def _core(maps: Tensor, tile: Tile) -> Tensor:

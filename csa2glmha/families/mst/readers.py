@@ -24,6 +24,12 @@ class MaskedSpectralGLMHA(SpectralGLMHA):
         super().__init__(config, pos_emb)
         self.mm = mm
 
+    def value_factors(self, args: tuple[Any, ...]) -> Tensor:
+        """The mask's, (1 or B, heads * c, H, W)."""
+        x, *mask = args
+        factors: Tensor = self.mm(mask[0] if mask else None, x.shape[-1])
+        return factors
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         values = self.values(x)
         return self.attend(x, values * self.mm(mask, x.shape[-1])) + self.pos_emb(values)

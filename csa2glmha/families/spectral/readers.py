@@ -25,6 +25,11 @@ class SpectralGLMHA(PointwiseGLMHA):
         super().__init__(config)
         self.pos_emb = pos_emb
 
+    def value_branch(self, values: Tensor) -> Tensor:
+        """The positional embedding."""
+        embedding: Tensor = self.pos_emb(values)
+        return embedding
+
     def forward(self, x: Tensor) -> Tensor:
         values = self.values(x)
         return self.attend(x, values) + self.pos_emb(values)

@@ -1,0 +1,118 @@
+"""A family that says as little as it can: what it leaves out is derived, or refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from csa2glmha import families
+from csa2glmha.checkpoint.student import load
+from csa2glmha.commands.inspect import describe, inspect_model
+from csa2glmha.config.ranks import Ranks
+from csa2glmha.core.errors import CheckpointError, ExportError, UsageError
+from csa2glmha.export.onnx import export_onnx
+from csa2glmha.families.family import Family
+from csa2glmha.families.hyperparameters import Hyperparameters, Width
+from csa2glmha.families.registry import family_named, specialise_of
+from csa2glmha.families.restormer.network import MDTA
+from csa2glmha.families.restormer.readers import MDTAReader
+from csa2glmha.networks import RestorationModel
+from csa2glmha.reading.layers import attention_layers
+
+
+class ToyHyperparameters(Hyperparameters):
+    width: Width
+
+    @property
+    def blocks(self) -> int:
+        return 1
+
+
+class Toy(RestorationModel):
+    architecture, size_multiple, in_channels, out_channels = "toy", 1, 3, 3
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hyperparameters = {"width": width}
+        self.toy_in, self.toy_out = nn.Conv2d(3, width, 1), nn.Conv2d(width, 3, 1)
+        self.attention = MDTA(width, 1, bias=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x: Tensor = self.toy_out(self.attention(self.toy_in(image)))
+        return x
+
+
+def hyperparameters_from(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {"width": state["toy_in.weight"].shape[0]}
+
+
+TOY = Family("toy", Toy, ("toy_in.weight", "toy_out.weight"), ToyHyperparameters, hyperparameters_from)
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
+    """One of its networks; the family is known, and no other."""
+    monkeypatch.setattr(families, "FAMILIES", (TOY,))
+    torch.manual_seed(0)
+    return Toy(4).eval().requires_grad_(False)
+
+
+def test_one_name_in_the_tuple_makes_it_known(toy: Toy, tmp_path: Path) -> None:
+    path, image = tmp_path / "toy.pth", torch.rand(1, 3, 8, 8)
+    torch.save({"net": {f"module.{name}": value for name, value in toy.state_dict().items()}}, path)
+    assert torch.equal(load(path)(image), toy(image))
+
+
+def test_loading_as_this_family_ends_in_one_line(toy: Toy) -> None:
+    state = toy.state_dict()
+    wrong = [
+        {},
+        {"toy_in.weight": torch.tensor(1.0), "toy_out.weight": torch.tensor(1.0)},
+        {name: value for name, value in state.items() if name != "attention.temperature"},
+        state | {"toy_out.weight": torch.ones(3, 5, 1, 1)},
+    ]
+    for each in wrong:
+        with pytest.raises(CheckpointError, match=r"^x\.pth.*toy") as caught:
+            family_named("toy").load(each, "x.pth")
+        assert "\n" not in str(caught.value)
+
+
+def test_without_readers_it_is_shown_and_nothing_is_converted(toy: Toy, tmp_path: Path) -> None:
+    torch.save(toy.state_dict(), tmp_path / "toy.pth")
+    assert attention_layers(toy) == {}
+    found = inspect_model(tmp_path / "toy.pth", Ranks(k=8, v=8), 16)
+    assert found["layers"] == []
+    assert "the attention of toy cannot be converted yet" in describe(found)
+
+
+def test_without_lowering_it_is_exported_plainly_with_a_note(toy: Toy, tmp_path: Path) -> None:
+    report = export_onnx(toy, tmp_path / "toy.onnx")
+    assert not report.rewritten
+    assert report.notes == ("exported without rewrites for deployment: toy has no lowering for deployment",)
+    with pytest.raises(ExportError, match="fp16: toy has no lowering"):
+        export_onnx(toy, tmp_path / "half.onnx", precision="fp16")
+
+
+def test_without_specialise_a_mask_is_refused_by_name(toy: Toy) -> None:
+    with pytest.raises(UsageError, match="--mask: toy has no form for one mask"):
+        specialise_of(toy)
+
+
+@pytest.mark.parametrize("asked, shown", [(8, 4), (4, None), (3, None)])
+def test_inspect_lowers_the_ranks_of_its_estimate(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: int, shown: int | None
+) -> None:
+    """Its default rank is above the channels that a small network's heads have."""
+    monkeypatch.setattr(families, "FAMILIES", (replace(TOY, readers=(MDTAReader(),)),))
+    torch.save(toy.state_dict(), tmp_path / "toy.pth")
+    found = inspect_model(tmp_path / "toy.pth", Ranks(k=asked, v=asked), 16)
+    assert [layer["name"] for layer in found["layers"]] == ["attention"]
+    said = [note for note in found["notes"] if "no head of this network has more than 4 channels" in note]
+    assert len(said) == (shown is not None)
+    assert found["estimate"]["ranks"] == str(Ranks(k=shown or asked, v=shown or asked))
