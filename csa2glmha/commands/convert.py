@@ -44,8 +44,9 @@ from csa2glmha.core.stages import CONVERSION, Stages
 from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import write_image
+from csa2glmha.data.inputs.kind import facts_of
 from csa2glmha.data.inputs.masks import is_made_for, mask_provenance
-from csa2glmha.data.open import CassiData, as_trained, open_data, stretch_provenance
+from csa2glmha.data.open import as_trained, input_kind, input_provenance, open_data
 from csa2glmha.distill import DistillResult, State, StateFolder
 from csa2glmha.distill.job import (
     LOG_FILE,
@@ -341,7 +342,7 @@ def _run_conversion(checkpoint: Path, options: ConvertOptions, output: Path) -> 
         provenance(options)
         | teacher_source(checkpoint)
         | teacher_weights(loaded.checkpoint)
-        | stretch_provenance(teacher, options),
+        | input_provenance(teacher, options),
     )
     # What is left of an earlier run belongs to another student; a card may have been edited.
     kept = {STUDENT_FILE} | ({LOG_FILE} if distillation is not None else set())
@@ -424,8 +425,8 @@ def _finish(data: Data, options: ConvertOptions) -> Finish:
 
 def _bake(student: RestorationModel, data: Data) -> RestorationModel:
     """The student for the mask that was given, which is one of its inputs no more."""
-    assert isinstance(data, CassiData)
-    return specialise_of(student).bake(student, data.dispersed_mask)
+    (mask,) = input_kind(facts_of(student)).constants(data).values()
+    return specialise_of(student).bake(student, mask)
 
 
 def _weights_of(teacher: LoadedModel) -> dict[str, str]:
@@ -575,7 +576,7 @@ def _distill_file(
     if options.mask is not None:
         network = _bake(network, data)
     metadata = loaded.checkpoint.metadata | {"seed": str(options.seed)}
-    metadata |= teacher_weights(original.checkpoint) | stretch_provenance(original.model, options)
+    metadata |= teacher_weights(original.checkpoint) | input_provenance(original.model, options)
     with_room(states, lambda: save_student(output, network.cpu(), metadata), result.steps)
     states.clear()
     return result

@@ -5,7 +5,6 @@ from __future__ import annotations
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.core.errors import CheckpointError
 from csa2glmha.data.batches import Data
-from csa2glmha.data.inputs.cassi_data import CassiData
 from csa2glmha.data.inputs.images import ImageInputs
 from csa2glmha.data.inputs.kind import CASSI, IMAGES, RGB_TO_SPECTRA, InputKind, NetworkFacts, facts_of
 from csa2glmha.data.inputs.rgb_to_spectra import STRETCH, RgbToSpectra, as_trained
@@ -57,9 +56,4 @@ def input_provenance(model: RestorationModel, options: ConvertOptions) -> dict[s
     return input_kind(network).provenance(network, options)
 
 
-def stretch_provenance(model: RestorationModel, options: ConvertOptions) -> dict[str, str]:
-    """Of :func:`input_provenance` what it says of the stretch."""
-    return {key: value for key, value in input_provenance(model, options).items() if key == STRETCH}
-
-
-__all__ = ["KINDS", "STRETCH", "CassiData", "as_trained", "input_kind", "input_provenance", "open_data"]
+__all__ = ["KINDS", "STRETCH", "as_trained", "input_kind", "input_provenance", "open_data"]

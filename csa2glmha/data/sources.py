@@ -212,20 +212,8 @@ def prepare_images(
     """
     degradation = None if degrade is None else parse_degradation(degrade)
     spectral = bands is not None and is_spectral(channels, bands)
-    notes: tuple[str, ...] = ()
     if folder is None:
-        if channels not in IMAGE_CHANNELS:
-            raise DataError(f"no images of {channels} channels come with this tool: give --data DIR")
-        names_and_images = bundled_images(3 if channels == DUAL_PIXEL_CHANNELS else channels)
-        images: ImageSource = MemoryImages(names_and_images)
-        if channels == DUAL_PIXEL_CHANNELS:
-            images = DualViews(images, {})
-        source = bundled_source(names_and_images)
-        how = f"degraded by {degrade}" if degrade else "not degraded"
-        notes = (
-            f"no --data: using {len(images)} photographs bundled with scikit-image, {how}; "
-            "images of the model's own task serve better",
-        )
+        images, source, notes = _photographs(channels, degrade)
         if degrade is None and not spectral:
             degradation = parse_degradation("none")
             notes += ("no --degrade: if the model removes noise or blur, say which, e.g. --degrade noise:25",)
@@ -235,16 +223,24 @@ def prepare_images(
     if stretched:
         images, notes = Stretched(images), (*notes, STRETCH_NOTE)
     train, held_out = split(images, source, seed)
-    return ImageData(
-        train,
-        held_out,
-        degradation,
-        source,
-        notes,
-        targets is not None or (degradation is not None and not spectral),
-        spectral,
-        stretched,
+    known = targets is not None or (degradation is not None and not spectral)
+    return ImageData(train, held_out, degradation, source, notes, known, spectral, stretched)
+
+
+def _photographs(channels: int, degrade: str | None) -> tuple[ImageSource, str, tuple[str, ...]]:
+    """The photographs that come with scikit-image, the report's name for them, and notes."""
+    if channels not in IMAGE_CHANNELS:
+        raise DataError(f"no images of {channels} channels come with this tool: give --data DIR")
+    named = bundled_images(3 if channels == DUAL_PIXEL_CHANNELS else channels)
+    images: ImageSource = MemoryImages(named)
+    if channels == DUAL_PIXEL_CHANNELS:
+        images = DualViews(images, {})
+    how = f"degraded by {degrade}" if degrade else "not degraded"
+    note = (
+        f"no --data: using {len(images)} photographs bundled with scikit-image, {how}; images of the model's "
+        "own task serve better"
     )
+    return images, bundled_source(named), (note,)
 
 
 def bundled_source(images: list[tuple[str, Tensor]]) -> str:
