@@ -71,8 +71,7 @@ class ChannelAttention:
         temperature: (heads,), multiplies the logits.
         output: (C, heads * c), the output projection.
         output_bias: (C,) or None.
-        embedded: the layer also uses V beside the attention, for a positional embedding, so that all of it
-            is computed in any case.
+        value_branch: something is made of V beside the attention and added, so that all of V is needed.
     """
 
     heads: int
@@ -82,7 +81,22 @@ class ChannelAttention:
     temperature: Tensor
     output: Tensor
     output_bias: Tensor | None = None
-    embedded: bool = False
+    value_branch: bool = False
+
+    @property
+    def pointwise(self) -> bool:
+        """No projection has a depthwise part."""
+        return all(part.kernel_size == 1 for part in self._projections)
+
+    @property
+    def from_moments(self) -> bool:
+        """Second moments of the input give its logits, and V is made in full: see :mod:`.pointwise`."""
+        biases = any(part.pointwise_bias is not None for part in self._projections)
+        return self.value_branch and self.pointwise and not biases
+
+    @property
+    def _projections(self) -> tuple[Projection, Projection, Projection]:
+        return self.rows, self.columns, self.values
 
     @property
     def channels(self) -> int:

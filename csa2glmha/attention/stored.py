@@ -54,7 +54,7 @@ def read_config(value: Any, form: ChannelAttention) -> GLMHAConfig:
         raise ValueError(first_problem(error)) from None
     except TypeError:
         raise ValueError("names of fields that are no text") from None
-    problem = _misfit(config, form) or _contradiction(config, form.embedded)
+    problem = _misfit(config, form) or _contradiction(config, form)
     if problem is not None:
         raise ValueError(problem)
     return config
@@ -79,23 +79,23 @@ def _misfit(config: GLMHAConfig, form: ChannelAttention) -> str | None:
     return None
 
 
-def _contradiction(config: GLMHAConfig, embedded: bool) -> str | None:
+def _contradiction(config: GLMHAConfig, form: ChannelAttention) -> str | None:
     """Two fields that exclude each other."""
     q, k, c = config.rank_q, config.rank_k, config.head_channels
     fits = {
-        "maps": q > 0 and k > 0 and not embedded,
-        "gram": q == k == c and embedded,
-        "subspace": 0 < q == k and embedded,
+        "maps": q > 0 and k > 0 and not form.from_moments,
+        "gram": q == k == c and form.from_moments,
+        "subspace": 0 < q == k and form.from_moments,
         "modes": q == k == 0,
     }
     if not fits[config.logits]:
         return f"logits: {config.logits!r} does not go with queries of rank {q} and keys of rank {k} here"
-    if config.compact and (embedded or k != config.rank_v or k < 2):
+    if config.compact and (form.from_moments or k != config.rank_v or k < 2):
         return (
             f"attention: 'compact' does not go with keys of rank {k} and values of rank {config.rank_v} here"
         )
-    if config.rank_pos is not None and not embedded:
+    if config.rank_pos is not None and not form.value_branch:
         return "rank_pos: this layer makes no positional embedding"
-    if embedded and (config.kernel_size != 1 or config.bias):
+    if form.from_moments and (config.kernel_size != 1 or config.bias):
         return "kernel_size, bias: this layer has neither depthwise convolutions nor biases"
     return None

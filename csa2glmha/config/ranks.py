@@ -125,13 +125,13 @@ def plan_layers(
         raise UsageError("compact attention over one key is no attention; give a rank of 2 or more")
     if ranks.k == 0 and ranks.q is not None:
         raise UsageError(f"rank 0 of keys leaves out queries too; leave out --rank-q {ranks.q}")
-    embedded = [layer.form.embedded for layer in layers.values()]
-    if attention == "compact" and any(embedded):
+    forms = [layer.form for layer in layers.values()]
+    if attention == "compact" and any(form.from_moments for form in forms):
         raise UsageError(
             "--attention compact: this model's layers make a positional embedding from all values and have "
             "no compact form; give expanded"
         )
-    if ranks.pos is not None and not any(embedded):
+    if ranks.pos is not None and not any(form.value_branch for form in forms):
         raise UsageError(
             f"--rank-pos {ranks.pos}: this model makes no positional embedding from its values; leave it out"
         )
@@ -139,9 +139,18 @@ def plan_layers(
 
 
 def layer_config(form: ChannelAttention, ranks: Ranks, attention: str = "expanded") -> GLMHAConfig:
-    """The configuration of one layer at these ranks."""
-    if form.embedded:
+    """The configuration of one layer at these ranks.
+
+    Raises:
+        UsageError: the layer has no low-rank form.
+    """
+    if form.from_moments:
         return _pointwise_config(form, ranks)
+    if form.value_branch:
+        raise UsageError(
+            "this attention makes something of its values beside it, behind depthwise projections or biases: "
+            "there is no low-rank form of that yet"
+        )
     c = form.head_channels
     rank_q, rank_k, rank_v = (c if rank is None else min(rank, c) for rank in (ranks.q, ranks.k, ranks.v))
     exact_logits = rank_q == c and rank_k == c

@@ -85,7 +85,7 @@ def _white(form: ChannelAttention) -> LayerStatistics | LayerMoments:
     In these metrics the whitened filter bank is the filter bank, and its truncation plain.
     """
     heads, c = form.heads, form.head_channels
-    if form.embedded:
+    if form.from_moments:
         eye = torch.eye(form.channels, dtype=torch.float64)
         weight = form.values.pointwise.detach().cpu().double()
         features = torch.zeros(2 * form.channels, dtype=torch.float64)

@@ -131,7 +131,7 @@ def initialise_layers(
             name: [
                 candidate
                 for candidate in candidates
-                if candidate.config.bias_rank and not layers[name].form.embedded
+                if candidate.config.bias_rank and not layers[name].form.from_moments
             ]
             for name, candidates in made.items()
         }
@@ -193,7 +193,7 @@ def gather_statistics(
 
 def _empty_statistics(form: ChannelAttention, need: Needs) -> Gathered:
     """Of the kind that suits the layer."""
-    if form.embedded:  # moments of the input tell all
+    if form.from_moments:  # moments of the input tell all
         return LayerMoments(form)
     return LayerStatistics.empty(form, need.rows, need.columns, need.values)
 

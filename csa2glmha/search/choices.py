@@ -65,7 +65,7 @@ def layer_choices(name: str, form: ChannelAttention) -> dict[str, list[Choice]]:
     """
     c = form.head_channels
     logits = [Ranks(), *(Ranks(k=rank) for rank in KEY_RANKS if rank < c)]
-    if not form.embedded:
+    if not form.from_moments:
         logits += [Ranks(q=q, k=k) for q, k in ROW_AND_KEY_RANKS if q < c]
     logits.append(Ranks(k=0))
     values = [Ranks(), *(Ranks(v=rank) for rank in VALUE_RANKS if rank < c)]

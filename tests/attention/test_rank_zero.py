@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from csa2glmha.attention.canonical import ChannelAttention, Projection
 from csa2glmha.checkpoint.student import load, save_student, student_metadata
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks, layer_config, plan_layers
 from csa2glmha.core.errors import UsageError
 from csa2glmha.export.onnx import export_onnx
 from csa2glmha.families.registry import build
@@ -112,3 +113,27 @@ def test_what_rank_0_goes_with() -> None:
         plan_layers(layers, Ranks(q=4, k=0, v=8))
     with pytest.raises(UsageError, match="rank of 2 or more"):
         plan_layers(layers, Ranks(k=0, v=0), "compact")
+
+
+@pytest.mark.parametrize(
+    "depthwise, bias, branch, from_moments",
+    [
+        (False, False, True, True),
+        (False, False, False, False),
+        (True, False, True, False),
+        (False, True, True, False),
+    ],
+)
+def test_second_moments_are_enough_for_pointwise_layers_with_a_branch_of_values(
+    depthwise: bool, bias: bool, branch: bool, from_moments: bool
+) -> None:
+    part = Projection(
+        torch.eye(4), torch.ones(4) if bias else None, torch.ones(4, 3, 3) if depthwise else None
+    )
+    form = ChannelAttention(2, part, part, part, torch.ones(2), torch.eye(4), value_branch=branch)
+    assert (form.pointwise, form.from_moments) == (not depthwise, from_moments)
+    if branch and not from_moments:
+        with pytest.raises(UsageError, match="makes something of its values"):
+            layer_config(form, Ranks(k=1, v=1))
+    else:
+        assert layer_config(form, Ranks(k=0, v=1)).rank_k == 0

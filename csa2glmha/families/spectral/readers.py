@@ -51,7 +51,7 @@ class SpectralReader(PlainReader):
             temperature=module.rescale.detach().flatten(),
             output=module.proj.weight.detach(),
             output_bias=module.proj.bias.detach(),
-            embedded=True,
+            value_branch=True,
         )
 
     def value_branch(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
