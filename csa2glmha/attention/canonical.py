@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from csa2glmha.attention.core import Moments, folded
+
 #: Smallest mean square of a map in a norm. Maps this weak carry no signal; the floor keeps the
 #: division finite.
 NORM_FLOOR = 1e-12
@@ -110,14 +112,22 @@ class ChannelAttention:
 
     def logits(self, rows: Tensor, columns: Tensor) -> Tensor:
         """S for maps (B, heads * c, H, W): (B, heads, c, c)."""
-        row_tokens, column_tokens = tokens(rows, self.heads), tokens(columns, self.heads)
-        cross = row_tokens @ column_tokens.transpose(-2, -1) / row_tokens.shape[-1]
-        return normalised_logits(
-            cross,
-            row_tokens.square().mean(-1),
-            column_tokens.square().mean(-1),
-            self.temperature.view(-1, 1, 1),
-        )
+        return self.logits_of(self.moments(rows, columns))
+
+    def moments(self, rows: Tensor, columns: Tensor) -> Moments:
+        """All that the logits need of maps (B, heads * c, H, W), as means over pixels."""
+        rows, columns = tokens(rows, self.heads), tokens(columns, self.heads)
+        cross = rows @ columns.transpose(-2, -1) / rows.shape[-1]
+        return cross, rows.square().mean(-1), columns.square().mean(-1)
+
+    def logits_of(self, moments: Moments) -> Tensor:
+        """As :meth:`logits`, from :meth:`moments`."""
+        cross, row_power, column_power = moments
+        return normalised_logits(cross, row_power, column_power, self.temperature.view(-1, 1, 1))
+
+    def matrix(self, moments: Moments) -> Tensor:
+        """Output projection and attention in one, from :meth:`moments`: (B, out, heads * c)."""
+        return folded(self.output, self.logits_of(moments).softmax(-1))
 
 
 def tokens(maps: Tensor, heads: int) -> Tensor:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import NORM_FLOOR, expanded_power, normalised_logits, tokens
+from csa2glmha.attention.core import Moments, Region, applied, everywhere, folded
 
 
 @dataclass(frozen=True)
@@ -227,21 +228,46 @@ class GuidedAttention(nn.Module):
 
     def fold(self, attention: Tensor, value_gates: Tensor | None = None) -> Tensor:
         """Output projection, attention and value expansion in one matrix: (B, out, heads * rank_v)."""
-        heads, c = self.config.heads, self.config.head_channels
+        heads = self.config.heads
         if self.expand_values is not None:
             attention = attention @ self.expand_values
         if value_gates is not None:
             attention = attention * value_gates.view(-1, heads, 1, self.config.rank_v)
-        output = self.output.view(-1, heads, c).transpose(0, 1)
-        return (output @ attention).transpose(1, 2).flatten(2)
+        return folded(self.output, attention)
 
     def mix(self, folded: Tensor, values: Tensor) -> Tensor:
         """The layer's output from :meth:`fold` and (B, heads * rank_v, H, W): (B, out_channels, H, W)."""
-        batch, _, height, width = values.shape
-        y = folded @ values.flatten(2)
-        if self.output_bias is not None:
-            y = y + self.output_bias.view(-1, 1)
-        return y.view(batch, self.config.out_channels, height, width)
+        return applied(folded, values, self.output_bias)
+
+    def pooled(self, x: Tensor) -> Moments:
+        """What the guide needs of an input (B, C, H, W), as means over pixels; empty without one."""
+        return () if self.guide is None else pooled_moments(x)
+
+    def guidance_of(self, pooled: Moments) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """As :meth:`guidance`, from :meth:`pooled`."""
+        if self.guide is None:
+            return None, None, None
+        strengths, key_gates, value_gates = self.guide.from_statistics(statistics_of_moments(*pooled))
+        return strengths, key_gates, value_gates
+
+    def matrix(self, moments: Moments) -> Tensor:
+        """The map from the layer's moments, those of the logits before those of the guide; see core.py."""
+        count = len(moments) - (0 if self.guide is None else 2)
+        strengths, key_gates, value_gates = self.guidance_of(moments[count:])
+        logits = self.logits_of(moments[:count], key_gates)
+        return self.fold(self.correct(logits, strengths).softmax(-1), value_gates)
+
+    def logits_of(self, moments: Moments, key_gates: Tensor | None) -> Tensor:
+        """S before modes are added, from the moments that it is made of: (B, heads, c, keys)."""
+        raise NotImplementedError
+
+    def moments_of(self, args: tuple[Any, ...], region: Region = everywhere) -> Moments:
+        """What the map needs of the pixels in the region; ``args`` are those of the layer's call."""
+        raise NotImplementedError
+
+    def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Tensor:
+        """The layer's output (B, out_channels, H, W) by that map."""
+        raise NotImplementedError
 
 
 class GLMHA(GuidedAttention):
@@ -268,9 +294,21 @@ class GLMHA(GuidedAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns, values = self.generate(x)
-        strengths, key_gates, value_gates = self.guidance(x)
-        attention = self.logits(rows, columns, strengths, key_gates).softmax(-1)
-        return self.mix(self.fold(attention, value_gates), values)
+        return self.mix(self.matrix((*self.moments(rows, columns), *self.pooled(x))), values)
+
+    def moments_of(self, args: tuple[Any, ...], region: Region = everywhere) -> Moments:
+        """What the map needs of the pixels in the region; ``args`` are those of the layer's call."""
+        rows, columns, _ = (region(maps) for maps in self.generate(args[0]))
+        return (*self.moments(rows, columns), *self.pooled(region(args[0])))
+
+    def logits_of(self, moments: Moments, key_gates: Tensor | None) -> Tensor:
+        """As :meth:`uncorrected_logits`, from :meth:`moments`."""
+        cross, rows, columns = moments
+        return self.logits_of_moments(cross, rows, columns, key_gates)
+
+    def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Tensor:
+        """The layer's output (B, out_channels, H, W) by that map."""
+        return self.mix(matrix, self.generate_values(args[0]))
 
     def generate(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The maps R_r, K_r and V_r: (B, heads * rank, H, W) each."""
@@ -323,6 +361,9 @@ class GLMHA(GuidedAttention):
             (B, heads, c) if they are used as they are, otherwise the products (B, heads, rank, rank).
         """
         heads = self.config.heads
+        if not self.config.rank_k:  # there are no moments of maps without channels
+            none = rows.new_zeros(rows.shape[0], heads, 0, 0)
+            return none, none, none
         rows, columns = tokens(rows, heads), tokens(columns, heads)
         pixels = rows.shape[-1]
 

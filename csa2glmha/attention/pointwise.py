@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import expanded_power, tokens
+from csa2glmha.attention.core import Moments, Region, everywhere
 from csa2glmha.attention.glmha import GLMHAConfig, GuidedAttention
 
 
@@ -57,9 +58,25 @@ class PointwiseGLMHA(GuidedAttention):
 
     def attend(self, x: Tensor, values: Tensor) -> Tensor:
         """Mix ``values`` (B, heads * c, H, W) by the attention that x (B, C, H, W) has, and project."""
-        strengths, key_gates, value_gates = self.guidance(x)
-        attention = self.correct(self.input_logits(x, key_gates), strengths).softmax(-1)
-        return self.mix_full(self.fold(attention, value_gates), values)
+        return self.mix_full(self.matrix(self.moments_of((x,))), values)
+
+    def moments_of(self, args: tuple[Any, ...], region: Region = everywhere) -> Moments:
+        """What the map needs of the pixels in the region; ``args`` are those of the layer's call."""
+        x = region(args[0])
+        return self.no_logits(x) if self.expand_rows is None else self.gram(x), *self.pooled(x)
+
+    def logits_of(self, moments: Moments, key_gates: Tensor | None) -> Tensor:
+        """As :meth:`gram_logits`."""
+        (gram,) = moments
+        return self.gram_logits(gram, key_gates)
+
+    def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Tensor:
+        """The layer's output (B, out_channels, H, W) by that map."""
+        values = self.values(args[0])
+        factors = self.value_factors(args)
+        y = self.mix_full(matrix, values if factors is None else values * factors)
+        branch = self.value_branch(values)
+        return y if branch is None else y + branch
 
     def mix_full(self, folded: Tensor, values: Tensor) -> Tensor:
         """As :meth:`mix`, from values in full: (B, heads * c, H, W)."""

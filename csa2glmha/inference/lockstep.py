@@ -19,9 +19,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from csa2glmha.attention.core import Moments, SharedAttention, weighted_mean
 from csa2glmha.core.errors import Csa2GlmhaError
 from csa2glmha.inference.grid import Tile
-from csa2glmha.inference.split import Moments, SplitAttention, split_layers, weighted_mean
+from csa2glmha.inference.split import shared_layers
 from csa2glmha.inference.threads import PausingCall, ended_together
 from csa2glmha.networks import RestorationModel
 
@@ -73,7 +74,7 @@ class SharedMaps:
         on_layer: called after each map that was made, while all tiles wait.
     """
 
-    layers: dict[str, SplitAttention]
+    layers: dict[str, SharedAttention]
     matrices: dict[Call, Tensor] = field(default_factory=dict)
     on_layer: Callable[[], object] | None = None
     _pace: _Pace = field(default_factory=_Pace)
@@ -136,10 +137,12 @@ class SharedMaps:
         if pace.pass_ is None:
             if call not in self.matrices:
                 raise Csa2GlmhaError(f"attention layer {call} made no map of the whole image: {_ADVICE}")
-            return layer.apply(args, self.matrices[call])
+            return layer.apply_matrix(args, self.matrices[call])
         passing, tile = pace.pass_
         # What the map is made from is gone while the tile waits; values are made when it goes on.
-        return layer.apply(args, passing.ask(_Request(call, layer.moments(args, tile))))
+        return layer.apply_matrix(
+            args, passing.ask(_Request(call, layer.moments_of(args, partial(_core, tile))))
+        )
 
     def _follow(
         self, passes: Sequence[_Pass], index: int, tile: Tile, network: Callable[[Tile], Tensor]
@@ -167,18 +170,23 @@ def _common_call(requests: Sequence[_Request | None]) -> Call | None:
     return calls.pop()
 
 
+def _core(tile: Tile, maps: Tensor) -> Tensor:
+    """The pixels of maps (1, C, H, W) that the tile answers for."""
+    return maps[(..., *tile.core(*maps.shape[-2:]))]
+
+
 @contextlib.contextmanager
 def lockstep(model: RestorationModel) -> Iterator[SharedMaps]:
     """Let tiles share attention maps, as long as the block lasts; not for training.
 
     The attention modules stay where they are, but their calls go to the maps.
     """
-    split = split_layers(model)
-    modules = {name: module for name, module in model.named_modules() if id(module) in split}
-    maps = SharedMaps({name: split[id(module)] for name, module in modules.items()})
+    layers = shared_layers(model)
+    maps = SharedMaps(layers)
     replaced: list[tuple[nn.Module, Any]] = []
     try:
-        for name, module in modules.items():
+        for name in layers:
+            module = model.get_submodule(name)
             replaced.append((module, vars(module).get("forward")))
             vars(module)["forward"] = partial(maps.attend, name)
         yield maps

@@ -25,7 +25,7 @@ from csa2glmha.inference.memory import (
     whole_needs,
 )
 from csa2glmha.inference.model import OpenModel
-from csa2glmha.inference.split import split_layers
+from csa2glmha.inference.split import shared_layers
 from csa2glmha.inference.tiles import restore_globally, restore_separately
 from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
 
@@ -225,7 +225,7 @@ class Restorer:
             f"{name}: {len(tiles)} tiles of {_extent(tiles)}, with attention maps made from {share:.0%} of "
             "the image"
         )
-        layers = len(split_layers(network))
+        layers = len(shared_layers(network))
         with (
             manual_progress(what=f"{name}: maps", unit="layer", total=layers) as layer_bar,
             manual_progress(what=name, unit="tile", total=len(tiles)) as tile_bar,

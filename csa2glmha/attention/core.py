@@ -1,0 +1,73 @@
+"""What every channel attention does, in three steps: moments -> matrix -> apply.
+
+An attention map is made from means over pixels, and applied pixel by pixel. So a layer hands out the means
+over the pixels of its input, or of a part of it; the means of all parts give one small matrix, with all
+that can be folded into it; and the matrix is applied to each part by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+#: Means over pixels. Of two parts of an image, the means are the weighted means of theirs.
+Moments = tuple[Tensor, ...]
+#: From maps (B, C, H, W) to the pixels of them that count.
+Region = Callable[[Tensor], Tensor]
+
+
+def everywhere(maps: Tensor) -> Tensor:
+    """All pixels count."""
+    return maps
+
+
+class SharedAttention(Protocol):
+    """A layer in those steps; ``args`` are those of the module's call."""
+
+    def moments_of(self, args: tuple[Any, ...], region: Region = everywhere) -> Moments:
+        """What the map needs of the pixels in the region."""
+        ...
+
+    def matrix(self, moments: Moments) -> Tensor:
+        """The map, with the output projection and all else folded into it: (B, out, channels of values)."""
+        ...
+
+    def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Tensor:
+        """The layer's output (B, out, H, W) by that map."""
+        ...
+
+
+def weighted_mean(parts: Sequence[tuple[Moments, int]]) -> Moments:
+    """The moments of all pixels, from those of parts of so many pixels each."""
+    total = sum(pixels for _, pixels in parts)
+    weights = [pixels / total for _, pixels in parts]
+    return tuple(
+        torch.stack([part * weight for part, weight in zip(kind, weights, strict=True)]).sum(0)
+        for kind in zip(*(moments for moments, _ in parts), strict=True)
+    )
+
+
+def folded(output: Tensor, attention: Tensor) -> Tensor:
+    """The output projection times every head's attention, one matrix that is applied to the values.
+
+    Args:
+        output: (out, heads * c).
+        attention: (B, heads, c, d).
+
+    Returns:
+        (B, out, heads * d).
+    """
+    heads, c = attention.shape[1:3]
+    per_head = output.view(-1, heads, c).transpose(0, 1)
+    return (per_head @ attention).transpose(1, 2).flatten(2)
+
+
+def applied(matrix: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """A matrix (B, out, d) on every pixel of values (B, d, H, W), and a bias (out,): (B, out, H, W)."""
+    y = matrix @ values.flatten(2)
+    if bias is not None:
+        y = y + bias.view(-1, 1)
+    return y.view(y.shape[0], -1, *values.shape[-2:])
