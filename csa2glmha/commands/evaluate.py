@@ -86,16 +86,7 @@ def evaluate_file(
         "channel": channel if channel == "y" else None if spectral else CHANNEL_NAMES.get(opened.bands),
         "notes": list(notes),
         "images": len(examples),
-        **({"outputs_out_of_range": meters.beyond} if spectral else {}),
-        **{
-            name: _figures(meter, spectral)
-            for name, meter in (
-                ("input", meters.input),
-                ("truth", meters.truth),
-                ("teacher", meters.teacher),
-            )
-            if meter.images
-        },
+        **_figures_of(meters, spectral),
     }
 
 
@@ -135,6 +126,13 @@ def _measure(
     if meters.beyond:
         say(f"{meters.beyond} of {len(examples)} outputs reach far beyond [0, 1]: {RANGE_HINT}")
     return meters
+
+
+def _figures_of(meters: _Meters, spectral: bool) -> dict[str, Any]:
+    """What was measured of each kind, where anything was, as JSON values."""
+    named = {"input": meters.input, "truth": meters.truth, "teacher": meters.teacher}
+    beyond: dict[str, Any] = {"outputs_out_of_range": meters.beyond} if spectral else {}
+    return beyond | {name: _figures(meter, spectral) for name, meter in named.items() if meter.images}
 
 
 def _figures(meter: QualityMeter, spectral: bool) -> dict[str, Any]:

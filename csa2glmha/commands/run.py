@@ -113,29 +113,35 @@ def _run_files(
             source = read(job.sources, room)
             ensure_writable(job.output, overwrite)
             restored = restorer(job.sources[0].name, source.inputs)
-            if formats.output_suffix and out_of_range(restored):
-                say(
-                    f"{job.sources[0]}: output from {restored.min():.3g} to {restored.max():.3g}, "
-                    f"far beyond [0, 1]: {RANGE_HINT}"
-                )
+            if formats.output_suffix:
+                _say_range(job, restored)
             restored = restored.clamp(0, 1) if stretched else restored
             _write(job, restored, source.stored, bool(formats.output_suffix))
         # What concerns this file alone; a full disk, for one, ends the run.
         except (DataError, UnfitError) as error:
             if job.named:
                 raise
-            reason = str(error)
-            say(
-                f"skipped: {reason}"
-                if str(job.sources[0]) in reason
-                else f"skipped {job.sources[0]}: {reason}"
-            )
-            skipped.append((job.sources[0], reason))
+            skipped.append((job.sources[0], str(error)))
+            say(skipped_line(*skipped[-1]))
             continue
         written.append(job.output)
     if skipped and not written and not found.kept:
         raise DataError(f"nothing could be used: {skipped[-1][1]}")
     return RunResult(tuple(written), tuple(skipped), found.kept, len(skipped) - len(found.foreign))
+
+
+def _say_range(job: Job, cube: Tensor) -> None:
+    """Tell of a spectrum that cannot be one."""
+    if out_of_range(cube):
+        say(
+            f"{job.sources[0]}: output from {cube.min():.3g} to {cube.max():.3g}, far beyond [0, 1]: "
+            f"{RANGE_HINT}"
+        )
+
+
+def skipped_line(path: Path, reason: str) -> str:
+    """One line on a file that could not be restored; its reason may name it."""
+    return f"skipped: {reason}" if str(path) in reason else f"skipped {path}: {reason}"
 
 
 def left_out_line(foreign: Sequence[tuple[Path, str]]) -> str:
