@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from csa2glmha.checkpoint import write_safetensors
 from csa2glmha.checkpoint.student import load, load_model, save_student, student_metadata
 from csa2glmha.cli import cli
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import CheckpointError, DataError
 from csa2glmha.data.batches import Batch, Inputs
 from csa2glmha.distill import DistillSettings, distill, teacher_outputs
@@ -36,6 +36,7 @@ from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.inference.grid import divide
 from csa2glmha.inference.tiles import restore_globally, restore_separately
 from csa2glmha.initialize import initialise_student
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.networks import RestorationModel, run
 from csa2glmha.reading.layers import attention_layers, glmha_layers
 from tests.conftest import shared_folder

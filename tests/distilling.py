@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.data.batches import Batch
 from csa2glmha.distill import DistillSettings, HeldOut, teacher_outputs
 from csa2glmha.families.restormer.network import Restormer
 from csa2glmha.initialize import initialise_student
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.reading.layers import attention_layers
 from tests.conftest import MakeRestormer
 

@@ -12,7 +12,7 @@ from csa2glmha.analysis.measure import analyse, measure
 from csa2glmha.analysis.plots import plot_heads, plot_layers, save
 from csa2glmha.checkpoint.student import load_model
 from csa2glmha.config.options import ConvertOptions
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.device import resolve_device
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.files import atomic_path, prepare_output_dir
@@ -22,6 +22,7 @@ from csa2glmha.core.progress import say
 from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import one_line
 from csa2glmha.data.open import open_data
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.report.document import render_table
 from csa2glmha.report.schema_search import Sensitivity

@@ -27,7 +27,6 @@ from csa2glmha.checkpoint.student import (
 )
 from csa2glmha.commands.preview import Preview, preview
 from csa2glmha.config.options import ConvertOptions, make_options
-from csa2glmha.config.ranks import layer_config, plan_layers
 from csa2glmha.core.device import resolve_device
 from csa2glmha.core.errors import ExportError, OutputError, UsageError
 from csa2glmha.core.files import (
@@ -66,6 +65,7 @@ from csa2glmha.export.metadata import onnx_metadata
 from csa2glmha.export.onnx import export_onnx
 from csa2glmha.families.registry import specialise_of
 from csa2glmha.initialize import initialise_student
+from csa2glmha.initialize.configure import layer_config, plan_layers
 from csa2glmha.metrics.comparisons import compare_images
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.metrics.evaluate import check_sizes, judge, restore

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from csa2glmha.checkpoint.student import load_model
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.hub import display_name
 from csa2glmha.core.text import one_line
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.metrics.complexity import count_complexity, format_macs, format_params
 from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_layers
 from csa2glmha.report.document import render_table

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
 from csa2glmha.attention.glmha import GLMHAConfig
-from csa2glmha.config.ranks import Ranks, layer_config, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
 from csa2glmha.data.batches import Inputs
+from csa2glmha.initialize.configure import layer_config, plan_layers
 from csa2glmha.initialize.moments import LayerMoments
 from csa2glmha.initialize.statistics import LayerStatistics, SideStatistics, has_offset
 from csa2glmha.initialize.student import Statistics, initialise_student

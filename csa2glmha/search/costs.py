@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from csa2glmha.attention.glmha import GLMHAConfig
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.progress import progress
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.metrics.complexity import Complexity, count_complexity
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers, replace_layers

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from csa2glmha.config.budget import LATENCY, MACS, PARAMS, Budget
-from csa2glmha.config.ranks import Ranks, layer_config
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
+from csa2glmha.initialize.configure import layer_config
 from csa2glmha.metrics.complexity import Complexity, format_macs, format_params
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers

@@ -14,10 +14,11 @@ import torch
 
 from csa2glmha.bench.compare import TEACHER, THOROUGH, compare_files
 from csa2glmha.bench.profile import ModuleProfile, profile_modules
-from csa2glmha.config.ranks import Ranks, layer_config, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import ExportError
 from csa2glmha.core.progress import progress, say
 from csa2glmha.export.onnx import export_onnx
+from csa2glmha.initialize.configure import layer_config, plan_layers
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers, replace_layers
 from csa2glmha.search.choices import SIDES, Choice, combined

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from csa2glmha.attention import GLMHAConfig
 from csa2glmha.attention.pointwise import full_values_are_cheaper, gram_is_cheaper
 from csa2glmha.checkpoint.student import load, load_model, save_student, student_metadata
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.data.image_set import ImageSet
 from csa2glmha.data.inputs.cassi import CassiScenes, shifted_mask
@@ -24,6 +24,7 @@ from csa2glmha.families.mst.network import MST, bake_mask
 from csa2glmha.families.mst_plus_plus.network import MSTPlusPlus
 from csa2glmha.families.registry import build
 from csa2glmha.initialize import LayerFit, initialise_student
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.initialize.factorize import factorize
 from csa2glmha.initialize.moments import LayerMoments
 from csa2glmha.metrics.complexity import count_complexity

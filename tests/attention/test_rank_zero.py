@@ -11,11 +11,12 @@ from torch import Tensor
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
 from csa2glmha.checkpoint.student import load, save_student, student_metadata
-from csa2glmha.config.ranks import Ranks, layer_config, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
 from csa2glmha.export.onnx import export_onnx
 from csa2glmha.families.registry import build
 from csa2glmha.initialize import initialise_student
+from csa2glmha.initialize.configure import layer_config, plan_layers
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers, glmha_layers

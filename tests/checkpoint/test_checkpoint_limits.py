@@ -19,12 +19,13 @@ from csa2glmha.attention.stored import read_config
 from csa2glmha.checkpoint import load as loading
 from csa2glmha.checkpoint import read_checkpoint, write_safetensors
 from csa2glmha.checkpoint.student import load, student_metadata
-from csa2glmha.config.ranks import Ranks, layer_config, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import CheckpointError
 from csa2glmha.families.mst.network import MST
 from csa2glmha.families.mst_plus_plus.network import MSTPlusPlus
 from csa2glmha.families.registry import build, family_named
 from csa2glmha.families.restormer.network import Restormer
+from csa2glmha.initialize.configure import layer_config, plan_layers
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers, replace_layers
 from tests.conftest import TINY_RESTORMER

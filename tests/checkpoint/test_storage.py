@@ -13,10 +13,11 @@ import csa2glmha
 from csa2glmha import __version__
 from csa2glmha.checkpoint import write_safetensors
 from csa2glmha.checkpoint.student import load, load_model, save_student, student_metadata
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import CheckpointError, Csa2GlmhaError
 from csa2glmha.families.restormer.network import Restormer
 from csa2glmha.initialize import initialise_student
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.reading.layers import attention_layers, glmha_layers
 from tests.conftest import MakeRestormer, batches
 

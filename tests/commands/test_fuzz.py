@@ -28,10 +28,11 @@ from csa2glmha.checkpoint.student import load_model, student_metadata
 from csa2glmha.cli import cli
 from csa2glmha.commands import convert as pipeline
 from csa2glmha.config.options import ConvertOptions, make_options, read_recipe
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.ending import run_safely
 from csa2glmha.core.errors import UsageError
 from csa2glmha.families.registry import build
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers, replace_layers
 from tests.conftest import TINY_RESTORMER

@@ -18,7 +18,7 @@ from csa2glmha import cli
 from csa2glmha.checkpoint import write_safetensors
 from csa2glmha.checkpoint.student import load, load_model, save_student, student_metadata
 from csa2glmha.commands import convert as pipeline
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import OutputError
 from csa2glmha.core.files import sha256_of
 from csa2glmha.core.locks import exclusive_file, exclusive_folder
@@ -26,6 +26,7 @@ from csa2glmha.data.images import write_image
 from csa2glmha.distill import StateFolder
 from csa2glmha.families.registry import build
 from csa2glmha.initialize import initialise_student
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.reading.layers import attention_layers
 from tests.conftest import TINY_RESTORMER
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.data.batches import Batch
 from csa2glmha.distill import distill, stages, teacher_outputs
 from csa2glmha.distill.losses import LOSSES
@@ -15,6 +15,7 @@ from csa2glmha.distill.processes import Processes
 from csa2glmha.families.mst.network import MST, freeze_mask_branch
 from csa2glmha.families.restormer.network import Restormer
 from csa2glmha.initialize import initialise_student
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.networks import run
 from csa2glmha.reading.layers import attention_layers
 from tests.conftest import MakeRestormer

@@ -13,7 +13,7 @@ from torch import nn
 from csa2glmha import cli
 from csa2glmha.commands.export import ExportChoices, export_file
 from csa2glmha.config.options import make_options
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import ExportError, UsageError
 from csa2glmha.export.lowering.folding import Affine, PooledNorm, UnitNorm, fold_affine, round_up
 from csa2glmha.export.lowering.primitives import shift_back
@@ -25,6 +25,7 @@ from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.families.mst.network import bake_mask
 from csa2glmha.families.registry import build
 from csa2glmha.families.restormer.network import ChannelLayerNorm
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
 from csa2glmha.reading.layers import attention_layers, replace_layers
 

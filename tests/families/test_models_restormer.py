@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import CheckpointError
 from csa2glmha.families.registry import build_from_state, recognise
 from csa2glmha.families.restormer.hyperparameters import hyperparameters_from
 from csa2glmha.families.restormer.network import ChannelLayerNorm, Restormer
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.metrics.complexity import Complexity, count_complexity
 from csa2glmha.networks import reflect_pad_to_multiple
 from csa2glmha.reading.layers import attention_layers, replace_layers

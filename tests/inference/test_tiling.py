@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import Csa2GlmhaError, UsageError
 from csa2glmha.families.restormer.network import TransformerBlock
 from csa2glmha.inference.grid import divide, divide_axis, spread
@@ -23,6 +23,7 @@ from csa2glmha.inference.lockstep import lockstep
 from csa2glmha.inference.memory import OVERHEAD, OVERHEAD_BYTES, tile_needs, whole_needs
 from csa2glmha.inference.threads import PausingCall, ended_together
 from csa2glmha.inference.tiles import restore_globally, restore_separately
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple, run
 from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_layers
 from tests.subjects import SUBJECTS, image_alone, randomise

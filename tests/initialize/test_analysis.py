@@ -28,11 +28,12 @@ from csa2glmha.analysis.spectra import (
 from csa2glmha.commands.analyze import JSON_FILE, PLOT_FILES, analyze_file, describe_analysis
 from csa2glmha.commands.convert import convert
 from csa2glmha.config.options import make_options
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.data.batches import Inputs
 from csa2glmha.embedded import embedded_teacher
 from csa2glmha.families.registry import build
 from csa2glmha.initialize import initialise_student
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.reading.layers import attention_layers
 from tests.commands.test_cli import complaint, run
 from tests.conftest import MakeRestormer, batches

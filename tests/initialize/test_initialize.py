@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from csa2glmha.attention import GLMHA, ChannelAttention, GLMHAConfig, Projection
 from csa2glmha.checkpoint.student import load
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import DataError
 from csa2glmha.data.crops import calibration_crops
 from csa2glmha.data.degrade import parse_degradation
@@ -22,6 +22,7 @@ from csa2glmha.data.images import MemoryImages, read_image
 from csa2glmha.families.restormer.network import MDTA, Restormer
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.compact import compact_target
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.initialize.factorize import (
     SeparableFactors,
     factorize,

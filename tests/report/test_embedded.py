@@ -9,12 +9,13 @@ import torch
 
 from csa2glmha.checkpoint.student import load
 from csa2glmha.config.options import make_options
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.data import ImageSet, calibration_crops, parse_degradation
 from csa2glmha.data.batches import Example
 from csa2glmha.data.sources import image_example
 from csa2glmha.embedded import demo_options, embedded_teacher
 from csa2glmha.initialize import initialise_student
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.metrics.evaluate import judge, restore
 from csa2glmha.reading.layers import attention_layers
 from tests.conftest import batches

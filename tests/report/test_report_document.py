@@ -12,7 +12,7 @@ from torch import Tensor
 
 from csa2glmha.checkpoint.student import save_student, student_metadata
 from csa2glmha.commands.inspect import describe, inspect_model
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.device import resolve_device
 from csa2glmha.core.errors import UsageError
 from csa2glmha.data.batches import Example
@@ -21,6 +21,7 @@ from csa2glmha.data.images import MemoryImages, read_image
 from csa2glmha.data.sources import image_example
 from csa2glmha.families.restormer.network import Restormer
 from csa2glmha.initialize import initialise_student
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.metrics.evaluate import Judged, judge, restore
 from csa2glmha.metrics.pictures import (
     colourful_pixels,

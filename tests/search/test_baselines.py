@@ -12,7 +12,7 @@ from torch import Tensor
 
 from csa2glmha.commands import convert as pipeline
 from csa2glmha.commands.convert import convert
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.distill.engine import _Training
 from csa2glmha.families.registry import build
 from csa2glmha.initialize.baselines import (
@@ -23,6 +23,7 @@ from csa2glmha.initialize.baselines import (
     initialise_baseline,
     supported,
 )
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.initialize.student import initialise_student
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers, glmha_layers

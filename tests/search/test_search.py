@@ -20,12 +20,13 @@ from csa2glmha.checkpoint import read_checkpoint
 from csa2glmha.commands.convert import convert
 from csa2glmha.config.budget import Budget, parse_amount
 from csa2glmha.config.options import make_options
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
 from csa2glmha.distill.held_out import teacher_outputs
 from csa2glmha.families.registry import build
 from csa2glmha.families.restormer.network import Restormer
 from csa2glmha.initialize import initialise_student
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers

@@ -15,9 +15,9 @@ from csa2glmha.attention.glmha import GLMHA
 from csa2glmha.bench.compare import FileTimings
 from csa2glmha.bench.profile import ModuleProfile
 from csa2glmha.bench.rounds import Latency, Ratio
-from csa2glmha.config.ranks import layer_config
 from csa2glmha.core.errors import ExportError
 from csa2glmha.families.registry import build
+from csa2glmha.initialize.configure import layer_config
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.search import timing

@@ -8,9 +8,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from csa2glmha.config.ranks import Ranks, plan_layers
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.families.registry import all_lowering
 from csa2glmha.initialize import initialise_student
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers
 

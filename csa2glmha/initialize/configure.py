@@ -1,0 +1,135 @@
+"""From the ranks that are asked for to the configuration of every layer."""
+
+from __future__ import annotations
+
+from csa2glmha.attention.canonical import ChannelAttention
+from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.attention.pointwise import full_values_are_cheaper, gram_is_cheaper
+from csa2glmha.config.ranks import Ranks
+from csa2glmha.core.errors import UsageError
+from csa2glmha.reading.layers import AttentionLayer
+
+#: Rank per head of the static logit bias. Measured on a denoising Restormer (c = 24 to 48): rank 8 is as
+#: good as the dense matrix, which in a full-size Restormer would cost as much as the keys it replaces.
+BIAS_RANK = 8
+#: Hidden units and logit modes of the calibration network.
+GUIDE_WIDTH = 4
+#: The same where there are no rows and columns, and modes make the whole attention. They touch no map.
+MODES_BIAS_RANK, MODES_GUIDE_WIDTH = 16, 8
+
+ATTENTION_FORMS = ("expanded", "compact")
+
+
+def plan_layers(
+    layers: dict[str, AttentionLayer], ranks: Ranks, attention: str = "expanded"
+) -> dict[str, GLMHAConfig]:
+    """The configuration of every layer, at the same ranks for all.
+
+    A layer whose heads have no more channels than a rank asks for keeps that part full.
+
+    Raises:
+        UsageError: no layer at all, a rank above the channels per head of every layer, a compact form
+            whose keys and values differ in rank or that has a single key, or what these layers do not have.
+    """
+    if not layers:
+        raise UsageError(
+            "no channel attention in this model that can be converted; csa2glmha inspect shows what it is"
+        )
+    widest = max(layer.form.head_channels for layer in layers.values())
+    for name, rank in (("q", ranks.q), ("k", ranks.k), ("v", ranks.v), ("pos", ranks.pos)):
+        if rank is not None and rank > widest:
+            raise UsageError(
+                f"rank {rank} of {name} is above the {widest} channels per head that this model has; "
+                f"give 1 to {widest}, or full"
+            )
+    if attention not in ATTENTION_FORMS:
+        raise UsageError(f"--attention {attention}: unknown; give {' or '.join(ATTENTION_FORMS)}")
+    if attention == "compact" and ranks.k != ranks.v:
+        raise UsageError(
+            f"compact attention has one value per key: ranks of k and v must be equal, not {ranks}"
+        )
+    if attention == "compact" and ranks.k is not None and ranks.k < 2:
+        raise UsageError("compact attention over one key is no attention; give a rank of 2 or more")
+    if ranks.k == 0 and ranks.q is not None:
+        raise UsageError(f"rank 0 of keys leaves out queries too; leave out --rank-q {ranks.q}")
+    forms = [layer.form for layer in layers.values()]
+    if attention == "compact" and any(form.from_moments for form in forms):
+        raise UsageError(
+            "--attention compact: this model's layers make a positional embedding from all values and have "
+            "no compact form; give expanded"
+        )
+    if ranks.pos is not None and not any(form.value_branch for form in forms):
+        raise UsageError(
+            f"--rank-pos {ranks.pos}: this model makes no positional embedding from its values; leave it out"
+        )
+    return {name: layer_config(layer.form, ranks, attention) for name, layer in layers.items()}
+
+
+def layer_config(form: ChannelAttention, ranks: Ranks, attention: str = "expanded") -> GLMHAConfig:
+    """The configuration of one layer at these ranks.
+
+    Raises:
+        UsageError: the layer has no low-rank form.
+    """
+    if form.from_moments:
+        return _pointwise_config(form, ranks)
+    if form.value_branch:
+        raise UsageError(
+            "this attention makes something of its values beside it, behind depthwise projections or biases: "
+            "there is no low-rank form of that yet"
+        )
+    c = form.head_channels
+    rank_q, rank_k, rank_v = (c if rank is None else min(rank, c) for rank in (ranks.q, ranks.k, ranks.v))
+    exact_logits = rank_q == c and rank_k == c
+    modes = rank_k == 0
+    return GLMHAConfig(
+        channels=form.channels,
+        out_channels=form.output.shape[0],
+        heads=form.heads,
+        head_channels=c,
+        rank_q=0 if modes else rank_q,
+        rank_k=rank_k,
+        rank_v=rank_v,
+        # At c keys the compact form is the expanded one.
+        attention="expanded" if rank_k == c else attention,
+        kernel_size=form.values.kernel_size,
+        bias=form.values.pointwise_bias is not None or form.values.depthwise_bias is not None,
+        output_bias=form.output_bias is not None,
+        bias_rank=0
+        if exact_logits
+        else min(MODES_BIAS_RANK if modes else BIAS_RANK, c if attention == "expanded" else rank_k),
+        guide_width=0 if exact_logits else MODES_GUIDE_WIDTH if modes else GUIDE_WIDTH,
+        logits="modes" if modes else "maps",
+    )
+
+
+def _pointwise_config(form: ChannelAttention, ranks: Ranks) -> GLMHAConfig:
+    """The cheapest way to compute the layer that has no less than these ranks.
+
+    Rows and columns share one projection, whose rank is the larger that is asked for; a row rank that is not
+    given asks for nothing.
+    """
+    channels, heads, c = form.channels, form.heads, form.head_channels
+    joint = None if ranks.k is None else max(ranks.k, ranks.q or 0)
+    modes = ranks.k == 0
+    exact_logits = not modes and (joint is None or joint >= c or gram_is_cheaper(channels, heads, joint))
+    rank_z = 0 if modes else c if exact_logits or joint is None else joint
+
+    def worthwhile(rank: int | None) -> int | None:
+        return None if rank is None or full_values_are_cheaper(channels, heads, rank) else rank
+
+    return GLMHAConfig(
+        channels=channels,
+        out_channels=form.output.shape[0],
+        heads=heads,
+        head_channels=c,
+        rank_q=rank_z,
+        rank_k=rank_z,
+        rank_v=worthwhile(ranks.v) or c,
+        kernel_size=1,
+        output_bias=form.output_bias is not None,
+        bias_rank=0 if exact_logits else min(MODES_BIAS_RANK if modes else BIAS_RANK, c),
+        guide_width=0 if exact_logits else MODES_GUIDE_WIDTH if modes else GUIDE_WIDTH,
+        logits="modes" if modes else "gram" if exact_logits else "subspace",
+        rank_pos=worthwhile(ranks.pos),
+    )
