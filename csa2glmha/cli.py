@@ -276,7 +276,7 @@ def analyze(
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def distill(student: Model, teacher: Model, output: Path | None, overwrite: bool, **given: Any) -> None:
     """Fine-tune STUDENT against its teacher on your own images."""
-    from csa2glmha.commands.convert import distill_file
+    from csa2glmha.commands.distill import distill_file
 
     options = make_options(**given_only(given))
     written, result = distill_file(local_file(student), local_file(teacher), output, overwrite, options)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from csa2glmha.bench.compare import THOROUGH, compare_with_teacher
 from csa2glmha.checkpoint.student import LoadedModel, load_model
-from csa2glmha.commands.convert import ONNX_FILE, Plan, check_data, plan_conversion, run_conversion
+from csa2glmha.commands.convert import check_data, plan_conversion, run_conversion
+from csa2glmha.compression.run import Plan
+from csa2glmha.compression.workspace import ONNX_FILE
 from csa2glmha.core.device import resolve_device
 from csa2glmha.core.errors import OutputError
 from csa2glmha.core.files import atomic_path, prepare_output_dir

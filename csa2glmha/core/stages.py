@@ -25,14 +25,12 @@ class Stages:
 
     Args:
         names: of the stages that are to come, out of :data:`CONVERSION`, in order.
-
-    Attributes:
-        seconds: of the stages that ended.
+        seconds: of the stages that ended; they are added here.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], seconds: dict[str, float]) -> None:
         self._names = tuple(names)
-        self.seconds: dict[str, float] = {}
+        self.seconds = seconds
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:

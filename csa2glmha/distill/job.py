@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from csa2glmha.checkpoint.student import load_model, save_student
 from csa2glmha.config.affects import Affects, values_that_affect
@@ -194,16 +195,18 @@ class DistillJob:
     Attributes:
         options: of them those on distillation, data, device and seed.
         data: to train on, and to judge on while training.
-        states: where they are kept.
-        log: path of the record.
+        states: where they are kept; None keeps none.
+        log: path of the record; None keeps none.
+        settings: None: those of the options.
     """
 
     options: ConvertOptions
     data: Data
-    states: StateFolder
-    log: Path
+    states: StateFolder | None
+    log: Path | None
+    settings: DistillSettings | None = None
 
-    def run(self, student: RestorationModel, teacher: RestorationModel, state: State | None) -> DistillResult:
+    def run(self, student: nn.Module, teacher: nn.Module, state: State | None) -> DistillResult:
         """Train the student in place, from a state or from the beginning.
 
         Raises:
@@ -219,7 +222,7 @@ class DistillJob:
             teacher,
             self.data.training(options.crop, options.seed + 2),
             self._held_out(teacher),
-            distill_settings(options),
+            self.settings or distill_settings(options),
             say,
             states=self.states,
             state=state,
@@ -232,7 +235,7 @@ class DistillJob:
         )
         return result
 
-    def _held_out(self, teacher: RestorationModel) -> HeldOut:
+    def _held_out(self, teacher: nn.Module) -> HeldOut:
         """Crops of the held-out images; images with their truth where that takes part."""
         options = self.options
         if options.truth_weight:

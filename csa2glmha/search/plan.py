@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from csa2glmha import __version__
 from csa2glmha.checkpoint import Checkpoint
 from csa2glmha.checkpoint.student import teacher_weights, weight_bytes
@@ -156,18 +158,18 @@ def measure_choices(
     return measure_sensitivity(teacher, choices, teacher_outputs(teacher, crops), batches, statistics, cache)
 
 
-def gather_all(teacher: RestorationModel, batches: Sequence[Inputs]) -> Statistics:
+def gather_all(teacher: nn.Module, batches: Sequence[Inputs]) -> Statistics:
     """Statistics of all layers for any ranks."""
     layers = attention_layers(teacher)
     return gather_statistics(teacher, layers, {name: Needs() for name in layers}, batches)
 
 
 def measured_ranks(
-    teacher: RestorationModel,
+    teacher: nn.Module,
     options: ConvertOptions,
     batches: Sequence[Inputs],
     search: RankSearch | None,
-    cache: SensitivityCache,
+    cache: SensitivityCache | None,
 ) -> tuple[dict[str, Ranks], Statistics, dict[str, Any] | None]:
     """The ranks that follow from a search, or from shares of energy.
 
@@ -176,12 +178,13 @@ def measured_ranks(
         options: with a budget or shares.
         batches: calibration inputs.
         search: None where shares are given.
-        cache: of the search's measurements.
+        cache: of the search's measurements; None where there is no search.
 
     Returns:
         The ranks of every layer, the statistics of the teacher, and what the search reports.
     """
     if search is not None:
+        assert cache is not None
         found, statistics = search.run(batches, cache)
         say(describe_found(found.report))
         return found.ranks, statistics, found.report.to_json()

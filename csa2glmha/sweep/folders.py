@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from csa2glmha.checkpoint import Checkpoint, read_checkpoint
-from csa2glmha.commands.convert import ONNX_FILE, STUDENT_FILE, provenance
+from csa2glmha.checkpoint.student import STUDENT_FILE
+from csa2glmha.compression.files import provenance
+from csa2glmha.compression.workspace import ONNX_FILE
 from csa2glmha.config.affects import Affects, values_that_affect
 from csa2glmha.config.options import ConvertOptions, migrated
 from csa2glmha.core.errors import OutputError

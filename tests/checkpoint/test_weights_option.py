@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 from csa2glmha.checkpoint import read_checkpoint, write_safetensors
 from csa2glmha.cli import cli
-from csa2glmha.commands.convert import convert, distill_file
+from csa2glmha.commands.convert import convert
+from csa2glmha.commands.distill import distill_file
 from csa2glmha.commands.evaluate import evaluate_file
 from csa2glmha.commands.run import run_files
 from csa2glmha.config.options import make_options

@@ -16,6 +16,7 @@ from csa2glmha.bench.rounds import Patience
 from csa2glmha.commands import convert as pipeline
 from csa2glmha.commands import sweep as command
 from csa2glmha.commands.sweep import describe_sweep
+from csa2glmha.compression.workspace import Workspace
 from csa2glmha.core.errors import UsageError
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import MemoryImages, write_image
@@ -127,11 +128,11 @@ def test_a_point_without_its_onnx_file_is_made_again(
     (output / "rank-4" / "model.onnx").unlink()
     begun = []
 
-    def run(checkpoint: Path, options: Any, output: Path) -> Any:
-        begun.append((output.name, options.overwrite, options.resume))
+    def run(checkpoint: Path, options: Any, space: Workspace) -> Any:
+        begun.append((space.folder.name, options.overwrite, options.resume))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "_run_conversion", run)
+    monkeypatch.setattr(pipeline, "begin", run)
     assert sweep(monkeypatch, str(checkpoint), "--ranks", "4", *QUICK, "-o", str(output)) == 130
     assert begun == [("rank-4", True, False)]
 
@@ -141,11 +142,11 @@ def test_an_interrupt_names_a_way_on_that_a_sweep_has(
 ) -> None:
     output = tmp_path / "a sweep"
 
-    def run(checkpoint: Path, options: Any, output: Path) -> Any:
-        (output / "state" / "step-00000001").mkdir(parents=True)
+    def run(checkpoint: Path, options: Any, space: Workspace) -> Any:
+        (space.folder / "state" / "step-00000001").mkdir(parents=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "_run_conversion", run)
+    monkeypatch.setattr(pipeline, "begin", run)
     assert sweep(monkeypatch, str(checkpoint), "--ranks", "4", *QUICK, "-o", str(output)) == 130
     said = capsys.readouterr().err
     assert ": repeat the command to continue" in said and "--resume" not in said

@@ -18,12 +18,18 @@ from csa2glmha import cli
 from csa2glmha.checkpoint import write_safetensors
 from csa2glmha.checkpoint.student import load, load_model, save_student, student_metadata
 from csa2glmha.commands import convert as pipeline
+<<<<<<< HEAD
 from csa2glmha.config.ranks import Ranks
+=======
+from csa2glmha.compression.files import CONVERSION_STAGES, Export, TimeFiles, replaced
+from csa2glmha.config.ranks import Ranks, plan_layers
+>>>>>>> 4224a0b (Conversions are stages on a typed state; a Workspace owns the output folder; distilling a file stands by itself)
 from csa2glmha.core.errors import OutputError
 from csa2glmha.core.files import sha256_of
 from csa2glmha.core.locks import exclusive_file, exclusive_folder
 from csa2glmha.data.images import write_image
 from csa2glmha.distill import StateFolder
+from csa2glmha.distill.job import DistillJob
 from csa2glmha.families.registry import build
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import plan_layers
@@ -93,7 +99,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """The export takes most of the time and has tests of its own."""
-    monkeypatch.setattr(pipeline, "export_onnx", lambda *arguments, **options: None)
+    exported = replaced(Export(lambda *arguments, **options: None), CONVERSION_STAGES)  # type: ignore[arg-type,return-value]
+    monkeypatch.setattr(pipeline, "CONVERSION_STAGES", exported)
 
 
 @pytest.fixture
@@ -123,7 +130,8 @@ def no_space(*arguments: object, **options: object) -> NoReturn:
 def test_a_full_temporary_folder_costs_the_latency_and_no_more(
     convert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "compare_with_teacher", no_space)
+    stages = replaced(TimeFiles(no_space), pipeline.CONVERSION_STAGES)
+    monkeypatch.setattr(pipeline, "CONVERSION_STAGES", stages)
     code, out, err = convert(training=False)
     assert code == 0 and "not timed: cannot write '/tmp/csa2glmha-1/teacher.onnx': No space left" in err
     assert "ONNX latency" not in out and names(tmp_path / "out") == RESULTS
@@ -273,14 +281,14 @@ def test_an_output_folder_that_is_deleted_meanwhile(
     convert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The student is worth more than a tidy disk: the folder is made again."""
-    train = pipeline.DistillJob.run
+    train = DistillJob.run
 
     def deleting(self: Any, *arguments: Any) -> Any:
         result = train(self, *arguments)
         shutil.rmtree(tmp_path / "out")
         return result
 
-    monkeypatch.setattr(pipeline.DistillJob, "run", deleting)
+    monkeypatch.setattr(DistillJob, "run", deleting)
     code, _, err = convert("--no-latency")
     assert code == 0, err
     assert names(tmp_path / "out") == RESULTS

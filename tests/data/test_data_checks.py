@@ -15,6 +15,7 @@ from csa2glmha.commands import convert as pipeline
 from csa2glmha.commands import evaluate as evaluation
 from csa2glmha.commands.evaluate import OpenModel, evaluate_file
 from csa2glmha.commands.run import run_files
+from csa2glmha.compression.files import CONVERSION_STAGES, Export, replaced
 from csa2glmha.config.options import make_options
 from csa2glmha.core.errors import DataError, ExportError, UsageError
 from csa2glmha.data.batches import Inputs
@@ -128,9 +129,9 @@ def test_an_image_that_goes_during_training_can_be_put_back(
     def reached(*_: Any, **__: Any) -> None:
         raise ExportError("the training is done")
 
-    monkeypatch.setattr(pipeline, "export_onnx", reached)
+    stages = replaced(Export(reached), CONVERSION_STAGES)  # type: ignore[arg-type]
     with pytest.raises(ExportError, match="the training is done"):
-        pipeline.convert(tmp_path / "teacher.pth", **options, resume=True)
+        pipeline.run_conversion(tmp_path / "teacher.pth", make_options(**options, resume=True), stages=stages)
 
 
 def test_a_run_goes_on_without_an_image_that_goes(

@@ -23,6 +23,7 @@ from csa2glmha import cli
 from csa2glmha.checkpoint.student import load
 from csa2glmha.commands import convert as pipeline
 from csa2glmha.commands.convert import convert
+from csa2glmha.compression.files import CONVERSION_STAGES, Export, replaced
 from csa2glmha.core.errors import Csa2GlmhaError
 from csa2glmha.data.images import write_image
 from csa2glmha.distill import DistillResult, StateFolder, TrainingLog, distill
@@ -352,9 +353,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # The command without its export, which takes most of the time and has tests of its own.
 COMMAND = """
-import csa2glmha.commands.convert
 from csa2glmha.cli import main
-csa2glmha.commands.convert.export_onnx = lambda *arguments, **options: None
+from csa2glmha.commands import convert
+from csa2glmha.compression.files import Export, replaced
+convert.CONVERSION_STAGES = replaced(Export(lambda *_, **__: None), convert.CONVERSION_STAGES)
 main()
 """
 
@@ -384,7 +386,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(sys, "argv", ["csa2glmha", *map(str, arguments)])
-        patch.setattr(pipeline, "export_onnx", lambda *arguments, **options: None)
+        unexported = replaced(Export(lambda *_, **__: None), CONVERSION_STAGES)  # type: ignore[arg-type,return-value]
+        patch.setattr(pipeline, "CONVERSION_STAGES", unexported)
         cli.main()
     printed = capsys.readouterr()
     assert not ended.value.code and "Traceback" not in printed.err, printed.err

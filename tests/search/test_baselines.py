@@ -10,9 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from csa2glmha.commands import convert as pipeline
 from csa2glmha.commands.convert import convert
 from csa2glmha.config.ranks import Ranks
+=======
+from csa2glmha.commands.convert import convert, run_conversion
+from csa2glmha.compression.files import CONVERSION_STAGES, WriteReport, replaced
+from csa2glmha.config.options import make_options
+from csa2glmha.config.ranks import Ranks, plan_layers
+>>>>>>> 4224a0b (Conversions are stages on a typed state; a Workspace owns the output folder; distilling a file stands by itself)
 from csa2glmha.distill.engine import _Training
 from csa2glmha.families.registry import build
 from csa2glmha.initialize.baselines import (
@@ -134,9 +141,9 @@ def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
     with pytest.MonkeyPatch.context() as counted:
         counted.setattr(_Training, "step", count(_Training.step))
-        with counted.context() as patch, pytest.raises(SystemExit):
-            patch.setattr(pipeline, "write_report", killed)
-            convert(folder / "tiny.pth", **options)
+        with pytest.raises(SystemExit):
+            stages = replaced(WriteReport(killed), CONVERSION_STAGES)
+            run_conversion(folder / "tiny.pth", make_options(**options), stages=stages)
         taken.append(steps[0])
         found = convert(folder / "tiny.pth", **options, resume=True)
         taken.append(steps[0])

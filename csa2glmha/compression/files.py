@@ -1,0 +1,284 @@
+"""The stages that a conversion of files adds: states, other methods, ONNX, timing, pictures, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from csa2glmha.bench.compare import FileTimings, compare_with_teacher
+from csa2glmha.checkpoint.student import LoadedModel, student_metadata, teacher_weights
+from csa2glmha.compression.run import Always, Run, Stage
+from csa2glmha.compression.stages import (
+    Calibrate,
+    Count,
+    Distil,
+    Evaluate,
+    Initialise,
+    MeasureRanks,
+    calibration_inputs,
+)
+from csa2glmha.compression.workspace import Workspace
+from csa2glmha.config.options import ConvertOptions
+from csa2glmha.core.errors import ExportError
+from csa2glmha.core.files import atomic_path
+from csa2glmha.core.hub import teacher_source
+from csa2glmha.core.progress import say
+from csa2glmha.data.identity import describe_images
+from csa2glmha.data.images import write_image
+from csa2glmha.data.inputs.masks import mask_provenance
+from csa2glmha.data.open import stretch_provenance
+from csa2glmha.distill.job import load_initial, save_initial
+from csa2glmha.export.metadata import onnx_metadata
+from csa2glmha.export.onnx import ExportReport, export_onnx
+from csa2glmha.metrics.comparisons import Comparison, compare_images
+from csa2glmha.metrics.complexity import count_complexity
+from csa2glmha.metrics.evaluate import restore
+from csa2glmha.metrics.pictures import comparison, plot_spectra, spectral_comparison
+from csa2glmha.networks import RestorationModel
+from csa2glmha.reading.layers import glmha_layers
+from csa2glmha.report.card import write_card
+from csa2glmha.report.document import PICTURE_FILE, SPECTRA_FILE, write_report
+from csa2glmha.report.html import write_html
+from csa2glmha.report.record import Measurements, build_report
+from csa2glmha.report.schema import Report
+from csa2glmha.search.baselines import BaselineJob
+
+
+@dataclass(kw_only=True)
+class FileRun(Run[RestorationModel]):
+    """A conversion of a file.
+
+    Attributes:
+        loaded: the teacher and its file.
+        workspace: where the results go.
+        identity: what a state to resume from must share.
+        metadata: of the student's file.
+        methods: the comparison with other methods, and what it found.
+        export, latency, latency_missing, comparisons, record: what the stages made.
+    """
+
+    loaded: LoadedModel
+    workspace: Workspace
+    identity: dict[str, Any]
+    metadata: dict[str, str] = field(default_factory=dict)
+    methods: BaselineJob | None = None
+    baselines: list[dict[str, Any]] | None = None
+    export: ExportReport | None = None
+    latency: FileTimings | None = None
+    latency_missing: str | None = None
+    comparisons: list[Comparison] = field(default_factory=list)
+    record: Report = field(init=False)
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Height and width that figures hold for."""
+        return self.data.frame(self.options.input_size)
+
+
+class Resume(Always):
+    """Take up the student that an interrupted training began with."""
+
+    def wanted(self, run: FileRun) -> bool:  # type: ignore[override]
+        """Where there is a state."""
+        return run.state is not None
+
+    def __call__(self, run: FileRun) -> None:
+        """Sets what the stages before the training would."""
+        student, run.fits, run.seconds["initialise"], run.found = load_initial(run.workspace.states)
+        run.configs = {name: layer.config for name, layer in glmha_layers(student).items()}
+        run.student = student.to(run.device)
+
+
+class KeepInitial(Always):
+    """Keep the student that training begins with beside the states, for the report of a resumed run."""
+
+    def wanted(self, run: FileRun) -> bool:  # type: ignore[override]
+        """Where a training begins."""
+        return run.trains and run.state is None
+
+    def __call__(self, run: FileRun) -> None:
+        """Writes it."""
+        states = run.workspace.states
+        states.clear()
+        metadata = student_metadata(run.student, run.loaded.checkpoint.sha256, run.options.seed, {})
+        save_initial(states, run.student, metadata, run.fits, run.seconds["initialise"], run.found)
+
+
+class CompareMethods(Always):
+    """Make and measure other methods' students, in as many steps as the student took."""
+
+    name = "baselines"
+
+    def planned(self, run: FileRun) -> bool:  # type: ignore[override]
+        """Where they are asked for."""
+        return run.options.baselines
+
+    def __call__(self, run: FileRun) -> None:
+        """Sets ``methods`` and ``baselines``."""
+        steps = 0 if run.distillation is None else run.distillation.steps
+        run.methods = BaselineJob(
+            run.teacher,
+            run.options.model_copy(update={"distill_steps": steps}),
+            run.data,
+            run.examples,
+            calibration_inputs(run.data, run.options),
+            {**run.identity, "the steps": steps},
+            run.workspace.folder,
+            run.finish,
+        )
+        run.baselines = run.methods.run(count_complexity(run.student, *run.shapes(run.student)).macs)
+
+
+class WriteStudent(Always):
+    """Write the student's file."""
+
+    def __call__(self, run: FileRun) -> None:
+        """Sets ``metadata``."""
+        checkpoint = run.loaded.checkpoint
+        extra = provenance(run.options) | teacher_source(checkpoint.path) | teacher_weights(checkpoint)
+        extra |= stretch_provenance(run.teacher, run.options)
+        run.metadata = student_metadata(run.student, checkpoint.sha256, run.options.seed, extra)
+        steps = None if run.distillation is None else run.distillation.steps
+        run.workspace.replace_student(run.student, run.metadata, steps)
+
+
+@dataclass(frozen=True)
+class Export(Always):
+    """Write the ONNX file with ``exporter``."""
+
+    exporter: Callable[..., ExportReport] = export_onnx
+    name = "export"
+
+    def __call__(self, run: FileRun) -> None:
+        """Sets ``export``."""
+        student, space = run.student, run.workspace
+        described = onnx_metadata(
+            space.folder.name, student.architecture, student.hyperparameters, run.metadata, student.inputs
+        )
+        example = run.examples[0].inputs[0]
+        try:
+            run.export = space.write(
+                lambda: self.exporter(student, space.onnx, metadata=described, example=example)
+            )
+        except ExportError as error:
+            raise ExportError(f"{error}; the student itself is kept in {space.student}") from error
+
+
+@dataclass(frozen=True)
+class TimeFiles(Always):
+    """Time the student's ONNX file against the teacher's with ``compare``."""
+
+    compare: Callable[..., FileTimings] = compare_with_teacher
+    name = "latency"
+
+    def planned(self, run: FileRun) -> bool:  # type: ignore[override]
+        """Where it is asked for."""
+        return run.options.timing
+
+    def __call__(self, run: FileRun) -> None:
+        """Sets ``latency``, or ``latency_missing``."""
+        files, example = {"student": run.workspace.onnx}, run.examples[0].inputs[0]
+        try:
+            run.latency = self.compare(
+                run.teacher, files, run.frame, example=example, beside=run.workspace.folder
+            )
+        except Exception as error:  # a report without this figure is better than none
+            run.latency_missing = str(error) or type(error).__name__
+            say(f"not timed: {run.latency_missing}; the report goes without the latency")
+
+
+class DrawPictures(Always):
+    """Teacher, student and their difference on one image; of spectra also those of a few pixels."""
+
+    def __call__(self, run: FileRun) -> None:
+        """Sets ``comparisons``."""
+        run.workspace.write(lambda: self._draw(run))
+        run.comparisons = compare_images(
+            run.examples, restore(run.teacher), restore(run.student), run.data.spectral
+        )
+
+    def _draw(self, run: FileRun) -> None:
+        example, folder = run.examples[0], run.workspace.folder
+        before, after = restore(run.teacher)(example.inputs), restore(run.student)(example.inputs)
+        if run.data.spectral:
+            write_image(folder / PICTURE_FILE, spectral_comparison(before, after, example.truth))
+            with atomic_path(folder / SPECTRA_FILE) as temporary:
+                plot_spectra(temporary, before, after, example.truth)
+        else:
+            picture = comparison(example.inputs[0][0], before, after, example.truth)
+            write_image(folder / PICTURE_FILE, picture)
+
+
+@dataclass(frozen=True)
+class WriteReport(Always):
+    """Write the report in all its forms, report.json by ``writer``; then states are needed no more."""
+
+    writer: Callable[..., None] = write_report
+
+    def __call__(self, run: FileRun) -> None:
+        """Sets ``record``."""
+        record = run.record = build_report(measurements(run))
+        report, space = record.to_json(), run.workspace
+        space.write(lambda: self.writer(space.folder, record))
+        space.write(lambda: write_html(space.folder, report, run.comparisons))
+        space.write(lambda: write_card(space.folder, report))
+        if run.methods is not None:
+            run.methods.clear()
+        space.states.clear()
+
+
+def measurements(run: FileRun) -> Measurements:
+    """What the report is made of."""
+    distilled = {} if run.distillation is None else {"distill": run.distillation.seconds}
+    return Measurements(
+        run.loaded,
+        run.options,
+        run.data,
+        run.configs,
+        run.fits,
+        run.before,
+        run.after,
+        run.seconds | distilled,
+        run.frame,
+        run.distillation,
+        run.quality,
+        describe_images(run.data, run.examples),
+        run.export,
+        run.latency,
+        run.latency_missing,
+        str(run.device),
+        run.found,
+        run.baselines,
+        run.comparisons,
+    )
+
+
+def provenance(options: ConvertOptions) -> dict[str, str]:
+    """What a student file says of its making."""
+    made = {"ranks": options.ranks_in_words(), "task": options.degrade or "", "attention": options.attention}
+    return made if options.mask is None else made | mask_provenance(options.mask, options.mask_key)
+
+
+#: All stages of a conversion of files, in order.
+CONVERSION_STAGES: tuple[Stage[FileRun], ...] = (
+    Resume(),
+    Calibrate(),
+    MeasureRanks(),
+    Initialise(),
+    KeepInitial(),
+    Distil(),
+    Evaluate(),
+    CompareMethods(),
+    Count(),
+    WriteStudent(),
+    Export(),
+    TimeFiles(),
+    DrawPictures(),
+    WriteReport(),
+)
+
+
+def replaced(stage: Stage[FileRun], stages: Sequence[Stage[FileRun]]) -> tuple[Stage[FileRun], ...]:
+    """The stages with one in the place of that of its class."""
+    return tuple(stage if type(each) is type(stage) else each for each in stages)

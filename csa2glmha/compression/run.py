@@ -1,0 +1,167 @@
+"""A compression under way: what it was given, and what its stages have found so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.config.options import ConvertOptions
+from csa2glmha.initialize.configure import plan_layers
+from csa2glmha.core.stages import Stages
+from csa2glmha.data.batches import Data, Example, Inputs
+from csa2glmha.distill import DistillResult, DistillSettings, State, StateFolder
+from csa2glmha.initialize import LayerFit
+from csa2glmha.initialize.student import Statistics
+from csa2glmha.metrics.complexity import Complexity
+from csa2glmha.metrics.evaluate import Judged
+from csa2glmha.reading.layers import AttentionLayer
+from csa2glmha.search.plan import RankSearch
+from csa2glmha.search.sensitivity import SensitivityCache
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion is to make, as far as model and options tell.
+
+    Attributes:
+        configs: of every layer; empty where the ranks follow from measurements.
+        exact: nothing is approximated.
+        distilled: the student is trained.
+    """
+
+    configs: dict[str, GLMHAConfig]
+    exact: bool
+    distilled: bool
+
+    @classmethod
+    def of(cls, layers: dict[str, AttentionLayer], options: ConvertOptions) -> Plan:
+        """The plan for a network's layers.
+
+        Raises:
+            UsageError: there are no layers of these ranks.
+        """
+        planned = plan_layers(layers, options.ranks, options.attention)
+        configs = {} if options.measured else planned
+        exact = not options.measured and all(config.full for config in configs.values())
+        return cls(configs, exact, not exact and options.distill and options.distill_steps != 0)
+
+
+@dataclass(kw_only=True)
+class Run(Generic[ModelT]):
+    """What the stages of a compression share.
+
+    Attributes:
+        teacher: in eval mode, on the device; it is not trained.
+        options, data, plan: what is to be made, and of what.
+        device: to compute on.
+        examples: held-out inputs to evaluate on.
+        shapes: of a network's inputs, B, C, H, W each, that operations are counted for.
+        finish: what is done to a student before it is used.
+        search, cache: for ranks, and of its measurements; None where ranks are given.
+        settings: of the distillation; None: those of the options.
+        states, state, log: of the training: where to keep states, the one to resume from, the record.
+        layers: configurations of the student's.
+        inputs: of the calibration; None where nothing is approximated.
+        seconds: that the stages took.
+        statistics, student, fits, found, distillation: what the stages made.
+        initial: the student before distillation; None where there is none.
+        quality, before, after: what was measured.
+    """
+
+    teacher: ModelT
+    options: ConvertOptions
+    data: Data
+    plan: Plan
+    device: torch.device
+    examples: list[Example]
+    shapes: Callable[[ModelT], Shapes]
+    finish: Callable[[ModelT], ModelT]
+    search: RankSearch | None = None
+    cache: SensitivityCache | None = None
+    settings: DistillSettings | None = None
+    states: StateFolder | None = None
+    state: State | None = None
+    log: Path | None = None
+
+    configs: dict[str, GLMHAConfig] = field(init=False)
+    inputs: list[Inputs] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    statistics: Statistics | None = None
+    student: ModelT = field(init=False)
+    fits: dict[str, LayerFit] = field(default_factory=dict)
+    found: dict[str, Any] | None = None
+    initial: ModelT | None = None
+    distillation: DistillResult | None = None
+    quality: dict[str, Judged] = field(default_factory=dict)
+    before: Complexity = field(init=False)
+    after: Complexity = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.configs = dict(self.plan.configs)
+
+    @property
+    def trains(self) -> bool:
+        """The student is trained: it is asked for, and something is approximated."""
+        return self.plan.distilled and not all(config.full for config in self.configs.values())
+
+
+RunT = TypeVar("RunT", bound=Run[Any], contravariant=True)
+
+
+class Stage(Protocol[RunT]):
+    """A part of a compression.
+
+    Attributes:
+        name: out of :data:`csa2glmha.core.stages.CONVERSION`; "": it is not told of and not timed.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def planned(self, run: RunT) -> bool:
+        """Whether it is counted among the stages to come."""
+        ...
+
+    def wanted(self, run: RunT) -> bool:
+        """Whether it is to be done, now that those before it are."""
+        ...
+
+    def __call__(self, run: RunT) -> None:
+        """Do it."""
+        ...
+
+
+class Always:
+    """A stage that no option leaves out."""
+
+    name = ""
+
+    def planned(self, run: Run[Any]) -> bool:
+        """As :meth:`Stage.planned`."""
+        return True
+
+    def wanted(self, run: Run[Any]) -> bool:
+        """As :meth:`Stage.wanted`."""
+        return self.planned(run)
+
+
+def carry_out(run: RunT, stages: Sequence[Stage[RunT]]) -> None:
+    """All stages in their order; those with names are told of and timed."""
+    told = Stages([stage.name for stage in stages if stage.name and stage.planned(run)], run.seconds)
+    for stage in stages:
+        if not stage.wanted(run):
+            continue
+        if stage.name:
+            with told(stage.name):
+                stage(run)
+        else:
+            stage(run)

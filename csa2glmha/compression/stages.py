@@ -1,0 +1,121 @@
+"""The stages that make a student, the same for files and in memory."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from csa2glmha.analysis.measure import analyse_layer
+from csa2glmha.compression.run import Always, Run
+from csa2glmha.config.options import ConvertOptions
+from csa2glmha.initialize.configure import layer_config
+from csa2glmha.core.progress import say
+from csa2glmha.data.batches import Data, Inputs
+from csa2glmha.distill.job import DistillJob
+from csa2glmha.initialize import initialise_student
+from csa2glmha.metrics.complexity import count_complexity
+from csa2glmha.metrics.evaluate import judge, restore
+from csa2glmha.reading.layers import attention_layers
+from csa2glmha.search.plan import measured_ranks
+
+
+def calibration_inputs(data: Data, options: ConvertOptions) -> list[Inputs]:
+    """The inputs that statistics are taken on."""
+    say(f"measuring attention statistics on {options.calibration_crops} crops")
+    return data.calibration(options.calibration_size, options.calibration_crops, options.seed)
+
+
+class Calibrate(Always):
+    """Collect the inputs for the statistics."""
+
+    def wanted(self, run: Run[Any]) -> bool:
+        """Not where nothing is approximated, or a state holds the student already."""
+        return run.state is None and not run.plan.exact
+
+    def __call__(self, run: Run[Any]) -> None:
+        """Sets ``inputs``."""
+        run.inputs = calibration_inputs(run.data, run.options)
+
+
+class MeasureRanks(Always):
+    """Choose the rank of every layer by a search, or by shares of energy."""
+
+    name = "ranks"
+
+    def planned(self, run: Run[Any]) -> bool:
+        """Where ranks follow from measurements."""
+        return run.options.measured
+
+    def wanted(self, run: Run[Any]) -> bool:
+        """Not where a state holds the student already."""
+        return run.state is None and run.options.measured
+
+    def __call__(self, run: Run[Any]) -> None:
+        """Sets ``configs``, ``statistics`` and ``found``."""
+        assert run.inputs is not None
+        ranks, run.statistics, run.found = measured_ranks(
+            run.teacher, run.options, run.inputs, run.search, run.cache
+        )
+        layers = attention_layers(run.teacher)
+        run.configs = {name: layer_config(layers[name].form, each) for name, each in ranks.items()}
+
+
+class Initialise(Always):
+    """Make the student from the teacher's statistics."""
+
+    name = "initialise"
+
+    def wanted(self, run: Run[Any]) -> bool:
+        """Not where a state holds the student already."""
+        return run.state is None
+
+    def __call__(self, run: Run[Any]) -> None:
+        """Sets ``student`` and ``fits``."""
+        run.student, run.fits = initialise_student(
+            run.teacher, run.configs, run.inputs, run.statistics, analyse_layer
+        )
+        run.statistics = None  # large
+
+
+class Distil(Always):
+    """Train the student against the teacher."""
+
+    name = "distill"
+
+    def planned(self, run: Run[Any]) -> bool:
+        """Where it is asked for."""
+        return run.plan.distilled
+
+    def wanted(self, run: Run[Any]) -> bool:
+        """Where something is approximated."""
+        return run.trains
+
+    def __call__(self, run: Run[Any]) -> None:
+        """Sets ``initial`` and ``distillation``; trains ``student``."""
+        run.initial = copy.deepcopy(run.student)
+        job = DistillJob(run.options, run.data, run.states, run.log, run.settings)
+        run.distillation = job.run(run.student, run.teacher, run.state)
+
+
+class Evaluate(Always):
+    """Measure teacher and student on the held-out images."""
+
+    name = "judge"
+
+    def __call__(self, run: Run[Any]) -> None:
+        """Finishes ``student``; sets ``quality``."""
+        run.student = run.finish(run.student)
+        networks = {"teacher": run.teacher, "initialisation": run.initial, "student": run.student}
+        candidates = {name: restore(network) for name, network in networks.items() if network is not None}
+        run.quality = judge(candidates, run.examples, "teacher", run.data.spectral)
+
+
+class Count(Always):
+    """Count operations and parameters, and let go of the device."""
+
+    def __call__(self, run: Run[Any]) -> None:
+        """Sets ``before`` and ``after``; both networks are on the CPU then."""
+        run.student.cpu().eval()
+        run.teacher.cpu()
+        run.before = count_complexity(run.teacher, *run.shapes(run.teacher))
+        run.after = count_complexity(run.student, *run.shapes(run.student))
