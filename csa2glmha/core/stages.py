@@ -25,12 +25,12 @@ class Stages:
 
     Args:
         names: of the stages that are to come, out of :data:`CONVERSION`, in order.
-        seconds: of the stages that ended; they are added here.
+        seconds: where those of stages that end are added; None: to a new mapping.
     """
 
-    def __init__(self, names: Sequence[str], seconds: dict[str, float]) -> None:
+    def __init__(self, names: Sequence[str], seconds: dict[str, float] | None = None) -> None:
         self._names = tuple(names)
-        self.seconds = seconds
+        self.seconds = {} if seconds is None else seconds
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
