@@ -21,7 +21,8 @@ from csa2glmha.core.errors import UsageError
 from csa2glmha.core.hub import local_file
 from csa2glmha.core.progress import say
 from csa2glmha.data.batches import Data
-from csa2glmha.data.open import CassiData, open_data
+from csa2glmha.data.inputs.kind import facts_of
+from csa2glmha.data.open import input_kind, open_data
 from csa2glmha.distill.job import check_training, check_truth, identity_of
 from csa2glmha.distill.processes import launched_processes
 from csa2glmha.families.registry import specialise_of
@@ -228,8 +229,8 @@ def _finish(data: Data, options: ConvertOptions) -> Finish:
 
 def bake(student: RestorationModel, data: Data) -> RestorationModel:
     """The student for the mask that was given, which is one of its inputs no more."""
-    assert isinstance(data, CassiData)
-    return specialise_of(student).bake(student, data.dispersed_mask)
+    (mask,) = input_kind(facts_of(student)).constants(data).values()
+    return specialise_of(student).bake(student, mask)
 
 
 def weights_of(teacher: LoadedModel) -> dict[str, str]:

@@ -19,7 +19,7 @@ from csa2glmha.core.hub import beside
 from csa2glmha.core.locks import exclusive_file
 from csa2glmha.core.progress import is_first_process, say
 from csa2glmha.data.inputs.masks import is_made_for
-from csa2glmha.data.open import as_trained, open_data, stretch_provenance
+from csa2glmha.data.open import as_trained, input_provenance, open_data
 from csa2glmha.distill import DistillResult, StateFolder
 from csa2glmha.distill.job import (
     LOG_FILE,
@@ -113,7 +113,7 @@ def _distill_file(
     if options.mask is not None:
         network = bake(network, data)
     metadata = loaded.checkpoint.metadata | {"seed": str(options.seed)}
-    metadata |= teacher_weights(original.checkpoint) | stretch_provenance(original.model, options)
+    metadata |= teacher_weights(original.checkpoint) | input_provenance(original.model, options)
     with_room(states, lambda: save_student(output, network.cpu(), metadata), result.steps)
     states.clear()
     return result

@@ -27,7 +27,7 @@ from csa2glmha.core.progress import say
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import write_image
 from csa2glmha.data.inputs.masks import mask_provenance
-from csa2glmha.data.open import stretch_provenance
+from csa2glmha.data.open import input_provenance
 from csa2glmha.distill.job import load_initial, save_initial
 from csa2glmha.export.metadata import onnx_metadata
 from csa2glmha.export.onnx import ExportReport, export_onnx
@@ -137,7 +137,7 @@ class WriteStudent(Always):
         """Sets ``metadata``."""
         checkpoint = run.loaded.checkpoint
         extra = provenance(run.options) | teacher_source(checkpoint.path) | teacher_weights(checkpoint)
-        extra |= stretch_provenance(run.teacher, run.options)
+        extra |= input_provenance(run.teacher, run.options)
         run.metadata = student_metadata(run.student, checkpoint.sha256, run.options.seed, extra)
         steps = None if run.distillation is None else run.distillation.steps
         run.workspace.replace_student(run.student, run.metadata, steps)

@@ -12,11 +12,11 @@ from torch import nn
 
 from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.config.options import ConvertOptions
-from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.core.stages import Stages
 from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.distill import DistillResult, DistillSettings, State, StateFolder
 from csa2glmha.initialize import LayerFit
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.initialize.student import Statistics
 from csa2glmha.metrics.complexity import Complexity
 from csa2glmha.metrics.evaluate import Judged

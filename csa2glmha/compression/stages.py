@@ -8,11 +8,11 @@ from typing import Any
 from csa2glmha.analysis.measure import analyse_layer
 from csa2glmha.compression.run import Always, Run
 from csa2glmha.config.options import ConvertOptions
-from csa2glmha.initialize.configure import layer_config
 from csa2glmha.core.progress import say
 from csa2glmha.data.batches import Data, Inputs
 from csa2glmha.distill.job import DistillJob
 from csa2glmha.initialize import initialise_student
+from csa2glmha.initialize.configure import layer_config
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.metrics.evaluate import judge, restore
 from csa2glmha.reading.layers import attention_layers

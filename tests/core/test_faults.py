@@ -18,12 +18,8 @@ from csa2glmha import cli
 from csa2glmha.checkpoint import write_safetensors
 from csa2glmha.checkpoint.student import load, load_model, save_student, student_metadata
 from csa2glmha.commands import convert as pipeline
-<<<<<<< HEAD
-from csa2glmha.config.ranks import Ranks
-=======
 from csa2glmha.compression.files import CONVERSION_STAGES, Export, TimeFiles, replaced
-from csa2glmha.config.ranks import Ranks, plan_layers
->>>>>>> 4224a0b (Conversions are stages on a typed state; a Workspace owns the output folder; distilling a file stands by itself)
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import OutputError
 from csa2glmha.core.files import sha256_of
 from csa2glmha.core.locks import exclusive_file, exclusive_folder

@@ -10,16 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from csa2glmha.commands import convert as pipeline
-from csa2glmha.commands.convert import convert
-from csa2glmha.config.ranks import Ranks
-=======
 from csa2glmha.commands.convert import convert, run_conversion
 from csa2glmha.compression.files import CONVERSION_STAGES, WriteReport, replaced
 from csa2glmha.config.options import make_options
-from csa2glmha.config.ranks import Ranks, plan_layers
->>>>>>> 4224a0b (Conversions are stages on a typed state; a Workspace owns the output folder; distilling a file stands by itself)
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.distill.engine import _Training
 from csa2glmha.families.registry import build
 from csa2glmha.initialize.baselines import (
