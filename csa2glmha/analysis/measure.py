@@ -41,7 +41,7 @@ def measure(
         layers: its CSA layers, by name.
         batches: inputs as the teacher expects them, a few images each.
     """
-    needs = {name: Needs(rows=False) for name in layers}
+    needs = {name: Needs(queries=False) for name in layers}
     return analyse(layers, gather_statistics(teacher, layers, needs, batches))
 
 
@@ -113,12 +113,12 @@ def predicted_errors(gathered: Gathered) -> tuple[Tensor | None, Tensor | None]:
     """
     if isinstance(gathered, LayerMoments):
         moments = gathered.freeze()
-        keys = _errors(subspace_problem(moments))[:, : gathered.form.head_channels]
-        keys[:, -1] = 0  # at full rank the layer computes its logits as the teacher does
-        return keys, _errors(moment_value_problem(moments))
-    form, columns = gathered.form, gathered.columns
+        logits = _errors(subspace_problem(moments))[:, : gathered.form.head_channels]
+        logits[:, -1] = 0  # at full rank the layer computes its logits as the teacher does
+        return logits, _errors(moment_value_problem(moments))
+    form, keys = gathered.form, gathered.keys
     return (
-        None if columns is None else _errors(side_problem(form.columns, form, columns)),
+        None if keys is None else _errors(side_problem(form.keys, form, keys)),
         None if gathered.attention is None else _errors(value_problem(gathered)),
     )
 

@@ -2,7 +2,7 @@
 
 Per head, from an input x of C channels and L pixels:
 
-    R, K, V = rows, columns, values: c x L each, a projection of x (pointwise, then maybe depthwise)
+    R, K, V = queries, keys, values: c x L each, a projection of x (pointwise, then maybe depthwise)
     S = temperature * R^ K^T       R^, K^: every row divided by its L2 norm over the L pixels
     Y = output * blockdiag_h(softmax(S_h)) * V
 
@@ -69,7 +69,7 @@ class ChannelAttention:
 
     Attributes:
         heads: number of heads; every projection yields heads * c channels.
-        rows, columns, values: the projections to R, K and V.
+        queries, keys, values: the projections to R, K and V.
         temperature: (heads,), multiplies the logits.
         output: (C, heads * c), the output projection.
         output_bias: (C,) or None.
@@ -77,8 +77,8 @@ class ChannelAttention:
     """
 
     heads: int
-    rows: Projection
-    columns: Projection
+    queries: Projection
+    keys: Projection
     values: Projection
     temperature: Tensor
     output: Tensor
@@ -98,32 +98,32 @@ class ChannelAttention:
 
     @property
     def _projections(self) -> tuple[Projection, Projection, Projection]:
-        return self.rows, self.columns, self.values
+        return self.queries, self.keys, self.values
 
     @property
     def channels(self) -> int:
         """C, the width of the layer's input."""
-        return int(self.rows.pointwise.shape[1])
+        return int(self.queries.pointwise.shape[1])
 
     @property
     def head_channels(self) -> int:
         """c, the channels of one head."""
-        return int(self.rows.pointwise.shape[0]) // self.heads
+        return int(self.queries.pointwise.shape[0]) // self.heads
 
-    def logits(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def logits(self, queries: Tensor, keys: Tensor) -> Tensor:
         """S for maps (B, heads * c, H, W): (B, heads, c, c)."""
-        return self.logits_of(self.moments(rows, columns))
+        return self.logits_of(self.moments(queries, keys))
 
-    def moments(self, rows: Tensor, columns: Tensor) -> Moments:
+    def moments(self, queries: Tensor, keys: Tensor) -> Moments:
         """All that the logits need of maps (B, heads * c, H, W), as means over pixels."""
-        rows, columns = tokens(rows, self.heads), tokens(columns, self.heads)
-        cross = rows @ columns.transpose(-2, -1) / rows.shape[-1]
-        return cross, rows.square().mean(-1), columns.square().mean(-1)
+        queries, keys = tokens(queries, self.heads), tokens(keys, self.heads)
+        cross = queries @ keys.transpose(-2, -1) / queries.shape[-1]
+        return cross, queries.square().mean(-1), keys.square().mean(-1)
 
     def logits_of(self, moments: Moments) -> Tensor:
         """As :meth:`logits`, from :meth:`moments`."""
-        cross, row_power, column_power = moments
-        return normalised_logits(cross, row_power, column_power, self.temperature.view(-1, 1, 1))
+        cross, query_power, key_power = moments
+        return normalised_logits(cross, query_power, key_power, self.temperature.view(-1, 1, 1))
 
     def matrix(self, moments: Moments) -> Tensor:
         """Output projection and attention in one, from :meth:`moments`: (B, out, heads * c)."""
@@ -136,24 +136,24 @@ def tokens(maps: Tensor, heads: int) -> Tensor:
     return maps.reshape(batch, heads, channels // heads, height * width)
 
 
-def normalised_logits(cross: Tensor, row_power: Tensor, column_power: Tensor, temperature: Tensor) -> Tensor:
+def normalised_logits(cross: Tensor, query_power: Tensor, key_power: Tensor, temperature: Tensor) -> Tensor:
     """Attention logits from second moments.
 
     Working on second moments instead of normalising the maps saves two passes over them, and means over
     pixels stay in range however large the image.
 
     Args:
-        cross: (B, heads, c, d), mean over pixels of the products of rows and columns.
-        row_power: (B, heads, c), mean square of each row.
-        column_power: (B, heads, d).
+        cross: (B, heads, c, d), mean over pixels of the products of queries and keys.
+        query_power: (B, heads, c), mean square of each query.
+        key_power: (B, heads, d).
         temperature: (heads, 1, 1).
 
     Returns:
         (B, heads, c, d).
     """
-    row_scale = row_power.clamp_min(NORM_FLOOR).rsqrt().unsqueeze(-1)
-    column_scale = column_power.clamp_min(NORM_FLOOR).rsqrt().unsqueeze(-2)
-    return cross * row_scale * column_scale * temperature
+    query_scale = query_power.clamp_min(NORM_FLOOR).rsqrt().unsqueeze(-1)
+    key_scale = key_power.clamp_min(NORM_FLOOR).rsqrt().unsqueeze(-2)
+    return cross * query_scale * key_scale * temperature
 
 
 def expanded_power(expand: Tensor, gram: Tensor) -> Tensor:

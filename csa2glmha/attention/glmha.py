@@ -34,8 +34,8 @@ class GLMHAConfig:
         out_channels: rows of the output projection.
         heads: number of heads.
         head_channels: c of every head.
-        rank_q, rank_k, rank_v: channels generated per head for rows, columns and values; c means full,
-            and then the maps are used as they are, with no expansion. Rows and columns may both be 0.
+        rank_q, rank_k, rank_v: channels generated per head for queries, keys and values; c means full,
+            and then the maps are used as they are, with no expansion. Queries and keys may both be 0.
         attention: "expanded" (softmax over c x c) or "compact" (softmax over rank_k = rank_v keys).
         kernel_size: of the depthwise part of the generators, 1 for none.
         bias: the generators carry biases.
@@ -43,8 +43,8 @@ class GLMHAConfig:
         bias_rank: rank per head of the static logit bias; 0 leaves it out.
         guide_width: hidden units of the calibration network, and rank-one logit modes per head that it
             steers; 0 leaves it out.
-        logits: what they are made from: "maps" (generated rows and columns), "gram" (the second moment of
-            the input, with rows and columns full), "subspace" (the second moment of one projection of
+        logits: what they are made from: "maps" (generated queries and keys), "gram" (the second moment of
+            the input, with queries and keys full), "subspace" (the second moment of one projection of
             rank_q = rank_k channels per head, which expresses both) or "modes" (rank_q = rank_k = 0: static
             and guided modes are all there is).
         rank_pos: channels generated per head for the values that a positional embedding is made from;
@@ -96,7 +96,7 @@ class GLMHAConfig:
             return "full" if rank == c else f"rank {rank}"
 
         routes = {
-            "maps": f"logits from maps ({size(self.rank_q)} rows, {size(self.rank_k)} columns)",
+            "maps": f"logits from maps ({size(self.rank_q)} queries, {size(self.rank_k)} keys)",
             "gram": "logits from the input's Gram matrix (full)",
             "subspace": f"logits from a projection's Gram matrix ({size(self.rank_k)})",
             "modes": "static and guided logits",
@@ -165,12 +165,12 @@ class GuidedAttention(nn.Module):
         super().__init__()
         self.config = config
         heads, c = config.heads, config.head_channels
-        # Low-rank keys have norms of their own; a temperature per column makes up for the ratio.
+        # Low-rank keys have norms of their own; a temperature per key makes up for the ratio.
         keys = config.rank_k if config.compact else c
         self.temperature = (
             nn.Parameter(torch.ones(heads, 1, 1 if config.rank_k == c else keys)) if config.rank_k else None
         )
-        self.row_scale = nn.Parameter(torch.ones(heads, c, 1)) if 0 < config.rank_q < c else None
+        self.query_scale = nn.Parameter(torch.ones(heads, c, 1)) if 0 < config.rank_q < c else None
         self.output = nn.Parameter(torch.zeros(config.out_channels, heads * c))
         self.output_bias = nn.Parameter(torch.zeros(config.out_channels)) if config.output_bias else None
         full_values = config.compact or config.rank_v == c
@@ -195,11 +195,11 @@ class GuidedAttention(nn.Module):
         c = self.config.head_channels
         return x.new_zeros(x.shape[0], self.config.heads, c, c)
 
-    def normalised(self, cross: Tensor, row_power: Tensor, column_power: Tensor) -> Tensor:
-        """Logits (B, heads, c, keys) from products of rows and columns, and their mean squares."""
+    def normalised(self, cross: Tensor, query_power: Tensor, key_power: Tensor) -> Tensor:
+        """Logits (B, heads, c, keys) from products of queries and keys, and their mean squares."""
         assert self.temperature is not None
-        logits = normalised_logits(cross, row_power, column_power, self.temperature)
-        return logits if self.row_scale is None else logits * self.row_scale
+        logits = normalised_logits(cross, query_power, key_power, self.temperature)
+        return logits if self.query_scale is None else logits * self.query_scale
 
     def guidance(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Mode strengths (B, guide_width) and gates (B, heads * rank) on keys and values; None: no guide."""
@@ -271,7 +271,7 @@ class GuidedAttention(nn.Module):
 
 
 class GLMHA(GuidedAttention):
-    """The layer, (B, C, H, W) to (B, out_channels, H, W), with generated rows, columns and values."""
+    """The layer, (B, C, H, W) to (B, out_channels, H, W), with generated queries, keys and values."""
 
     def __init__(self, config: GLMHAConfig) -> None:
         super().__init__(config)
@@ -289,22 +289,22 @@ class GLMHA(GuidedAttention):
         def expansion(rank: int) -> nn.Parameter | None:
             return None if rank in (0, c) else nn.Parameter(torch.zeros(heads, c, rank))
 
-        self.expand_rows = expansion(config.rank_q)
-        self.expand_columns = None if config.compact else expansion(config.rank_k)
+        self.expand_queries = expansion(config.rank_q)
+        self.expand_keys = None if config.compact else expansion(config.rank_k)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns, values = self.generate(x)
-        return self.mix(self.matrix((*self.moments(rows, columns), *self.pooled(x))), values)
+        queries, keys, values = self.generate(x)
+        return self.mix(self.matrix((*self.moments(queries, keys), *self.pooled(x))), values)
 
     def moments_of(self, args: tuple[Any, ...], region: Region = everywhere) -> Moments:
         """What the map needs of the pixels in the region; ``args`` are those of the layer's call."""
-        rows, columns, _ = (region(maps) for maps in self.generate(args[0]))
-        return (*self.moments(rows, columns), *self.pooled(region(args[0])))
+        queries, keys, _ = (region(maps) for maps in self.generate(args[0]))
+        return (*self.moments(queries, keys), *self.pooled(region(args[0])))
 
     def logits_of(self, moments: Moments, key_gates: Tensor | None) -> Tensor:
         """As :meth:`uncorrected_logits`, from :meth:`moments`."""
-        cross, rows, columns = moments
-        return self.logits_of_moments(cross, rows, columns, key_gates)
+        cross, queries, keys = moments
+        return self.logits_of_moments(cross, queries, keys, key_gates)
 
     def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Tensor:
         """The layer's output (B, out_channels, H, W) by that map."""
@@ -315,8 +315,8 @@ class GLMHA(GuidedAttention):
         maps = self.pointwise(x)
         if self.depthwise is not None:
             maps = self.depthwise(maps)
-        rows, columns, values = maps.split(self.widths, dim=1)
-        return rows, columns, values
+        queries, keys, values = maps.split(self.widths, dim=1)
+        return queries, keys, values
 
     def generate_values(self, x: Tensor) -> Tensor:
         """The maps V_r (B, heads * rank_v, H, W) alone, which is cheaper than :meth:`generate`."""
@@ -334,59 +334,59 @@ class GLMHA(GuidedAttention):
 
     def input_logits(self, x: Tensor) -> Tensor:
         """S for an input (B, C, H, W), before modes and gates: (B, heads, c, keys)."""
-        rows, columns, _ = self.generate(x)
-        return self.uncorrected_logits(rows, columns)
+        queries, keys, _ = self.generate(x)
+        return self.uncorrected_logits(queries, keys)
 
     def logits(
         self,
-        rows: Tensor,
-        columns: Tensor,
+        queries: Tensor,
+        keys: Tensor,
         strengths: Tensor | None = None,
         key_gates: Tensor | None = None,
     ) -> Tensor:
         """S for generated maps: (B, heads, c, c), or (B, heads, c, rank_k) in the compact form."""
-        return self.correct(self.uncorrected_logits(rows, columns, key_gates), strengths)
+        return self.correct(self.uncorrected_logits(queries, keys, key_gates), strengths)
 
-    def uncorrected_logits(self, rows: Tensor, columns: Tensor, key_gates: Tensor | None = None) -> Tensor:
+    def uncorrected_logits(self, queries: Tensor, keys: Tensor, key_gates: Tensor | None = None) -> Tensor:
         """As :meth:`logits`, before static and guided modes are added."""
         if not self.config.rank_k:
-            return self.no_logits(rows)  # no moments of maps without channels
-        return self.logits_of_moments(*self.moments(rows, columns), key_gates)
+            return self.no_logits(queries)  # no moments of maps without channels
+        return self.logits_of_moments(*self.moments(queries, keys), key_gates)
 
-    def moments(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def moments(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All that the logits need of generated maps, as means over pixels.
 
         Returns:
-            Products of rows and columns (B, heads, rank_q, rank_k); of rows and of columns the squares
+            Products of queries and keys (B, heads, rank_q, rank_k); of queries and of keys the squares
             (B, heads, c) if they are used as they are, otherwise the products (B, heads, rank, rank).
         """
         heads = self.config.heads
         if not self.config.rank_k:  # there are no moments of maps without channels
-            none = rows.new_zeros(rows.shape[0], heads, 0, 0)
+            none = queries.new_zeros(queries.shape[0], heads, 0, 0)
             return none, none, none
-        rows, columns = tokens(rows, heads), tokens(columns, heads)
-        pixels = rows.shape[-1]
+        queries, keys = tokens(queries, heads), tokens(keys, heads)
+        pixels = queries.shape[-1]
 
         def own(maps: Tensor, expand: Tensor | None) -> Tensor:
             return maps.square().mean(-1) if expand is None else maps @ maps.transpose(-2, -1) / pixels
 
-        cross = rows @ columns.transpose(-2, -1) / pixels
-        return cross, own(rows, self.expand_rows), own(columns, self.expand_columns)
+        cross = queries @ keys.transpose(-2, -1) / pixels
+        return cross, own(queries, self.expand_queries), own(keys, self.expand_keys)
 
     def logits_of_moments(
-        self, cross: Tensor, row_moments: Tensor, column_moments: Tensor, key_gates: Tensor | None = None
+        self, cross: Tensor, query_moments: Tensor, key_moments: Tensor, key_gates: Tensor | None = None
     ) -> Tensor:
         """As :meth:`uncorrected_logits`, from :meth:`moments`."""
         if not self.config.rank_k:
             return self.no_logits(cross)
         gate = self.key_gate(key_gates)
-        row_power, column_power = row_moments, column_moments
-        if self.expand_columns is not None:
-            expand = self.expand_columns if gate is None else self.expand_columns * gate
-            column_power = expanded_power(expand, column_moments)
+        query_power, key_power = query_moments, key_moments
+        if self.expand_keys is not None:
+            expand = self.expand_keys if gate is None else self.expand_keys * gate
+            key_power = expanded_power(expand, key_moments)
             cross = cross @ expand.transpose(-2, -1)
-        if self.expand_rows is not None:
-            row_power = expanded_power(self.expand_rows, row_moments)
-            cross = self.expand_rows @ cross
-        logits = self.normalised(cross, row_power, column_power)
+        if self.expand_queries is not None:
+            query_power = expanded_power(self.expand_queries, query_moments)
+            cross = self.expand_queries @ cross
+        logits = self.normalised(cross, query_power, key_power)
         return logits * gate if self.config.compact and gate is not None else logits

@@ -1,13 +1,13 @@
-"""GLMHA where rows, columns and values are pointwise projections and all of V is needed anyway.
+"""GLMHA where queries, keys and values are pointwise projections and all of V is needed anyway.
 
 Without a depthwise part the logits depend on the input through second moments alone,
 
-    R K^T = W_R (X X^T) W_K^T    |r_i|^2 = (W_R (X X^T) W_R^T)_ii    |k_j|^2 likewise
+    Q K^T = W_Q (X X^T) W_K^T    |q_i|^2 = (W_Q (X X^T) W_Q^T)_ii    |k_j|^2 likewise
 
-so no map of rows or columns is made: at full rank one C x C Gram matrix replaces both projections and
+so no map of queries or keys is made: at full rank one C x C Gram matrix replaces both projections and
 their product (C^2 in place of 2 C^2 + c C multiply-accumulates a pixel: there is no size of C, or of an
 image that is worth compressing, at which making the maps would be cheaper). In low rank the same
-formulas run on the Gram matrix of a projection Z of r channels per head, W_R X ~ G_r Z, W_K X ~ G_k Z.
+formulas run on the Gram matrix of a projection Z of r channels per head, W_Q X ~ G_q Z, W_K X ~ G_k Z.
 
 V, in full because a positional embedding is made from it, may be multiplied by something before the
 attention sees it; its low-rank form V_r = U^T V is taken behind that.
@@ -33,11 +33,11 @@ class PointwiseGLMHA(GuidedAttention):
         channels, heads, c, r = config.channels, config.heads, config.head_channels, config.rank_k
         subspace = config.logits == "subspace"
         self.projection = nn.Conv2d(channels, heads * r, 1, bias=False) if subspace else None
-        # In the Gram route "Z" is the input itself, of all heads, and these are W_R and W_K.
+        # In the Gram route "Z" is the input itself, of all heads, and these are W_Q and W_K.
         moments = r if subspace else channels
         modes = config.logits == "modes"
-        self.expand_rows = None if modes else nn.Parameter(torch.zeros(heads, c, moments))
-        self.expand_columns = None if modes else nn.Parameter(torch.zeros(heads, c, moments))
+        self.expand_queries = None if modes else nn.Parameter(torch.zeros(heads, c, moments))
+        self.expand_keys = None if modes else nn.Parameter(torch.zeros(heads, c, moments))
         self.values = _values(config)
         self.reduce_values = (
             nn.Conv2d(heads * c, heads * config.rank_v, 1, groups=heads, bias=False)
@@ -63,7 +63,7 @@ class PointwiseGLMHA(GuidedAttention):
     def moments_of(self, args: tuple[Any, ...], region: Region = everywhere) -> Moments:
         """What the map needs of the pixels in the region; ``args`` are those of the layer's call."""
         x = region(args[0])
-        return self.no_logits(x) if self.expand_rows is None else self.gram(x), *self.pooled(x)
+        return self.no_logits(x) if self.expand_queries is None else self.gram(x), *self.pooled(x)
 
     def logits_of(self, moments: Moments, key_gates: Tensor | None) -> Tensor:
         """As :meth:`gram_logits`."""
@@ -84,7 +84,7 @@ class PointwiseGLMHA(GuidedAttention):
 
     def input_logits(self, x: Tensor, key_gates: Tensor | None = None) -> Tensor:
         """S for an input (B, C, H, W), before modes are added: (B, heads, c, c)."""
-        return self.no_logits(x) if self.expand_rows is None else self.gram_logits(self.gram(x), key_gates)
+        return self.no_logits(x) if self.expand_queries is None else self.gram_logits(self.gram(x), key_gates)
 
     def gram(self, x: Tensor) -> Tensor:
         """Z's mean products, which :meth:`gram_logits` takes, for an input (B, C, H, W)."""
@@ -93,15 +93,15 @@ class PointwiseGLMHA(GuidedAttention):
 
     def gram_logits(self, gram: Tensor, key_gates: Tensor | None = None) -> Tensor:
         """As :meth:`input_logits`, from Z's mean products (B, heads, r, r); full rank: (B, 1, C, C)."""
-        if self.expand_rows is None or self.expand_columns is None:
+        if self.expand_queries is None or self.expand_keys is None:
             return self.no_logits(gram)
         gate = self.key_gate(key_gates)
-        columns = self.expand_columns if gate is None else self.expand_columns * gate
-        rows = self.expand_rows @ gram
+        keys = self.expand_keys if gate is None else self.expand_keys * gate
+        queries = self.expand_queries @ gram
         return self.normalised(
-            rows @ columns.transpose(-2, -1),
-            (rows * self.expand_rows).sum(-1),
-            expanded_power(columns, gram),
+            queries @ keys.transpose(-2, -1),
+            (queries * self.expand_queries).sum(-1),
+            expanded_power(keys, gram),
         )
 
     def subspace_gram(self, gram: Tensor) -> Tensor:

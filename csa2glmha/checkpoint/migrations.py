@@ -22,10 +22,6 @@ class Stored:
 
 Step = Callable[[Stored], Stored]
 
-#: Step n - 1 makes files of format n into files of format n + 1; there is none to make yet.
-MIGRATIONS: tuple[Step, ...] = ()
-FORMAT_VERSION = len(MIGRATIONS) + 1
-
 
 def with_tensors_renamed(stored: Stored, names: Mapping[str, str]) -> Stored:
     """The same file with other names of parameters: the last parts of the tensors' names, old to new."""
@@ -35,6 +31,17 @@ def with_tensors_renamed(stored: Stored, names: Mapping[str, str]) -> Stored:
         return layer + dot + names.get(last, last)
 
     return Stored({renamed(name): value for name, value in stored.tensors.items()}, stored.metadata)
+
+
+def _queries_and_keys(stored: Stored) -> Stored:
+    """Format 1 called queries and keys "rows" and "columns"."""
+    names = {"expand_rows": "expand_queries", "expand_columns": "expand_keys", "row_scale": "query_scale"}
+    return with_tensors_renamed(stored, names)
+
+
+#: Step n - 1 makes files of format n into files of format n + 1.
+MIGRATIONS: tuple[Step, ...] = (_queries_and_keys,)
+FORMAT_VERSION = len(MIGRATIONS) + 1
 
 
 def format_of(metadata: Mapping[str, str]) -> int | None:

@@ -13,9 +13,9 @@ LARGEST_RANK = 1_000_000
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks per head of rows, keys and values; None is full rank, with nothing approximated.
+    """Ranks per head of queries, keys and values; None is full rank, with nothing approximated.
 
-    Keys of rank 0 leave out rows too: what remains are static and guided logits. ``pos`` is that of the
+    Keys of rank 0 leave out queries too: what remains are static and guided logits. ``pos`` is that of the
     values which a positional embedding is made from, where a layer has one.
     """
 
@@ -35,7 +35,7 @@ class Ranks:
     ) -> Ranks:
         """Read ``--rank`` and its refinements; each a whole number above 0, "full" or None (not given).
 
-        ``rank`` sets keys and values; rows and embedded values stay full unless ``rank_q`` and ``rank_pos``
+        ``rank`` sets keys and values; queries and embedded values stay full unless ``rank_q`` and ``rank_pos``
         say otherwise.
 
         Raises:

@@ -30,8 +30,8 @@ class UnconvertedAttention:
 
     def moments_of(self, args: tuple[Any, ...], region: Region = everywhere) -> Moments:
         x, form = self._layer.reader.attention_input(args), self._form
-        rows, columns = (region(part.spread(part.mix(x))) for part in (form.rows, form.columns))
-        return form.moments(rows, columns)
+        queries, keys = (region(part.spread(part.mix(x))) for part in (form.queries, form.keys))
+        return form.moments(queries, keys)
 
     def matrix(self, moments: Moments) -> Tensor:
         return self._form.matrix(moments)

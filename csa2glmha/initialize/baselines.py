@@ -99,7 +99,7 @@ def _white(form: ChannelAttention) -> LayerStatistics | LayerMoments:
         return SideStatistics(nothing, metric, metric.new_ones(heads, c), images=1)
 
     return LayerStatistics(
-        form, side(form.rows), side(form.columns), eye.clone(), _metric(form.values, heads, c), images=1
+        form, side(form.queries), side(form.keys), eye.clone(), _metric(form.values, heads, c), images=1
     )
 
 

@@ -42,7 +42,7 @@ def compact_factors(
     Returns:
         Factors of keys and of values (their ``expand`` is the membership), clusters (heads, c).
     """
-    side = statistics.columns
+    side = statistics.keys
     assert side is not None and statistics.attention is not None and statistics.values is not None
     bank = teacher_bank(keys[0].double(), None if keys[1] is None else keys[1].double())
     bank = bank / side.norms().clamp_min(1e-12).unsqueeze(-1)

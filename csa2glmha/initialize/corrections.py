@@ -25,13 +25,13 @@ def set_corrections(
     if config.compact:
         assert fit.clusters is not None
         target = compact_target(target, fit.clusters, config.rank_k)
-    columns = core.temperature is not None and core.temperature.shape[-1] > 1
-    column, row = fit_scales(target, logits, columns, core.row_scale is not None)
+    keys = core.temperature is not None and core.temperature.shape[-1] > 1
+    column, row = fit_scales(target, logits, keys, core.query_scale is not None)
     logits = logits * column * row
-    if core.temperature is not None and columns:
+    if core.temperature is not None and keys:
         core.temperature.mul_(column.to(core.temperature))
-    if core.row_scale is not None:
-        core.row_scale.copy_(row)
+    if core.query_scale is not None:
+        core.query_scale.copy_(row)
     # A constant along a row of logits does nothing to its softmax: do not spend rank on it.
     residual = target - logits
     residual = residual - residual.mean(-1, keepdim=True)

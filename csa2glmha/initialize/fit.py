@@ -13,8 +13,9 @@ class LayerFit:
     """How well one layer was initialised, all relative to the teacher.
 
     Attributes:
-        key_error, row_error, value_error: relative error of each factorisation in its metric, per head;
-            empty where the part is full. Where one projection stands for keys and rows, both have its error.
+        key_error, query_error, value_error: relative error of each factorisation in its metric, per head;
+            empty where the part is full. Where one projection stands for keys and queries, both have its
+            error.
         embedded_error: likewise, of the values that a positional embedding is made from.
         logit_error: residual variance of the logits over their variance; of pointwise layers, which are then
             refined for their output, at the start of that.
@@ -24,7 +25,7 @@ class LayerFit:
     """
 
     key_error: list[float] = field(default_factory=list)
-    row_error: list[float] = field(default_factory=list)
+    query_error: list[float] = field(default_factory=list)
     value_error: list[float] = field(default_factory=list)
     embedded_error: list[float] = field(default_factory=list)
     logit_error: float = 0.0

@@ -1,4 +1,4 @@
-"""What is left of the logits once keys (and rows) are low-rank: scales, static bias and guide.
+"""What is left of the logits once keys (and queries) are low-rank: scales, static bias and guide.
 
 All in closed form, from the teacher's logits S and the student's uncorrected ones, one c x c matrix
 per head and calibration image.
@@ -18,7 +18,7 @@ RIDGE_PENALTIES = (1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 
 
 def fit_scales(
-    target: Tensor, logits: Tensor, columns: bool, rows: bool, sweeps: int = 4
+    target: Tensor, logits: Tensor, keys: bool, queries: bool, sweeps: int = 4
 ) -> tuple[Tensor, Tensor]:
     """Least-squares scales that bring the logits' variation to the target's.
 
@@ -27,7 +27,7 @@ def fit_scales(
 
     Args:
         target, logits: (N, heads, c, d), of the same images.
-        columns, rows: which of the two sides to scale.
+        keys, queries: which of the two sides to scale.
 
     Returns:
         Column scales (heads, 1, d) and row scales (heads, c, 1); ones where not asked for.
@@ -36,10 +36,10 @@ def fit_scales(
     varied = logits - logits.mean(0)
     column = torch.ones_like(target[0, :, :1, :])
     row = torch.ones_like(target[0, :, :, :1])
-    for _ in range(sweeps if rows and columns else 1):
-        if columns:
+    for _ in range(sweeps if queries and keys else 1):
+        if keys:
             column = _slope(centred, varied * row, dims=(0, 2))
-        if rows:
+        if queries:
             row = _slope(centred, varied * column, dims=(0, 3))
     return column, row
 

@@ -63,18 +63,18 @@ class Moments:
         return weight.to(self.grams).view(self.form.heads, self.form.head_channels, -1)
 
     def stacked(self) -> Tensor:
-        """W_R over W_K: the filters of each head's rows and columns, (heads, 2c, C)."""
+        """W_Q over W_K: the filters of each head's queries and keys, (heads, 2c, C)."""
         form = self.form
-        return torch.cat((self.per_head(form.rows.pointwise), self.per_head(form.columns.pointwise)), 1)
+        return torch.cat((self.per_head(form.queries.pointwise), self.per_head(form.keys.pointwise)), 1)
 
     def logits(self) -> Tensor:
         """The teacher's, (N, heads, c, c)."""
-        rows, columns = self.stacked().chunk(2, 1)
+        queries, keys = self.stacked().chunk(2, 1)
         gram = self.grams.unsqueeze(1)
         temperature = self.form.temperature.to(gram).view(-1, 1, 1)
-        cross = rows @ gram @ columns.transpose(-2, -1)
+        cross = queries @ gram @ keys.transpose(-2, -1)
         return normalised_logits(
-            cross, expanded_power(rows, gram), expanded_power(columns, gram), temperature
+            cross, expanded_power(queries, gram), expanded_power(keys, gram), temperature
         )
 
     def maps(self) -> Tensor:

@@ -1,6 +1,6 @@
 """Starting point of pointwise layers, in closed form and then refined.
 
-Rows and columns of a head are taken as 2c maps that one projection Z of r channels is to express,
+Queries and keys of a head are taken as 2c maps that one projection Z of r channels is to express,
 (R; K) ~ G Z. To first order S is linear in each of them, with the other's normalised maps as its slope;
 so the best Z is the truncated SVD of the 2c maps in the sum of the two sides' metrics. Scales, static bias
 and guide follow as for any layer. From there the error of the layer's output, a function of the images'
@@ -43,9 +43,9 @@ def fill_pointwise(
         core.output_bias.copy_(form.output_bias)
     if core.temperature is not None:
         core.temperature.copy_(form.temperature.view(-1, 1, 1).expand_as(core.temperature))
-    if core.projection is None and core.expand_rows is not None and core.expand_columns is not None:
-        core.expand_rows.copy_(form.rows.pointwise.view_as(core.expand_rows))
-        core.expand_columns.copy_(form.columns.pointwise.view_as(core.expand_columns))
+    if core.projection is None and core.expand_queries is not None and core.expand_keys is not None:
+        core.expand_queries.copy_(form.queries.pointwise.view_as(core.expand_queries))
+        core.expand_keys.copy_(form.keys.pointwise.view_as(core.expand_keys))
     if isinstance(core.values, nn.Conv2d):
         core.values.weight[:, :, 0, 0] = form.values.pointwise
     if gathered is None:
@@ -63,15 +63,15 @@ def fill_pointwise(
 
 
 def _fill_subspace(core: PointwiseGLMHA, moments: Moments, fit: LayerFit) -> None:
-    """Z, and rows and columns as mixtures of it."""
-    assert core.projection is not None and core.expand_rows is not None and core.expand_columns is not None
+    """Z, and queries and keys as mixtures of it."""
+    assert core.projection is not None and core.expand_queries is not None and core.expand_keys is not None
     filters = moments.stacked()
     factors = factorize(*subspace_problem(moments), core.config.rank_k)
     core.projection.weight[:, :, 0, 0] = (_mixture(factors).to(filters) @ filters).flatten(0, 1).float()
-    rows, columns = factors.expand.chunk(2, 1)
-    core.expand_rows.copy_(rows)
-    core.expand_columns.copy_(columns)
-    fit.row_error.extend(factors.error.sqrt().tolist())
+    queries, keys = factors.expand.chunk(2, 1)
+    core.expand_queries.copy_(queries)
+    core.expand_keys.copy_(keys)
+    fit.query_error.extend(factors.error.sqrt().tolist())
     fit.key_error.extend(factors.error.sqrt().tolist())
 
 
@@ -113,7 +113,7 @@ def _refine(core: PointwiseGLMHA, moments: Moments) -> None:
         parameter
         for name, parameter in layer.named_parameters()
         if name.startswith(
-            ("projection", "expand_rows", "expand_columns", "temperature", "row_scale", "mode_")
+            ("projection", "expand_queries", "expand_keys", "temperature", "query_scale", "mode_")
         )
     ]
     with torch.enable_grad():

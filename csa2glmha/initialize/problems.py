@@ -28,7 +28,7 @@ class LowRankProblem(NamedTuple):
 
 
 def side_problem(projection: Projection, form: ChannelAttention, side: SideStatistics) -> LowRankProblem:
-    """Of keys or rows: each channel counts by its norm, in the metric of the logits."""
+    """Of keys or queries: each channel counts by its norm, in the metric of the logits."""
     kernels, offsets = teacher_filters(projection, form)
     weight = side.norms().clamp_min(1e-12).reciprocal().square()
     return LowRankProblem(kernels, offsets, torch.diag_embed(weight), side.metric(CENTRED))
@@ -42,7 +42,7 @@ def value_problem(statistics: LayerStatistics) -> LowRankProblem:
 
 
 def subspace_problem(moments: Moments) -> LowRankProblem:
-    """Of a pointwise layer's rows and columns together: the 2c maps that one projection is to express."""
+    """Of a pointwise layer's queries and keys together: the 2c maps that one projection is to express."""
     filters = moments.stacked()
     metric, power = _logit_metric(filters @ moments.grams.unsqueeze(1) @ filters.transpose(-2, -1))
     return _of_maps(torch.diag_embed(power.reciprocal()), metric)
@@ -83,10 +83,10 @@ def _of_maps(left_metric: Tensor, right_metric: Tensor) -> LowRankProblem:
 
 
 def _logit_metric(products: Tensor) -> tuple[Tensor, Tensor]:
-    """How logits depend on rows and columns, and the mean square of each.
+    """How logits depend on queries and keys, and the mean square of each.
 
     Args:
-        products: (N, heads, 2c, 2c), mean products of each head's rows and columns, in this order.
+        products: (N, heads, 2c, 2c), mean products of each head's queries and keys, in this order.
 
     Returns:
         The metric (heads, 2c, 2c), as :meth:`SideStatistics.metric`, and (heads, 2c), in the same units.

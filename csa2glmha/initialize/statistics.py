@@ -14,7 +14,7 @@ from torch import Tensor
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection, tokens
 
-#: How much of the mean dependence is left out of the metric for keys and rows. The static bias carries the
+#: How much of the mean dependence is left out of the metric for keys and queries. The static bias carries the
 #: mean, so low rank is spent on what varies; a tenth of it is kept because the norms depend on it.
 CENTRED = 0.9
 
@@ -35,7 +35,7 @@ def patches(mixed: Tensor, heads: int, kernel_size: int, constant: bool) -> Tens
 
 @dataclass
 class SideStatistics:
-    """Moments of how one side of the logits (keys, or rows) depends on its own filters.
+    """Moments of how one side of the logits (keys, or queries) depends on its own filters.
 
     With x* the side's patches and Z the other side's normalised maps, S = Z (x*)^T T^T; so
     Z (x*)^T (c x D), its mean and second moment over the images are all there is to know.
@@ -77,15 +77,15 @@ class LayerStatistics:
     """
 
     form: ChannelAttention
-    rows: SideStatistics | None
-    columns: SideStatistics | None
+    queries: SideStatistics | None
+    keys: SideStatistics | None
     attention: Tensor | None
     values: Tensor | None
     maps: list[Tensor] = field(default_factory=list)
     images: int = 0
 
     @classmethod
-    def empty(cls, form: ChannelAttention, rows: bool, columns: bool, values: bool) -> LayerStatistics:
+    def empty(cls, form: ChannelAttention, queries: bool, keys: bool, values: bool) -> LayerStatistics:
         """Choose which projections will be factorised; nothing is gathered for the others."""
         heads, c = form.heads, form.head_channels
 
@@ -101,8 +101,8 @@ class LayerStatistics:
         d = patch_size(form.values, c)
         return cls(
             form,
-            side(form.rows) if rows else None,
-            side(form.columns) if columns else None,
+            side(form.queries) if queries else None,
+            side(form.keys) if keys else None,
             torch.zeros(heads, c, c, dtype=torch.float64) if values else None,
             torch.zeros(heads, d, d, dtype=torch.float64) if values else None,
         )
@@ -115,26 +115,26 @@ class LayerStatistics:
 
     def _add_image(self, x: Tensor) -> None:
         form, heads = self.form, self.form.heads
-        mixed = {name: getattr(form, name).mix(x) for name in ("rows", "columns", "values")}
+        mixed = {name: getattr(form, name).mix(x) for name in ("queries", "keys", "values")}
         maps = {name: tokens(getattr(form, name).spread(m), heads)[0] for name, m in mixed.items()}
-        unit = {name: F.normalize(maps[name], dim=-1) for name in ("rows", "columns")}
+        unit = {name: F.normalize(maps[name], dim=-1) for name in ("queries", "keys")}
 
-        def columns_of(name: str) -> Tensor:
+        def patches_of(name: str) -> Tensor:
             projection: Projection = getattr(form, name)
             return patches(mixed[name], heads, projection.kernel_size, has_offset(projection))
 
-        if self.columns is not None:
-            self.columns.add(unit["rows"], columns_of("columns"), maps["columns"])
-        if self.rows is not None:
-            self.rows.add(unit["columns"], columns_of("rows"), maps["rows"])
-        logits = (unit["rows"] @ unit["columns"].transpose(-2, -1)) * form.temperature.view(-1, 1, 1)
+        if self.keys is not None:
+            self.keys.add(unit["queries"], patches_of("keys"), maps["keys"])
+        if self.queries is not None:
+            self.queries.add(unit["keys"], patches_of("queries"), maps["queries"])
+        logits = (unit["queries"] @ unit["keys"].transpose(-2, -1)) * form.temperature.view(-1, 1, 1)
         self.maps.append(logits.softmax(-1).cpu())
         if self.attention is not None and self.values is not None:
             attention = self.maps[-1].double()
             output = form.output.cpu().double().view(-1, heads, form.head_channels).permute(1, 0, 2)
             mapped = output @ attention
             self.attention += mapped.transpose(-2, -1) @ mapped
-            columns = columns_of("values")
+            columns = patches_of("values")
             self.values += (columns @ columns.transpose(-2, -1)).cpu().double() / columns.shape[-1]
         self.images += 1
 

@@ -1,7 +1,7 @@
 """Build a student from a teacher: statistics, factors, corrections.
 
 Two passes of the teacher over the calibration images. The first gathers the moments from which keys,
-rows and values are factorised; in the second each new layer sees its teacher layer's input, and what
+queries and values are factorised; in the second each new layer sees its teacher layer's input, and what
 its logits lack gives the scales, the static bias and the guide. Pointwise layers need the first alone.
 
 Any number of candidates for the place of one layer share the passes.
@@ -153,8 +153,8 @@ def _empty_candidate(layer: AttentionLayer, config: GLMHAConfig) -> Candidate:
 class Needs:
     """Which projections of a layer will be factorised."""
 
-    rows: bool = True
-    columns: bool = True
+    queries: bool = True
+    keys: bool = True
     values: bool = True
 
     @classmethod
@@ -195,7 +195,7 @@ def _empty_statistics(form: ChannelAttention, need: Needs) -> Gathered:
     """Of the kind that suits the layer."""
     if form.from_moments:  # moments of the input tell all
         return LayerMoments(form)
-    return LayerStatistics.empty(form, need.rows, need.columns, need.values)
+    return LayerStatistics.empty(form, need.queries, need.keys, need.values)
 
 
 def _fill_any(candidate: Candidate, form: ChannelAttention, gathered: Gathered | None) -> None:
@@ -247,38 +247,38 @@ def _fill(core: GLMHA, form: ChannelAttention, statistics: LayerStatistics | Non
         core.output_bias.copy_(form.output_bias)
     if core.temperature is not None:
         core.temperature.copy_(form.temperature.view(-1, 1, 1).expand_as(core.temperature))
-    columns: SeparableFactors | None
+    keys: SeparableFactors | None
     values: SeparableFactors | None
     if config.compact:
         assert statistics is not None
-        columns, values, fit.clusters = compact_factors(
+        keys, values, fit.clusters = compact_factors(
             statistics,
-            teacher_filters(form.columns, form),
+            teacher_filters(form.keys, form),
             teacher_filters(form.values, form),
             config.rank_k,
         )
     else:
-        columns, values = None, None
+        keys, values = None, None
         if 0 < config.rank_k < config.head_channels:
-            assert statistics is not None and statistics.columns is not None
-            columns = factorize(*side_problem(form.columns, form, statistics.columns), config.rank_k)
+            assert statistics is not None and statistics.keys is not None
+            keys = factorize(*side_problem(form.keys, form, statistics.keys), config.rank_k)
         if config.rank_v < config.head_channels:
             assert statistics is not None
             values = factorize(*value_problem(statistics), config.rank_v)
-    rows = None
+    queries = None
     if 0 < config.rank_q < config.head_channels:
-        assert statistics is not None and statistics.rows is not None
-        rows = factorize(*side_problem(form.rows, form, statistics.rows), config.rank_q)
+        assert statistics is not None and statistics.queries is not None
+        queries = factorize(*side_problem(form.queries, form, statistics.queries), config.rank_q)
     start = 0
     for projection, factors, width in zip(
-        (form.rows, form.columns, form.values), (rows, columns, values), core.widths, strict=True
+        (form.queries, form.keys, form.values), (queries, keys, values), core.widths, strict=True
     ):
         if width:
             _set_generator(core, slice(start, start + width), projection, factors, form.heads)
         start += width
     for parameter, factors, errors in (
-        (core.expand_rows, rows, fit.row_error),
-        (core.expand_columns, columns, fit.key_error),
+        (core.expand_queries, queries, fit.query_error),
+        (core.expand_keys, keys, fit.key_error),
         (core.expand_values, values, fit.value_error),
     ):
         if factors is not None:
@@ -336,9 +336,9 @@ def _fit_corrections(
     def see(name: str, args: tuple[Any, ...]) -> None:
         form = layers[name].form
         x = layers[name].reader.attention_input(args)
-        rows = form.rows.spread(form.rows.mix(x))
-        columns = form.columns.spread(form.columns.mix(x))
-        target, features = form.logits(rows, columns).cpu(), pooled_statistics(x).cpu()
+        queries = form.queries.spread(form.queries.mix(x))
+        keys = form.keys.spread(form.keys.mix(x))
+        target, features = form.logits(queries, keys).cpu(), pooled_statistics(x).cpu()
         for candidate, kept in zip(candidates[name], samples[name], strict=True):
             kept.target.append(target)
             kept.logits.append(candidate.core.input_logits(x).cpu())

@@ -149,7 +149,7 @@ def _layer(name: str, config: GLMHAConfig, measured: Measurements) -> Layer:
         params_before=before.params,
         params_after=after.params,
         key_error=tuple(fit.key_error),
-        row_error=tuple(fit.row_error),
+        row_error=tuple(fit.query_error),
         value_error=tuple(fit.value_error),
         embedded_error=tuple(fit.embedded_error),
         logit_error=fit.logit_error,

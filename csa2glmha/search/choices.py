@@ -20,8 +20,8 @@ SIDES = (LOGITS, VALUES)
 
 #: Ranks per head that are tried, where a head has more channels.
 KEY_RANKS = (32, 24, 16, 12, 8, 6, 4, 2)
-#: Ranks of rows and keys where both are low, from which on full rows pay no more.
-ROW_AND_KEY_RANKS = ((16, 16), (16, 8), (8, 8), (8, 4), (4, 4))
+#: Ranks of queries and keys where both are low, from which on full queries pay no more.
+QUERY_AND_KEY_RANKS = ((16, 16), (16, 8), (8, 8), (8, 4), (4, 4))
 VALUE_RANKS = (32, 24, 20, 16, 12, 8, 6, 4, 2)
 #: A layer's maps come in multiples of this many channels: between them, time does not fall with rank.
 CHANNELS_MULTIPLE = 8
@@ -67,7 +67,7 @@ def layer_choices(name: str, form: ChannelAttention) -> dict[str, list[Choice]]:
     c = form.head_channels
     logits = [Ranks(), *(Ranks(k=rank) for rank in KEY_RANKS if rank < c)]
     if not form.from_moments:
-        logits += [Ranks(q=q, k=k) for q, k in ROW_AND_KEY_RANKS if q < c]
+        logits += [Ranks(q=q, k=k) for q, k in QUERY_AND_KEY_RANKS if q < c]
     logits.append(Ranks(k=0))
     values = [Ranks(), *(Ranks(v=rank) for rank in VALUE_RANKS if rank < c)]
     return {

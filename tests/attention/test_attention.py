@@ -85,7 +85,7 @@ def test_canonical_logits_and_output_are_mdtas(bias: bool) -> None:
     with torch.no_grad():
         query, key, value = layer.qkv_dwconv(layer.qkv(x)).view(2, 3, 3, 4, 63).unbind(1)
         expected = (F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).mT) * layer.temperature
-        logits = form.logits(form.rows.spread(form.rows.mix(x)), form.columns.spread(form.columns.mix(x)))
+        logits = form.logits(form.queries.spread(form.queries.mix(x)), form.keys.spread(form.keys.mix(x)))
         torch.testing.assert_close(logits, expected)
         mapped = (expected.softmax(-1) @ value).view(2, 12, 63)
         y = form.output @ mapped
@@ -147,8 +147,8 @@ def test_low_rank_layer_is_the_mdta_with_its_expanded_maps(
         )
     )  # fmt: skip
     layer.temperature.copy_(torch.tensor([3.0, 5.0]).view(2, 1, 1).expand_as(layer.temperature))
-    if layer.row_scale is not None:
-        layer.row_scale.fill_(1.0)
+    if layer.query_scale is not None:
+        layer.query_scale.fill_(1.0)
     teacher: Any = MDTA(8, heads, bias).eval().requires_grad_(False)
     teacher.temperature.copy_(torch.tensor([3.0, 5.0]).view(2, 1, 1))
     teacher.project_out.weight.copy_(layer.output[:, :, None, None])
@@ -157,7 +157,7 @@ def test_low_rank_layer_is_the_mdta_with_its_expanded_maps(
         teacher.project_out.bias.copy_(layer.output_bias)
     start = 0
     for third, (rank, expand) in enumerate(
-        [(rank_q, layer.expand_rows), (rank_k, layer.expand_columns), (rank_v, layer.expand_values)]
+        [(rank_q, layer.expand_queries), (rank_k, layer.expand_keys), (rank_v, layer.expand_values)]
     ):
         generated = slice(start, start + heads * rank)
         start += heads * rank
@@ -194,15 +194,15 @@ def test_compact_form_attends_over_the_generated_keys(rank: int) -> None:
     torch.testing.assert_close(layer(x), (layer.output @ mapped).view(2, 5, 5, 7))
 
 
-def test_static_bias_and_row_scale_and_column_temperature() -> None:
+def test_static_bias_and_query_scale_and_key_temperature() -> None:
     layer = randomised(config(rank_q=3, bias_rank=2))
     rows, keys, _ = layer.generate(randn(2, 6, 5, 7))
-    r = layer.expand_rows @ rows.view(2, 2, 3, 35)
-    k = layer.expand_columns @ keys.view(2, 2, 2, 35)
+    r = layer.expand_queries @ rows.view(2, 2, 3, 35)
+    k = layer.expand_keys @ keys.view(2, 2, 2, 35)
     expected = F.normalize(r, dim=-1) @ F.normalize(k, dim=-1).mT
-    expected = expected * layer.temperature * layer.row_scale
+    expected = expected * layer.temperature * layer.query_scale
     assert layer.temperature.shape == (2, 1, 4)
-    assert layer.row_scale.shape == (2, 4, 1)
+    assert layer.query_scale.shape == (2, 4, 1)
     torch.testing.assert_close(layer.uncorrected_logits(rows, keys), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
         layer.logits(rows, keys), expected + layer.mode_left @ layer.mode_right.mT, rtol=1e-4, atol=1e-5
@@ -284,7 +284,7 @@ def test_key_gates_weigh_the_components_of_the_keys() -> None:
     # A common factor cancels in the normalisation, per head.
     torch.testing.assert_close(logits([3.0, 3.0, 0.5, 0.5]), plain)
     weighted = copy.deepcopy(layer)
-    weighted.expand_columns.mul_(torch.tensor([[1.0, 0.0], [2.0, 3.0]]).unsqueeze(1))
+    weighted.expand_keys.mul_(torch.tensor([[1.0, 0.0], [2.0, 3.0]]).unsqueeze(1))
     torch.testing.assert_close(
         logits([1.0, 0.0, 2.0, 3.0]), weighted.uncorrected_logits(rows, keys), rtol=1e-4, atol=1e-5
     )

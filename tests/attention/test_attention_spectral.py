@@ -305,7 +305,7 @@ def test_two_inputs_and_baked_give_the_same_student(mst: MST, baked: MST, mask: 
     with torch.no_grad():
         assert relative(open_student(x, mask), closed_student(x)) < 1e-3
     for fit in fits.values():
-        for errors in (fit.key_error, fit.row_error, fit.value_error):
+        for errors in (fit.key_error, fit.query_error, fit.value_error):
             assert errors and all(0 <= e < 1 for e in errors)
     assert all(parameter.requires_grad for parameter in closed_student.parameters())
     assert not closed_student.training
@@ -323,7 +323,7 @@ def test_values_are_reduced_behind_the_mask(mst: MST, mask: Tensor) -> None:
         module: Any = layer.module
         values = module.values(x) * module.mask_attention(features, SIZE)
         tokens = values.flatten(2).double()
-        logits = layer.form.logits(layer.form.rows.mix(x), layer.form.columns.mix(x))[:, 0].double()
+        logits = layer.form.logits(layer.form.queries.mix(x), layer.form.keys.mix(x))[:, 0].double()
         mapped = layer.form.output.double() @ logits.softmax(-1)
     handle.remove()
     metric = (mapped.mT @ mapped).mean(0)
@@ -342,7 +342,7 @@ def test_moments_give_the_teachers_logits_and_outputs(mst: MST) -> None:
     gathered.add(x[:2])
     gathered.add(x[2:])
     moments = gathered.freeze()
-    logits = layer.form.logits(layer.form.rows.mix(x), layer.form.columns.mix(x))
+    logits = layer.form.logits(layer.form.queries.mix(x), layer.form.keys.mix(x))
     torch.testing.assert_close(moments.logits().float(), logits, rtol=1e-4, atol=1e-5)
     values = layer.form.values.mix(x).view(3, 4, BANDS, 30)
     mixed = (logits.softmax(-1) @ values).flatten(1, 2)

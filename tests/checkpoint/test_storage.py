@@ -92,7 +92,7 @@ def test_a_loaded_student_is_the_one_saved(
 def test_metadata_is_complete(student: Restormer) -> None:
     metadata = metadata_of(student)
     assert metadata["format"] == "csa2glmha-student"
-    assert metadata["format_version"] == "1"
+    assert metadata["format_version"] == "2"
     assert metadata["tool_version"] == __version__
     assert metadata["architecture"] == "restormer"
     assert json.loads(metadata["hyperparameters"]) == student.hyperparameters
@@ -120,7 +120,7 @@ def _layers(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, s
 
 
 DAMAGE: dict[str, Callable[[dict[str, str]], object]] = {
-    "newer version": lambda m: m.update(format_version="2"),
+    "newer version": lambda m: m.update(format_version="3"),
     "no version": lambda m: m.pop("format_version"),
     "no architecture": lambda m: m.pop("architecture"),
     "unknown architecture": lambda m: m.update(architecture="unet"),
@@ -166,8 +166,8 @@ def test_damaged_metadata_is_one_clear_line(
 
 def test_wrong_version_says_what_to_do(tmp_path: Path, student: Restormer) -> None:
     path = tmp_path / "student.safetensors"
-    write_safetensors(path, student.state_dict(), metadata_of(student) | {"format_version": "3"})
-    with pytest.raises(CheckpointError, match=r"student format 3 is not 1.*convert the teacher again"):
+    write_safetensors(path, student.state_dict(), metadata_of(student) | {"format_version": "4"})
+    with pytest.raises(CheckpointError, match=r"student format 4 is not 1 to 2.*convert the teacher again"):
         load(path)
 
 

@@ -223,22 +223,22 @@ def form_of(module: nn.Module) -> ChannelAttention:
 
 
 def moments(statistics: LayerStatistics) -> dict[str, Tensor]:
-    assert statistics.rows is not None and statistics.columns is not None
+    assert statistics.queries is not None and statistics.keys is not None
     assert statistics.attention is not None and statistics.values is not None
     return {
         "attention": statistics.attention,
         "values": statistics.values,
-        "row mean": statistics.rows.mean,
-        "row second": statistics.rows.second,
-        "row power": statistics.rows.power,
-        "column mean": statistics.columns.mean,
-        "column second": statistics.columns.second,
-        "column power": statistics.columns.power,
+        "query mean": statistics.queries.mean,
+        "query second": statistics.queries.second,
+        "query power": statistics.queries.power,
+        "key mean": statistics.keys.mean,
+        "key second": statistics.keys.second,
+        "key power": statistics.keys.power,
     }
 
 
 def gathered(form: ChannelAttention, *batches: Tensor) -> LayerStatistics:
-    statistics = LayerStatistics.empty(form, rows=True, columns=True, values=True)
+    statistics = LayerStatistics.empty(form, queries=True, keys=True, values=True)
     for batch in batches:
         statistics.add(batch)
     return statistics
@@ -260,12 +260,13 @@ def test_statistics_are_the_sums_they_claim_to_be(bias: bool) -> None:
     """Two 3 x 2 images, one head of two channels, every patch and sum written out."""
     form, images = form_of(mdta(2, 1, bias)), randn(2, 2, 3, 2).float()
     height, width, c = 3, 2, 2
+    plural = {"query": "queries", "key": "keys"}
     size = c * 9 + bias
     expected: dict[str, Any] = dict.fromkeys(moments(gathered(form, images)), 0.0)
     for image in images:
         flat: dict[str, np.ndarray] = {}
         stars: dict[str, np.ndarray] = {}
-        for part in ("rows", "columns", "values"):
+        for part in ("queries", "keys", "values"):
             projection: Any = getattr(form, part)
             mixed = np.einsum("oc,chw->ohw", projection.pointwise.double().numpy(), image.double().numpy())
             if bias:
@@ -283,13 +284,13 @@ def test_statistics_are_the_sums_they_claim_to_be(bias: bool) -> None:
                     filters[channel, -1] = projection.depthwise_bias[channel]
             stars[part], flat[part] = star, filters @ star
         unit = {part: m / np.linalg.norm(m, axis=1, keepdims=True) for part, m in flat.items()}
-        for side, other in (("row", "column"), ("column", "row")):
-            norms = np.linalg.norm(flat[f"{side}s"], axis=1)
-            dependence = unit[f"{other}s"] @ stars[f"{side}s"].T / norms.mean()
+        for side, other in (("query", "key"), ("key", "query")):
+            norms = np.linalg.norm(flat[plural[side]], axis=1)
+            dependence = unit[plural[other]] @ stars[plural[side]].T / norms.mean()
             expected[f"{side} mean"] += dependence
             expected[f"{side} second"] += dependence.T @ dependence
             expected[f"{side} power"] += norms**2 / norms.mean() ** 2
-        logits = np.exp(unit["rows"] @ unit["columns"].T * float(form.temperature))
+        logits = np.exp(unit["queries"] @ unit["keys"].T * float(form.temperature))
         mapped = form.output.double().numpy() @ (logits / logits.sum(1, keepdims=True))
         expected["attention"] += mapped.T @ mapped
         expected["values"] += stars["values"] @ stars["values"].T / (height * width)
@@ -299,14 +300,14 @@ def test_statistics_are_the_sums_they_claim_to_be(bias: bool) -> None:
 
 def test_only_what_is_needed_is_gathered() -> None:
     form = form_of(mdta(6, 2, False))
-    statistics = LayerStatistics.empty(form, rows=False, columns=True, values=False)
+    statistics = LayerStatistics.empty(form, queries=False, keys=True, values=False)
     statistics.add(randn(1, 6, 4, 4).float())
-    assert statistics.rows is None and statistics.attention is None and statistics.values is None
-    assert statistics.columns is not None and statistics.columns.images == 1
+    assert statistics.queries is None and statistics.attention is None and statistics.values is None
+    assert statistics.keys is not None and statistics.keys.images == 1
 
 
 def test_metric_can_leave_out_the_mean() -> None:
-    side = gathered(form_of(mdta(6, 2, False)), randn(1, 6, 5, 5).float()).columns
+    side = gathered(form_of(mdta(6, 2, False)), randn(1, 6, 5, 5).float()).keys
     assert side is not None
     assert side.metric(0.0).abs().max() > 0
     assert side.metric(1.0).abs().max() < 1e-10  # one image is its own mean
@@ -315,17 +316,17 @@ def test_metric_can_leave_out_the_mean() -> None:
 # --- corrections of the logits
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(True, False), (False, True), (True, True)])
-def test_fit_scales_recovers_known_scales(columns: bool, rows: bool) -> None:
+@pytest.mark.parametrize(("keys", "queries"), [(True, False), (False, True), (True, True)])
+def test_fit_scales_recovers_known_scales(keys: bool, queries: bool) -> None:
     logits = randn(200, 2, 5, 4)
-    column = torch.exp(0.4 * randn(2, 1, 4, seed=1)) if columns else torch.ones(2, 1, 4).double()
-    row = torch.exp(0.4 * randn(2, 5, 1, seed=2)) if rows else torch.ones(2, 5, 1).double()
+    column = torch.exp(0.4 * randn(2, 1, 4, seed=1)) if keys else torch.ones(2, 1, 4).double()
+    row = torch.exp(0.4 * randn(2, 5, 1, seed=2)) if queries else torch.ones(2, 5, 1).double()
     target = logits * column * row + randn(2, 5, 4, seed=3)  # a constant must not matter
-    found_column, found_row = fit_scales(target, logits, columns, rows)
+    found_column, found_row = fit_scales(target, logits, keys, queries)
     torch.testing.assert_close(found_column * found_row, column * row, rtol=0.02, atol=0.0)
-    if not columns:
+    if not keys:
         assert torch.equal(found_column, torch.ones(2, 1, 4).double())
-    if not rows:
+    if not queries:
         assert torch.equal(found_row, torch.ones(2, 5, 1).double())
 
 
@@ -453,7 +454,7 @@ def test_deterministic_whatever_the_batch(tiny_restormer: Restormer) -> None:
     other, _ = initialise_student(tiny_restormer, configs, batches(images, 5))
     assert error(other, first, images) < 1e-6
     fit = fits["encoder_level3.0.attn"]
-    for errors in (fit.key_error, fit.row_error, fit.value_error):
+    for errors in (fit.key_error, fit.query_error, fit.value_error):
         assert len(errors) == 2 and all(0 <= e < 1 for e in errors)
 
 

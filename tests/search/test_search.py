@@ -82,7 +82,7 @@ def few_ranks() -> Iterator[None]:
     """Every rank of every layer takes time to measure; some of each kind will do here."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(choices_module, "KEY_RANKS", (8, 4))
-        patched.setattr(choices_module, "ROW_AND_KEY_RANKS", ((8, 8),))
+        patched.setattr(choices_module, "QUERY_AND_KEY_RANKS", ((8, 8),))
         patched.setattr(choices_module, "VALUE_RANKS", (12, 8, 4))
         yield
 

@@ -68,8 +68,8 @@ class DeployedCore(nn.Module):
         self.scale = None
         if layer.temperature is not None:
             scale = layer.temperature.detach()
-            if layer.row_scale is not None:
-                scale = scale * layer.row_scale.detach()
+            if layer.query_scale is not None:
+                scale = scale * layer.query_scale.detach()
             self.scale = nn.Parameter(scale.clone())
         modes = layer.config.bias_rank
         left, right = layer.mode_left, layer.mode_right
@@ -107,15 +107,15 @@ class DeployedCore(nn.Module):
             return None
         return gates.view(-1, self.config.heads, 1, self.config.rank_k)
 
-    def normalised(self, cross: Tensor, row_power: Tensor, column_power: Tensor) -> Tensor:
+    def normalised(self, cross: Tensor, query_power: Tensor, key_power: Tensor) -> Tensor:
         """Logits (B, heads, c, keys) from means over pixels.
 
-        The powers are those of rows (B, heads, c, 1) and columns (B, heads, keys, 1).
+        The powers are those of queries (B, heads, c, 1) and keys (B, heads, keys, 1).
         """
         assert self.scale is not None
-        rows = row_power.clamp_min(NORM_FLOOR).rsqrt()
-        columns = column_power.clamp_min(NORM_FLOOR).rsqrt().transpose(2, 3)
-        return cross * rows * (columns * self.scale)
+        queries = query_power.clamp_min(NORM_FLOOR).rsqrt()
+        keys = key_power.clamp_min(NORM_FLOOR).rsqrt().transpose(2, 3)
+        return cross * queries * (keys * self.scale)
 
     def attention(self, logits: Tensor | None, strengths: Tensor | None) -> Tensor:
         """Softmax of corrected logits; without logits there are the corrections alone."""
@@ -159,15 +159,15 @@ class DeployedGLMHA(DeployedCore):
             weight, bias = fold_affine(weight, bias, affine)
         spread = None if layer.depthwise is None else layer.depthwise.weight
         spread_bias = None if layer.depthwise is None else layer.depthwise.bias
-        rows, columns, values = layer.widths
+        queries, keys, values = layer.widths
         # Narrow keys and values share a block of channels; splitting wide maps would be a copy of them.
-        narrow = columns % CHANNEL_BLOCK != 0 or values % CHANNEL_BLOCK != 0
-        shares = [[rows], [columns, values]] if narrow else [[rows], [columns], [values]]
-        if not columns:
+        narrow = keys % CHANNEL_BLOCK != 0 or values % CHANNEL_BLOCK != 0
+        shares = [[queries], [keys, values]] if narrow else [[queries], [keys], [values]]
+        if not keys:
             shares = [[values]]
         self.parts, self.shares = nn.ModuleList(), [len(counts) for counts in shares]
         self.splits: list[list[int]] = []
-        first = 0  # without columns there are no rows
+        first = 0  # without keys there are no queries
         for counts in shares:
             count = sum(counts)
             cut, width = slice(first, first + count), depthwise_width(count)
@@ -176,11 +176,11 @@ class DeployedGLMHA(DeployedCore):
             )
             self.splits.append(counts if width == count else [*counts, width - count])
             first += count
-        self.expand_rows = None if layer.expand_rows is None else copied(layer.expand_rows)
-        self.expand_columns = None if layer.expand_columns is None else copied(layer.expand_columns)
+        self.expand_queries = None if layer.expand_queries is None else copied(layer.expand_queries)
+        self.expand_keys = None if layer.expand_keys is None else copied(layer.expand_keys)
 
     def generate(self, x: Tensor) -> list[Tensor]:
-        """The maps of rows and columns, where there are any, and values, (B, heads * rank, H, W) each."""
+        """The maps of queries and keys, where there are any, and values, (B, heads * rank, H, W) each."""
         maps: list[Tensor] = []
         for part, sizes, count in zip(self.parts, self.splits, self.shares, strict=True):
             made = part(x)
@@ -194,27 +194,28 @@ class DeployedGLMHA(DeployedCore):
         logits = None
         if logit_maps:
             heads = self.config.heads
-            rows = tokens(logit_maps[0], heads, self.config.rank_q).float()
-            columns = tokens(logit_maps[1], heads, self.config.rank_k).float()
-            logits = self.logits(rows, columns, pixel_share(x), self.key_gate(key_gates))
+            queries = tokens(logit_maps[0], heads, self.config.rank_q).float()
+            keys = tokens(logit_maps[1], heads, self.config.rank_k).float()
+            logits = self.logits(queries, keys, pixel_share(x), self.key_gate(key_gates))
         attention = self.attention(logits, strengths)
         return self.mixed(self.folded(attention, value_gates), value_maps.flatten(2), x)
 
-    def logits(self, rows: Tensor, columns: Tensor, share: Tensor, gate: Tensor | None) -> Tensor:
-        """S for rows and columns (B, heads, rank, L), before static and guided modes are added."""
-        cross = rows @ columns.transpose(2, 3) * share
-        if self.expand_columns is None:
-            column_power = square_sum(columns, 3) * share
+    def logits(self, queries: Tensor, keys: Tensor, share: Tensor, gate: Tensor | None) -> Tensor:
+        """S for queries and keys (B, heads, rank, L), before static and guided modes are added."""
+        cross = queries @ keys.transpose(2, 3) * share
+        if self.expand_keys is None:
+            key_power = square_sum(keys, 3) * share
         else:
-            expand = self.expand_columns if gate is None else self.expand_columns * gate
-            column_power = expanded_power(expand, columns @ columns.transpose(2, 3) * share).unsqueeze(-1)
+            expand = self.expand_keys if gate is None else self.expand_keys * gate
+            key_power = expanded_power(expand, keys @ keys.transpose(2, 3) * share).unsqueeze(-1)
             cross = cross @ expand.transpose(2, 3)
-        if self.expand_rows is None:
-            row_power = square_sum(rows, 3) * share
+        if self.expand_queries is None:
+            query_power = square_sum(queries, 3) * share
         else:
-            row_power = expanded_power(self.expand_rows, rows @ rows.transpose(2, 3) * share).unsqueeze(-1)
-            cross = self.expand_rows @ cross
-        logits = self.normalised(cross, row_power, column_power)
+            gram = queries @ queries.transpose(2, 3) * share
+            query_power = expanded_power(self.expand_queries, gram).unsqueeze(-1)
+            cross = self.expand_queries @ cross
+        logits = self.normalised(cross, query_power, key_power)
         return logits * gate if self.config.compact and gate is not None else logits
 
 

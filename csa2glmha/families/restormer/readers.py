@@ -11,7 +11,7 @@ from csa2glmha.reading.reader import PlainReader
 
 
 class MDTAReader(PlainReader):
-    """MDTA: rows q, columns k, values v of one convolution pair; the replacement is GLMHA itself."""
+    """MDTA: queries q, keys k, values v of one convolution pair; the replacement is GLMHA itself."""
 
     module_type = MDTA
 
@@ -32,8 +32,8 @@ class MDTAReader(PlainReader):
         output_bias = module.project_out.bias
         return ChannelAttention(
             heads=module.heads,
-            rows=third(0),
-            columns=third(1),
+            queries=third(0),
+            keys=third(1),
             values=third(2),
             temperature=module.temperature.detach().flatten(),
             output=module.project_out.weight.detach()[:, :, 0, 0],

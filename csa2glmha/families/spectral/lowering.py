@@ -48,8 +48,8 @@ class DeployedSpectral(DeployedCore):
             self.subspace = nn.Parameter(
                 layer.projection.weight.detach().view(self.config.heads, -1, self.config.channels).clone()
             )
-        self.expand_rows = None if layer.expand_rows is None else copied(layer.expand_rows)
-        self.expand_columns = None if layer.expand_columns is None else copied(layer.expand_columns)
+        self.expand_queries = None if layer.expand_queries is None else copied(layer.expand_queries)
+        self.expand_keys = None if layer.expand_keys is None else copied(layer.expand_keys)
         self.width = self.config.heads * self.config.head_channels
         self.excess = depthwise_width(self.width) - self.width
         self.values = _widened(layer.values, self.excess)
@@ -67,27 +67,27 @@ class DeployedSpectral(DeployedCore):
     def weights(self, x: Tensor) -> Tensor:
         """The matrix that mixes the attention's values: (B, out_channels, heads * rank_v)."""
         gram, pooled, share = None, None, pixel_share(x)
-        if self.guide is not None or self.expand_rows is not None:
+        if self.guide is not None or self.expand_queries is not None:
             rows = x.flatten(2).float()
             gram = rows @ rows.transpose(1, 2) * share
             if self.guide is not None:
                 pooled = rows.sum(2) * share, (gram * self.identity).sum(2)
         strengths, key_gates, value_gates = self.guidance(x, pooled)
         logits = None
-        if gram is not None and self.expand_rows is not None:
+        if gram is not None and self.expand_queries is not None:
             logits = self.logits(gram.unsqueeze(1), self.key_gate(key_gates))
         return self.folded(self.attention(logits, strengths), value_gates)
 
     def logits(self, gram: Tensor, gate: Tensor | None) -> Tensor:
         """From second moments of the input: (B, 1, C, C)."""
-        assert self.expand_rows is not None and self.expand_columns is not None
+        assert self.expand_queries is not None and self.expand_keys is not None
         if self.subspace is not None:
             gram = self.subspace @ gram @ self.subspace.transpose(1, 2)
-        columns = self.expand_columns if gate is None else self.expand_columns * gate
-        rows = self.expand_rows @ gram
-        row_power = (rows * self.expand_rows).sum(-1, keepdim=True)
-        column_power = expanded_power(columns, gram).unsqueeze(-1)
-        return self.normalised(rows @ columns.transpose(2, 3), row_power, column_power)
+        columns = self.expand_keys if gate is None else self.expand_keys * gate
+        rows = self.expand_queries @ gram
+        query_power = (rows * self.expand_queries).sum(-1, keepdim=True)
+        key_power = expanded_power(columns, gram).unsqueeze(-1)
+        return self.normalised(rows @ columns.transpose(2, 3), query_power, key_power)
 
     def narrowed(self, maps: Tensor) -> Tensor:
         """Without the channels that were added."""

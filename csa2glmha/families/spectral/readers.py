@@ -36,7 +36,11 @@ class SpectralGLMHA(PointwiseGLMHA):
 
 
 class SpectralReader(PlainReader):
-    """S-MSA: rows k, columns q, no biases but the output's."""
+    """S-MSA, no biases but the output's.
+
+    Its attention is softmax(k q^T) v: what the papers call keys are the queries here, and the other way
+    round.
+    """
 
     module_type: type[SpectralAttention] = SpectralAttention
 
@@ -45,8 +49,8 @@ class SpectralReader(PlainReader):
         assert isinstance(module, SpectralAttention)
         return ChannelAttention(
             heads=module.heads,
-            rows=Projection(module.to_k.weight.detach()),
-            columns=Projection(module.to_q.weight.detach()),
+            queries=Projection(module.to_k.weight.detach()),
+            keys=Projection(module.to_q.weight.detach()),
             values=Projection(module.to_v.weight.detach()),
             temperature=module.rescale.detach().flatten(),
             output=module.proj.weight.detach(),
