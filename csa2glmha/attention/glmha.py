@@ -31,7 +31,7 @@ class GLMHAConfig:
 
     Attributes:
         channels: C, of the input.
-        out_channels: rows of the output projection.
+        out_channels: queries of the output projection.
         heads: number of heads.
         head_channels: c of every head.
         rank_q, rank_k, rank_v: channels generated per head for queries, keys and values; c means full,

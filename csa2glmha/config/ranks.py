@@ -35,8 +35,8 @@ class Ranks:
     ) -> Ranks:
         """Read ``--rank`` and its refinements; each a whole number above 0, "full" or None (not given).
 
-        ``rank`` sets keys and values; queries and embedded values stay full unless ``rank_q`` and ``rank_pos``
-        say otherwise.
+        ``rank`` sets keys and values; queries and embedded values stay full unless ``rank_q`` and
+        ``rank_pos`` say otherwise.
 
         Raises:
             UsageError: not a rank.

@@ -14,7 +14,7 @@ from csa2glmha.reading.layers import AttentionLayer
 BIAS_RANK = 8
 #: Hidden units and logit modes of the calibration network.
 GUIDE_WIDTH = 4
-#: The same where there are no rows and columns, and modes make the whole attention. They touch no map.
+#: The same where there are no queries and keys, and modes make the whole attention. They touch no map.
 MODES_BIAS_RANK, MODES_GUIDE_WIDTH = 16, 8
 
 ATTENTION_FORMS = ("expanded", "compact")
@@ -106,8 +106,8 @@ def layer_config(form: ChannelAttention, ranks: Ranks, attention: str = "expande
 def _pointwise_config(form: ChannelAttention, ranks: Ranks) -> GLMHAConfig:
     """The cheapest way to compute the layer that has no less than these ranks.
 
-    Rows and columns share one projection, whose rank is the larger that is asked for; a row rank that is not
-    given asks for nothing.
+    Queries and keys share one projection, whose rank is the larger that is asked for; a query rank that is
+    not given asks for nothing.
     """
     channels, heads, c = form.channels, form.heads, form.head_channels
     joint = None if ranks.k is None else max(ranks.k, ranks.q or 0)
