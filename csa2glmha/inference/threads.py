@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
@@ -47,6 +49,7 @@ class PausingCall(Generic[Question, Answer, Result]):
             BaseException: what the call raised.
         """
         if self._thread.ident is None:
+            _share_heap()
             self._thread.start()
         self._answers.put((answer,))
         question, error = self._reports.get()
@@ -56,6 +59,7 @@ class PausingCall(Generic[Question, Answer, Result]):
 
     def ask(self, question: Question) -> Answer:
         """The answer; to be called by the call itself."""
+        _give_back_memory()
         self._reports.put((question, None))
         answer = self._next()
         assert answer is not None
@@ -100,6 +104,25 @@ def ended_together(calls: list[PausingCall[Question, Answer, Result]]) -> Iterat
             call.abandon()
         for call in calls:
             call.join()
+
+
+#: glibc's name for the number of heaps at most, in malloc.h.
+_ARENA_MAX = -8
+
+
+def _share_heap() -> None:
+    """Let new threads take memory from one heap, not each from its own.
+
+    What a thread has freed is kept for that thread otherwise: a run with --memory 4 came to 9.3 GB.
+    """
+    if sys.platform == "linux" and (library := ctypes.CDLL(None)) and hasattr(library, "mallopt"):
+        library.mallopt(_ARENA_MAX, 1)
+
+
+def _give_back_memory() -> None:
+    """Give what was freed between other things back to the system: while this call waits, others need it."""
+    if sys.platform == "linux" and (library := ctypes.CDLL(None)) and hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def _torch_settings() -> Callable[[], contextlib.AbstractContextManager[object]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import platform
 import signal
 import threading
 from collections.abc import Callable
 from functools import partial
 from itertools import count, pairwise
 
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -267,6 +269,32 @@ class InterruptedBlock(OtherBlock):
         if self.calls == 2:
             signal.raise_signal(signal.SIGINT)
         return super().forward(x)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries do not keep what is freed")
+def test_calls_that_wait_keep_no_memory_that_they_have_freed() -> None:
+    def work() -> None:
+        kept = []
+        for _ in range(8):
+            between = torch.ones(2**20)
+            kept.append(torch.ones(8))
+            del between
+        parts = [torch.ones(2**20) for _ in range(8)]
+        kept.append(torch.ones(8))  # above them, so that the heap does not shrink by itself
+        del parts
+        call.ask("anything")
+        assert kept
+
+    large = torch.ones(2**22 + 2**21)  # from now on the library keeps what is smaller than that
+    del large
+    calls: list[PausingCall[str, str, None]] = []
+    before = psutil.Process().memory_info().rss
+    with ended_together(calls):
+        for _ in range(8):
+            call = PausingCall(work)
+            calls.append(call)
+            assert call.proceed() == "anything"
+        assert psutil.Process().memory_info().rss - before < 40 * 2**20  # of 8 times 32 MiB
 
 
 def test_tiles_compute_as_their_caller_does() -> None:
