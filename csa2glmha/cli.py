@@ -210,7 +210,7 @@ def convert(
         show(describe_preview(preview_conversion(local_file(checkpoint), options)))
         return
     result = run_conversion(local_file(checkpoint), options)
-    show(headline(result.report))
+    show(headline(result.record))
     show("")
     show_line(f"report: {result.output / 'report.html'}")
 
@@ -577,7 +577,7 @@ def demo(**given: Any) -> None:
     options = make_options(**demo_options(), **given_only(given))
     with embedded_teacher() as checkpoint:
         result = run_conversion(checkpoint, options)
-    show(headline(result.report))
+    show(headline(result.record))
     show("")
     show_line(f"report: {(result.output / 'report.html').resolve()}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 from csa2glmha.data.batches import Example
 from csa2glmha.metrics.comparisons import Comparison, compare_image
+from csa2glmha.report.html import html_page
+from csa2glmha.report.stored import parse_report
 from tests.report.test_report_document import REPORT
 
 VOID = {"br", "hr", "img", "input", "link", "meta", "wbr"}
@@ -111,6 +114,11 @@ def choices(report: dict[str, Any]) -> list[dict[str, Any]]:
                 }
             )  # fmt: skip
     return found
+
+
+def page_of_values(values: dict[str, Any], images: Sequence[Comparison] = ()) -> str:
+    """The page of a report that is given as JSON values."""
+    return html_page(parse_report(values), images)
 
 
 def example_images(count: int = 2, spectral: bool = False, truth: bool = True) -> list[Comparison]:

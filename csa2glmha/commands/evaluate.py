@@ -23,7 +23,8 @@ from csa2glmha.metrics.quality import (
     QualityMeter,
     out_of_range,
 )
-from csa2glmha.report.document import metrics_of, render_table
+from csa2glmha.report.document import render_table
+from csa2glmha.report.headline import metrics_of
 
 
 def _open_both(

@@ -21,9 +21,9 @@ from csa2glmha.data.open import open_data
 from csa2glmha.distill.job import check_apart, check_training
 from csa2glmha.metrics.complexity import format_macs, format_params
 from csa2glmha.report.document import render_table
-from csa2glmha.report.html.numbers import finite
 from csa2glmha.report.schema import Report
 from csa2glmha.report.schema_search import ParetoPoint, Sweep
+from csa2glmha.report.sections.numbers import finite
 from csa2glmha.sweep.folders import finished_report, has_state
 from csa2glmha.sweep.pages import add_pareto
 from csa2glmha.sweep.plot import plot_pareto

@@ -38,10 +38,11 @@ from csa2glmha.metrics.pictures import comparison, plot_spectra, spectral_compar
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import glmha_layers
 from csa2glmha.report.card import write_card
-from csa2glmha.report.document import PICTURE_FILE, SPECTRA_FILE, write_report
+from csa2glmha.report.document import write_report
 from csa2glmha.report.html import write_html
 from csa2glmha.report.record import Measurements, build_report
 from csa2glmha.report.schema import Report
+from csa2glmha.report.sections.summary import PICTURE_FILE, SPECTRA_FILE
 from csa2glmha.search.baselines import BaselineJob
 
 
@@ -219,10 +220,10 @@ class WriteReport(Always):
     def __call__(self, run: FileRun) -> None:
         """Sets ``record``."""
         record = run.record = build_report(measurements(run))
-        report, space = record.to_json(), run.workspace
+        space = run.workspace
         space.write(lambda: self.writer(space.folder, record))
-        space.write(lambda: write_html(space.folder, report, run.comparisons))
-        space.write(lambda: write_card(space.folder, report))
+        space.write(lambda: write_html(space.folder, record, run.comparisons))
+        space.write(lambda: write_card(space.folder, record))
         if run.methods is not None:
             run.methods.clear()
         space.states.clear()

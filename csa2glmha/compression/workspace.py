@@ -19,8 +19,9 @@ from csa2glmha.distill.job import LOG_FILE, STATE_FOLDER, check_apart, find_stat
 from csa2glmha.distill.state import resumable, with_room
 from csa2glmha.networks import RestorationModel
 from csa2glmha.report.card import CARD_FILE, replaceable
-from csa2glmha.report.document import PICTURE_FILE, REPORT_FILES, SPECTRA_FILE
+from csa2glmha.report.document import REPORT_FILES
 from csa2glmha.report.html import HTML_FILE
+from csa2glmha.report.sections.summary import PICTURE_FILE, SPECTRA_FILE
 
 ONNX_FILE = "model.onnx"
 OUTPUT_FILES = (

@@ -15,14 +15,10 @@ from csa2glmha.core.lines import markdown_text
 from csa2glmha.core.progress import say
 from csa2glmha.core.text import one_line
 from csa2glmha.report.command_line import command_line
-from csa2glmha.report.document import (
-    PICTURE_FILE,
-    channel_of,
-    headline_rows,
-    markdown_table,
-    metrics_of,
-    rank_text,
-)
+from csa2glmha.report.headline import channel_of, headline_rows, metrics_of, rank_text
+from csa2glmha.report.markdown import markdown_table
+from csa2glmha.report.schema import Against, DataUsed, Report
+from csa2glmha.report.sections.summary import PICTURE_FILE
 
 CARD_FILE = "README.md"
 #: What a card says before its owner put a licence in.
@@ -31,7 +27,7 @@ _PAPER = "2410.00380"
 _SEAL = "<!-- written by csa2glmha, sha256 {} -->\n"
 
 
-def write_card(output: Path, report: dict[str, Any]) -> None:
+def write_card(output: Path, report: Report) -> None:
     """Write the card into a folder; one that somebody wrote or edited is kept.
 
     Raises:
@@ -60,11 +56,11 @@ def replaceable(path: Path) -> bool:
     return last + "\n" == _SEAL.format(_digest(body + "\n"))
 
 
-def model_card(report: dict[str, Any], name: str) -> str:
+def model_card(report: Report, name: str) -> str:
     """The card.
 
     Args:
-        report: what report.json holds.
+        report: what was measured.
         name: of the model.
     """
     metadata = yaml.safe_dump(
@@ -94,24 +90,24 @@ def model_card(report: dict[str, Any], name: str) -> str:
     return text + _SEAL.format(_digest(text))
 
 
-def card_metadata(report: dict[str, Any], name: str) -> dict[str, Any]:
+def card_metadata(report: Report, name: str) -> dict[str, Any]:
     """What stands between the dashes; see https://huggingface.co/docs/hub/model-cards."""
-    teacher = report["teacher"]
+    teacher = report.teacher
     metadata: dict[str, Any] = {
         **LICENSE,
         "library_name": "csa2glmha",
         "pipeline_tag": "image-to-image",
         "tags": [
             "csa2glmha",
-            teacher["architecture"],
+            teacher.architecture,
             "model-compression",
             "low-rank-attention",
             "onnx",
             f"arxiv:{_PAPER}",
         ],
     }
-    if "source" in teacher:
-        metadata["base_model"] = repository_of(teacher["source"])
+    if teacher.source is not None:
+        metadata["base_model"] = repository_of(teacher.source)
     metrics = _metrics(report)
     if metrics:
         metadata["metrics"] = sorted({metric["type"] for metric in metrics})
@@ -130,60 +126,64 @@ def card_metadata(report: dict[str, Any], name: str) -> dict[str, Any]:
     return metadata
 
 
-def _metrics(report: dict[str, Any]) -> list[dict[str, Any]]:
+def _metrics(report: Report) -> list[dict[str, str | float]]:
     """The student's figures that are finite numbers."""
-    found = report.get("quality", {}).get("student", {})
+    comparisons: tuple[tuple[Against, str], ...] = (
+        ("truth", "to the ground truth"),
+        ("teacher", "to the teacher's output"),
+    )
     return [
-        {"type": metric, "value": round(found[against][metric], 5), "name": f"{label} {words}"}
-        for against, words in (("truth", "to the ground truth"), ("teacher", "to the teacher's output"))
+        {"type": metric, "value": round(value, 5), "name": f"{label} {words}"}
+        for against, words in comparisons
         for metric, label, *_ in metrics_of(channel_of(report))
-        if isinstance(found.get(against, {}).get(metric), float) and math.isfinite(found[against][metric])
+        if (value := report.figure("student", against, metric)) is not None and math.isfinite(value)
     ]
 
 
-def _data_name(report: dict[str, Any]) -> str:
-    folder = report["options"].get("data")
-    return "photographs of scikit-image" if folder is None else one_line(Path(folder).name)
+def _data_name(report: Report) -> str:
+    folder = report.options.get("data")
+    return "photographs of scikit-image" if folder is None else one_line(Path(str(folder)).name)
 
 
-def _task(report: dict[str, Any]) -> str:
-    degradation = report.get("data", {}).get("degradation")
+def _task(report: Report) -> str:
+    degradation = None if report.data is None else report.data.degradation
     return "image restoration" if not degradation else f"image restoration, {one_line(degradation)}"
 
 
-def _summary(report: dict[str, Any]) -> list[str]:
-    teacher, options = report["teacher"], report["options"]
-    original = markdown_text(teacher.get("source", teacher["file"]))
+def _summary(report: Report) -> list[str]:
+    teacher = report.teacher
+    original = markdown_text(teacher.source or teacher.file)
     return [
-        f"A compressed {teacher['architecture']}. Its channel attention is guided and low-rank (GLMHA, "
-        f"[arXiv {_PAPER}](https://arxiv.org/abs/{_PAPER})), rank {markdown_text(rank_text(options))}. "
-        f"It was made from {original}, its teacher, by {report['tool']}.",
+        f"A compressed {teacher.architecture}. Its channel attention is guided and low-rank (GLMHA, "
+        f"[arXiv {_PAPER}](https://arxiv.org/abs/{_PAPER})), "
+        f"rank {markdown_text(rank_text(report.options))}. "
+        f"It was made from {original}, its teacher, by {report.tool}.",
     ]
 
 
-def _notes(report: dict[str, Any]) -> list[str]:
-    height, width = report["input_size"]
-    data = report.get("data")
+def _notes(report: Report) -> list[str]:
+    height, width = report.input_size
+    data = report.data
     judged = "" if data is None else _judged(report, data)
-    latency = " Latency: ONNX Runtime on the CPU of one machine." if report.get("latency_ms") else ""
+    latency = " Latency: ONNX Runtime on the CPU of one machine." if report.latency_ms else ""
     return [
         f"At {height} x {width}. MACs count one multiply-add of convolutions and matrix products as one."
         f"{judged}{latency} All figures are in [report.md](report.md) and report.json."
     ]
 
 
-def _judged(report: dict[str, Any], data: dict[str, Any]) -> str:
-    count = data["judged_images"]
-    degradation = data["degradation"] or "none, the images are inputs as they are"
+def _judged(report: Report, data: DataUsed) -> str:
+    count = data.judged_images
+    degradation = data.degradation or "none, the images are inputs as they are"
     return (
         f" Quality: means over {count} held-out image{'' if count == 1 else 's'} of "
-        f"{markdown_text(_data_name(report))}, {data['judged_on']}; "
+        f"{markdown_text(_data_name(report))}, {data.judged_on}; "
         f"degradation: {markdown_text(degradation)}."
     )
 
 
-def _usage(report: dict[str, Any]) -> list[str]:
-    shapes = [tuple(shape) for shape in report["complexity"]["input_shapes_after"]]
+def _usage(report: Report) -> list[str]:
+    shapes = [tuple(shape) for shape in report.complexity.input_shapes_after]
     return [
         "## Use",
         "",
@@ -214,9 +214,9 @@ def _usage(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def _making(report: dict[str, Any]) -> list[str]:
-    teacher = report["teacher"]
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+def _making(report: Report) -> list[str]:
+    teacher = report.teacher
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return [
         "## How it was made",
         "",
@@ -224,12 +224,12 @@ def _making(report: dict[str, Any]) -> list[str]:
         command_line(report),
         "```",
         "",
-        f"- teacher: {markdown_text(teacher.get('source', teacher['file']))}, SHA-256 `{teacher['sha256']}`",
-        f"- seed {report['seed']}; {markdown_text(report['tool'])}; {markdown_text(versions)}",
+        f"- teacher: {markdown_text(teacher.source or teacher.file)}, SHA-256 `{teacher.sha256}`",
+        f"- seed {report.seed}; {markdown_text(report.tool)}; {markdown_text(versions)}",
     ]
 
 
-def _licence(report: dict[str, Any]) -> list[str]:
+def _licence(report: Report) -> list[str]:
     return [
         "## Licence",
         "",

@@ -51,4 +51,4 @@ def add_pareto(
             }
         )
         write_report(folder, report)
-        write_html(folder, report.to_json(), images)
+        write_html(folder, report, images)

@@ -25,7 +25,8 @@ from csa2glmha.core.hub import (
 )
 from csa2glmha.export.metadata import metadata_of
 from csa2glmha.families.restormer.network import Restormer
-from csa2glmha.report.document import markdown
+from csa2glmha.report.markdown import markdown
+from csa2glmha.report.stored import parse_report
 from tests.commands.test_cli import complaint, run
 from tests.hub_server import TOKEN, Hub, Repository, commit_of
 
@@ -246,7 +247,8 @@ def test_commands_take_addresses(
     made = tmp_path / "noise25-full"
     report = json.loads((made / "report.json").read_text())
     assert report["teacher"]["source"] == source and report["teacher"]["file"] == "noise25.pth"
-    assert source.replace("_", "\\_") in markdown(report) or source in markdown(report)
+    text = markdown(parse_report(report))
+    assert source.replace("_", "\\_") in text or source in text
     assert source in (made / "report.html").read_text(encoding="utf-8")
     student = load_model(made / "student.safetensors").checkpoint.metadata
     assert student["teacher_source"] == source

@@ -12,6 +12,7 @@ from csa2glmha.checkpoint.student import save_student
 from csa2glmha.commands.push import pack
 from csa2glmha.distill.job import LOG_FILE, STATE_FOLDER
 from csa2glmha.report.card import write_card
+from csa2glmha.report.stored import parse_report
 from tests.commands.test_cli import complaint, run
 from tests.hub_server import TOKEN, Hub, Repository
 from tests.report.test_card import example
@@ -36,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     (made / "comparison.png").write_bytes(b"png")
     (made / LOG_FILE).write_text("{}")
     (made / "notes of mine.txt").write_text("private")
-    write_card(made, report)
+    write_card(made, parse_report(report))
     return made
 
 

@@ -133,7 +133,7 @@ def test_a_full_temporary_folder_costs_the_latency_and_no_more(
     assert "ONNX latency" not in out and names(tmp_path / "out") == RESULTS
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert "latency_ms" not in report and "No space left" in report["latency_missing"]
-    assert "Not measured: cannot write" in (tmp_path / "out" / "report.md").read_text()
+    assert "Time was not measured: cannot write" in (tmp_path / "out" / "report.md").read_text()
     assert code == 0
 
 

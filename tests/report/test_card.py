@@ -12,6 +12,7 @@ import yaml
 from csa2glmha.config.options import ConvertOptions, make_options
 from csa2glmha.report.card import card_metadata, model_card, replaceable, write_card
 from csa2glmha.report.command_line import _LOCAL, _PATHS, _option, command_line
+from csa2glmha.report.stored import parse_report
 from tests.report.test_report_document import report
 
 HOSTILE = "a: 'b' \"c\" #d\n---\nlicense: mit\n{%x%} `|*[\x00\x1b[31m\ud800 &x *y !z"
@@ -35,7 +36,7 @@ def test_metadata() -> None:
     found = example(data="photos/CBSD 68", rank=8)
     found["teacher"]["source"] = f"hf://some-lab/denoisers@{'0' * 39}1/colour.pth"
     found["data"]["degradation"] = "noise:25"
-    data, text = as_the_hub_reads_it(model_card(found, "denoise-rank8"))
+    data, text = as_the_hub_reads_it(model_card(parse_report(found), "denoise-rank8"))
     assert data["library_name"] == "csa2glmha" and data["pipeline_tag"] == "image-to-image"
     assert data["license"] == "other" and data["base_model"] == "some-lab/denoisers"
     assert {"arxiv:2410.00380", "onnx", found["teacher"]["architecture"]} <= set(data["tags"])
@@ -52,7 +53,7 @@ def test_without_measurements() -> None:
     found = report("data", "quality", "distillation", "onnx", "latency_ms")
     found["options"] = example()["options"]
     found["complexity"]["input_shapes_after"] = [[1, 1, 256, 256]]
-    data, text = as_the_hub_reads_it(model_card(found, "x"))
+    data, text = as_the_hub_reads_it(model_card(parse_report(found), "x"))
     assert "model-index" not in data and "metrics" not in data and "base_model" not in data
     assert "Latency" not in text and "RGB" not in text
 
@@ -61,7 +62,7 @@ def test_figures_that_are_no_numbers_stay_out_of_the_metadata() -> None:
     found = example()
     found["quality"]["student"]["teacher"] = {"psnr": "inf", "ssim": 1.0}
     found["quality"]["student"]["truth"] = {"psnr": float("nan")}
-    (result,) = card_metadata(found, "x")["model-index"][0]["results"]
+    (result,) = card_metadata(parse_report(found), "x")["model-index"][0]["results"]
     assert [metric["type"] for metric in result["metrics"]] == ["ssim"]
 
 
@@ -70,9 +71,9 @@ def test_names_change_neither_metadata_nor_text() -> None:
     found["options"] |= {"data": f"folder/{HOSTILE}", "mat_key": HOSTILE}
     found["teacher"]["file"] = HOSTILE
     found["data"]["degradation"] = HOSTILE
-    text = model_card(found, HOSTILE)
+    text = model_card(parse_report(found), HOSTILE)
     assert not re.search("[\x00-\x09\x0b-\x1f\ud800-\udfff]", text)
-    plain = model_card(example(), "x")
+    plain = model_card(parse_report(example()), "x")
     data, body = as_the_hub_reads_it(text)
     expected = yaml.safe_load(plain.split("---\n")[1])
     assert data["license"] == "other" and set(data) == set(expected) and data["tags"] == expected["tags"]
@@ -95,7 +96,7 @@ def test_names_change_neither_metadata_nor_text() -> None:
     ],
 )  # fmt: skip
 def test_the_command(options: dict[str, Any], expected: str) -> None:
-    assert command_line(example(**options)) == f"csa2glmha convert denoise.pth {expected}"
+    assert command_line(parse_report(example(**options))) == f"csa2glmha convert denoise.pth {expected}"
 
 
 def test_the_command_is_one_that_the_command_line_takes() -> None:
@@ -120,15 +121,15 @@ def test_a_card_is_replaced_unless_somebody_edited_it(
 ) -> None:
     card = tmp_path / "README.md"
     assert replaceable(card)
-    write_card(tmp_path, example())
+    write_card(tmp_path, parse_report(example()))
     first = card.read_text(encoding="utf-8")
     assert replaceable(card) and f"# {tmp_path.name}" in first
-    write_card(tmp_path, example(seed=5))
+    write_card(tmp_path, parse_report(example(seed=5)))
     assert "--seed 5" in card.read_text(encoding="utf-8") and capsys.readouterr().err == ""
     for own in ("", "mine", first.replace("license: other", "license: mit"), first + "more\n", first[:-1]):
         card.write_text(own, encoding="utf-8")
         assert not replaceable(card)
-        write_card(tmp_path, example(seed=5))
+        write_card(tmp_path, parse_report(example(seed=5)))
         assert card.read_text(encoding="utf-8") == own
         assert "is kept" in capsys.readouterr().err
     card.write_bytes(b"\xff\xfe")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from csa2glmha.report.html import write_html
+from csa2glmha.report.stored import parse_report
 from tests.pages import example_images, example_report, hostile, with_images
 from tests.report.test_report_html import HOSTILE
 
@@ -63,7 +64,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     paths = {}
     for name, (report, images) in found.items():
         folder = tmp_path_factory.mktemp(f"{name} page")
-        write_html(folder, report, images)
+        write_html(folder, parse_report(report), images)
         paths[name] = folder / "report.html"
     return paths
 

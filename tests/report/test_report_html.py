@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,18 @@ import torch
 from csa2glmha.core.errors import OutputError
 from csa2glmha.data.batches import Example
 from csa2glmha.metrics.comparisons import compare_image, compare_images
-from csa2glmha.report.html import html_page, write_html
-from csa2glmha.report.html.axes import Axis, axis_of, round_steps
+from csa2glmha.report.html import write_html
 from csa2glmha.report.html.labels import place_labels
 from csa2glmha.report.html.markup import Markup, escape, join, tag
-from csa2glmha.report.html.numbers import fixed, percent_change, short, signed
 from csa2glmha.report.html.pictures import LOSSLESS, choose_quality, encode_pictures
-from csa2glmha.report.html.search import _points
-from csa2glmha.report.html.summary import lead_sentence, search_sentence
-from csa2glmha.report.html.tradeoff import pareto_front
-from tests.pages import Page, example_images, example_report, hostile, with_images
+from csa2glmha.report.schema_search import Search
+from csa2glmha.report.sections.axes import Axis, axis_of, round_steps
+from csa2glmha.report.sections.numbers import fixed, percent_change, short, signed
+from csa2glmha.report.sections.search import _points
+from csa2glmha.report.sections.summary import lead_sentence, search_sentence
+from csa2glmha.report.sections.tradeoff import pareto_front
+from csa2glmha.report.stored import parse_report
+from tests.pages import Page, example_images, example_report, hostile, page_of_values, with_images
 
 OPTIONAL = ("data", "quality", "distillation", "onnx", "latency_ms")
 HOSTILE = """</script></title></style><script>alert(1)</script><img src=x onerror=alert(2)>"'&<!--\x00"""
@@ -33,7 +36,7 @@ HOSTILE = """</script></title></style><script>alert(1)</script><img src=x onerro
 
 def page_of(*without: str, optional: bool = False, **images: Any) -> Page:
     shown = example_images(**images)
-    return Page(html_page(with_images(example_report(*without, optional=optional), shown), shown))
+    return Page(page_of_values(with_images(example_report(*without, optional=optional), shown), shown))
 
 
 # --- the page
@@ -108,7 +111,7 @@ def test_optional_parts() -> None:
 
 
 def test_page_without_measurements() -> None:
-    page = Page(html_page(example_report(*OPTIONAL)))
+    page = Page(page_of_values(example_report(*OPTIONAL)))
     assert [each["id"] for each in page.all("section")] == ["layers", "ranks", "distillation", "making"]
     assert "None: the student is the initialisation." in page.text
     assert page.all("img") == []
@@ -145,7 +148,7 @@ def test_hostile_strings_stay_text() -> None:
     plain = with_images(example_report(optional=True), images)
     report = hostile(plain, HOSTILE)
     report["versions"] = {HOSTILE: HOSTILE}
-    page, expected = Page(html_page(report, images)), Page(html_page(plain, images))
+    page, expected = Page(page_of_values(report, images)), Page(page_of_values(plain, images))
     assert len(page.all("script")) == len(page.all("style")) == 1
     assert page.code == expected.code
     assert len(page.all("img")) == len(expected.all("img"))
@@ -157,7 +160,7 @@ def test_hostile_strings_stay_text() -> None:
 def test_names_that_are_not_unicode_are_written(tmp_path: Path) -> None:
     report = example_report()
     report["data"]["source"] = "photos \udcff"  # as Python names a file whose name cannot be decoded
-    write_html(tmp_path, report, [])
+    write_html(tmp_path, parse_report(report), [])
     assert "photos \ufffd" in Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
 
 
@@ -169,7 +172,7 @@ def test_unknown_values() -> None:
     report["distillation"]["after"] = None
     for point in report["pareto"]["points"]:
         point |= {"time_ratio": None, "psnr_drop": None}
-    text = Page(html_page(report)).text
+    text = Page(page_of_values(report)).text
     assert "with the same outputs but for rounding" in text
     assert "∞" in text and "PSNR to the teacher, dB" in text and "time, share of" not in text
     assert "None" not in text
@@ -178,11 +181,12 @@ def test_unknown_values() -> None:
 def test_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file where a folder would have to be")
     with pytest.raises(OutputError, match="cannot write"):
-        write_html(tmp_path / "taken", example_report(), [])
+        write_html(tmp_path / "taken", parse_report(example_report()), [])
     (tmp_path / "taken").unlink()
     (tmp_path / "report.html").write_text("earlier")
-    with pytest.raises(KeyError):
-        write_html(tmp_path, example_report("layers"), [])
+    images = example_images()
+    with pytest.raises(ValueError, match="zip"):  # pictures and figures that do not belong together
+        write_html(tmp_path, parse_report(with_images(example_report(), images[:1])), images)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text() == "earlier"
 
@@ -193,28 +197,36 @@ def test_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_lead_sentence() -> None:
     report = example_report()
     quality = report["quality"]
+
+    def lead() -> str:
+        return lead_sentence(parse_report(report))
+
     quality["student"]["truth"]["psnr"] = 31.266
-    assert lead_sentence(report).endswith("parameters, with 0.016 dB more PSNR.")
+    assert lead().endswith("parameters, with 0.016 dB more PSNR.")
     quality["student"]["truth"]["psnr"] = 31.2502
-    assert lead_sentence(report).endswith("parameters, at the same PSNR.")
+    assert lead().endswith("parameters, at the same PSNR.")
     del quality["teacher"]["truth"]
-    assert lead_sentence(report).endswith(", with outputs that agree with the teacher's to 55.0 dB.")
+    assert lead().endswith(", with outputs that agree with the teacher's to 55.0 dB.")
     report["complexity"]["after"] = {"params": 27_000_000, "macs": 154_900_000_000, "flops": 1}
-    assert lead_sentence(report).startswith("as many multiply-accumulates and 3.3 % more parameters, ")
+    assert lead().startswith("as many multiply-accumulates and 3.3 % more parameters, ")
     del report["quality"]
-    assert lead_sentence(report).endswith("3.3 % more parameters.")
+    assert lead().endswith("3.3 % more parameters.")
 
 
 def test_search_sentence() -> None:
-    budget = {"kind": "max_drop", "target": 0.05, "absolute": False}
-    found = search_sentence({"budget": budget, "predicted": {}, "gap": None, "optimality": ""})
-    assert found == "Ranks were chosen layer by layer for a budget of loss of PSNR: 0.050 dB."
-    budget = {"kind": "latency", "target": 1.2, "absolute": False}
-    ratio = search_sentence({"budget": budget, "predicted": {"time_ratio": 0.69}})
-    assert "latency: 1.2 of the teacher's; predicted: time ratio 0.69 of the teacher's." in ratio
+    def sentence(kind: str, target: float, absolute: bool, **more: Any) -> str:
+        values = example_report(optional=True)["search"]
+        predicted = {"psnr_to_teacher": None} | more.pop("predicted", {})
+        budget = {"kind": kind, "target": target, "absolute": absolute}
+        missing = {"gap": None, "optimality": "", "choices": [], "predicted": predicted, "budget": budget}
+        return search_sentence(Search.model_validate(values | missing | more))
+
+    start = "Ranks were chosen layer by layer for a budget of "
+    assert sentence("max_drop", 0.05, False) == f"{start}loss of PSNR: 0.050 dB."
+    words = sentence("latency", 1.2, False, predicted={"psnr_drop": -0.01}, optimality="proven")
+    assert words == f"{start}latency: 1.2 of the teacher's; predicted: change of PSNR −0.010 dB (proven)."
     for kind, target, words in (("macs", 110e9, "110.0 G"), ("params", 20e6, "20.00 M")):
-        found = search_sentence({"budget": {"kind": kind, "target": target, "absolute": True}})
-        assert found.endswith(f": {words}.")
+        assert sentence(kind, target, True).endswith(f": {words}.")
 
 
 def test_search_without_its_measurements() -> None:
@@ -222,12 +234,12 @@ def test_search_without_its_measurements() -> None:
     report = example_report(optional=True)
     for each in report["search"]["choices"]:
         del each["psnr_to_teacher"]  # as in reports of an earlier version, whose pages a sweep makes anew
-    assert "Sensitivity of every layer" not in Page(html_page(report)).text
+    assert "Sensitivity of every layer" not in Page(page_of_values(report)).text
     del report["search"]["choices"]
-    text = Page(html_page(report)).text
+    text = Page(page_of_values(report)).text
     assert "Predicted: one rank for all layers" in text and "Sensitivity of every layer" not in text
     del report["search"]["predicted"]["uniform"]
-    assert "What the rank search measured" not in Page(html_page(report)).text
+    assert "What the rank search measured" not in Page(page_of_values(report)).text
 
 
 def test_lines_of_sensitivities() -> None:
@@ -236,7 +248,9 @@ def test_lines_of_sensitivities() -> None:
     labels = [str(each.get("aria-label")) for each in page.all("svg")]
     # Of keys and of values, for wide screens and narrow ones.
     assert sum(label.startswith("PSNR to the teacher by rank of") for label in labels) == 4
-    lines = _points(example_report(optional=True)["search"]["choices"], "latent.0.attn", "logits", "rank_k")
+    searched = parse_report(example_report(optional=True)).search
+    assert searched is not None
+    lines = _points(searched.choices, "latent.0.attn", "logits")
     assert lines == [(0, 20.0), (4, 52.0)]
 
 
@@ -321,9 +335,9 @@ def test_the_page_says_the_reports_quality_of_pictures() -> None:
     images = example_images()
     report = with_images(example_report(), images)
     report["comparisons"]["webp_quality"] = 80
-    page = Page(html_page(report, images))
+    page = Page(page_of_values(report, images))
     assert "Pictures are stored as WebP of quality 80." in page.text
-    lossless = Page(html_page(with_images(example_report(), images), images))
+    lossless = Page(page_of_values(with_images(example_report(), images), images))
     assert len(page.all("img")[0]["src"] or "") < len(lossless.all("img")[0]["src"] or "")
 
 
@@ -334,7 +348,7 @@ def test_markup() -> None:
     assert tag("p", "a < b", class_="x", hidden=True, title=None, data_n=1) == (
         '<p class="x" hidden data-n="1">a &lt; b</p>'
     )
-    assert tag("img", alt='"') == '<img alt="&quot;">'
+    assert tag("img", alt='"') == '<img alt="&#34;">'
     assert tag("ul", [tag("li", each) for each in "ab"], None) == "<ul><li>a</li><li>b</li></ul>"
     assert escape(Markup("<b>")) == "<b>"
     assert join(["<", Markup("<br>"), None]) == "&lt;<br>"
@@ -342,7 +356,7 @@ def test_markup() -> None:
 
 
 def test_numbers() -> None:
-    assert [fixed(value, 2, " dB") for value in (-1.234, "inf", None, float("nan"))] == [
+    assert [fixed(value, 2, " dB") for value in (-1.234, math.inf, None, math.nan)] == [
         "−1.23 dB", "∞ dB", "–", "–",
     ]  # fmt: skip
     assert [signed(value, 2) for value in (0.5, -0.5, -0.001, None)] == ["+0.50", "−0.50", "0.00", "–"]

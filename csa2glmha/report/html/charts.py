@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from csa2glmha.report.html.axes import Axis
+from csa2glmha.report.blocks import Chart, Marker, Point, Series
 from csa2glmha.report.html.labels import place_labels
 from csa2glmha.report.html.markup import Markup, join, tag
+from csa2glmha.report.sections.axes import Axis
 
 
 @dataclass(frozen=True)
@@ -37,62 +38,12 @@ _TOP, _RIGHT, _BOTTOM = 32, 14, 44
 #: Width of a letter as a share of its height, about.
 _LETTER = 0.58
 
-Point = tuple[float, float]
 
-
-@dataclass(frozen=True)
-class Series:
-    """What belongs together in a chart.
-
-    Attributes:
-        name: for the legend.
-        points: (x, y) each, in the axes' units.
-        colour: any CSS colour, one of the style sheet's as "var(--student)".
-        line: points are joined.
-        dots: points are drawn; "circle", "square", "diamond" or "triangle", "" for none.
-        dashed: the line is.
-        width: of the line, in pixels.
-        notes: what is shown where the mouse rests on a point, one per point.
-        labels: what is written beside the points, where there is room; one per point.
-    """
-
-    name: str
-    points: Sequence[Point]
-    colour: str
-    line: bool = True
-    dots: str = ""
-    dashed: bool = False
-    width: float = 2.0
-    notes: Sequence[str] = field(default=())
-    labels: Sequence[str] = field(default=())
-
-
-@dataclass(frozen=True)
-class Marker:
-    """A vertical line with a few words at its top."""
-
-    x: float
-    text: str
-
-
-def chart(
-    label: str,
-    series: Sequence[Series],
-    x: Axis,
-    y: Axis,
-    markers: Sequence[Marker] = (),
-    room: str = "wide",
-) -> Markup:
-    """A chart of the series.
-
-    Args:
-        label: what it shows, for those who do not see it.
-        series: drawn in this order, later ones on top.
-        x, y: the axes.
-        markers: vertical lines.
-        room: "wide", or "half" and "third" for charts that stand beside others.
-    """
-    return in_sizes(label, lambda plot: _content(plot, series, markers), x, y, room)
+def chart(drawn: Chart) -> Markup:
+    """A chart of series."""
+    return in_sizes(
+        drawn.label, lambda plot: _content(plot, drawn.series, drawn.markers), drawn.x, drawn.y, drawn.room
+    )
 
 
 @dataclass(frozen=True)
@@ -133,13 +84,6 @@ def legend(entries: Sequence[tuple[str, str, str]]) -> Markup:
         "ul",
         [tag("li", _swatch(look, colour), name) for name, colour, look in entries],
         class_="legend",
-    )
-
-
-def legend_of(series: Sequence[Series]) -> Markup:
-    """The legend of a chart's series."""
-    return legend(
-        [(each.name, each.colour, each.dots or ("dashed" if each.dashed else "line")) for each in series]
     )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from csa2glmha.report.html.numbers import short
+from csa2glmha.report.sections.numbers import short
 
 
 @dataclass(frozen=True)

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 MINUS, TIMES, UNKNOWN = "\u2212", "\u00d7", "\u2013"
 
 
-def finite(value: Any) -> float | None:
-    """The number; None for what is not known, and for infinities, which JSON holds as text."""
+def finite(value: object) -> float | None:
+    """The number; None for what is not known, and for infinities."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
 
 
-def known(values: Iterable[Any]) -> list[float]:
+def known(values: Iterable[object]) -> list[float]:
     """Those of the values that are finite numbers."""
     return [number for number in map(finite, values) if number is not None]
 
 
-def fixed(value: Any, digits: int, unit: str = "") -> str:
+def fixed(value: object, digits: int, unit: str = "") -> str:
     """With so many decimals; "∞" for infinity, an en dash for what is not known."""
     number = finite(value)
     if number is not None:
         return f"{number:.{digits}f}{unit}".replace("-", MINUS)
-    return f"∞{unit}" if value in ("inf", math.inf) else UNKNOWN
+    return f"∞{unit}" if value == math.inf else UNKNOWN
 
 
-def signed(value: Any, digits: int, unit: str = "") -> str:
+def signed(value: object, digits: int, unit: str = "") -> str:
     """As :func:`fixed` with a sign, but none for what is rounded to zero."""
     number = finite(value)
     if number is None or round(number, digits) == 0:
@@ -46,8 +45,10 @@ def percent_change(before: float, after: float) -> str:
     return signed(change, digits) + " %"
 
 
-def short(value: float) -> str:
-    """A few significant digits: a tick of an axis, an error."""
+def short(value: float | None) -> str:
+    """A few significant digits: a tick of an axis, an error; an en dash for what is not known."""
+    if value is None or math.isnan(value):
+        return UNKNOWN
     if value and not 1e-3 <= abs(value) < 1e5:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", MINUS)

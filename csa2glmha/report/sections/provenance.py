@@ -1,0 +1,79 @@
+"""Where the figures come from: data, files, timing, versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from csa2glmha.core.strict_json import dumps
+from csa2glmha.report.blocks import Block, Facts, Fold, Group, Heading, Note, Table
+from csa2glmha.report.schema import Onnx, Report, Timing
+from csa2glmha.report.sections.numbers import TIMES, short
+
+
+def data_blocks(report: Report) -> list[Block]:
+    """What was learnt from and judged on."""
+    data = report.data
+    if data is None:
+        return []
+    facts = [
+        ("source", data.source),
+        ("degradation", data.degradation or "none, the images are inputs as they are"),
+        ("ground truth", "known" if report.knows_truth else "none"),
+        ("calibration and distillation", f"{data.training_images} images"),
+        ("held out", f"{data.held_out_images} images"),
+        ("judged on", f"{data.judged_images} images, {data.judged_on}"),
+        *(("note", note) for note in data.notes),
+    ]
+    return [Facts(facts)]
+
+
+def export_blocks(report: Report) -> list[Block]:
+    """The ONNX file, its agreement with PyTorch, and its time."""
+    missing = report.latency_missing
+    return [
+        *([] if report.onnx is None else [Group(_onnx(report.onnx))]),
+        *([Group(_latency(report.latency_ms))] if report.latency_ms else []),
+        *([] if missing is None else [Note(f"Time was not measured: {missing}")]),
+    ]
+
+
+def _onnx(onnx: Onnx) -> list[Block]:
+    sentence = (
+        f"{onnx.file}: {onnx.bytes / 1e6:.1f} MB, opset {onnx.opset}, "
+        f"{'simplified' if onnx.simplified else 'not simplified'}. Largest difference to PyTorch:"
+    )
+    rows = [
+        (f" {TIMES} ".join(map(str, size.shape)), short(size.max_abs), short(size.relative))
+        for size in onnx.parity
+    ]
+    table = Table(("input", "absolute", "relative to range"), rows, "Agreement of ONNX and PyTorch")
+    return [Note(sentence), table, *map(Note, onnx.notes)]
+
+
+def _latency(latency: Mapping[str, Timing]) -> list[Block]:
+    rows = [
+        (name, short(value.median), f"{short(value.low)} to {short(value.high)}", str(value.runs))
+        for name, value in latency.items()
+    ]
+    note = "ONNX Runtime on the CPU, teacher and student run in turn; the teacher is its plain export."
+    header = ("", "median, ms", "quartiles, ms", "runs")
+    return [Heading("Time"), Note(note), Table(header, rows, "Time of teacher and student")]
+
+
+def making_blocks(report: Report) -> list[Block]:
+    """All that is needed to do it again."""
+    teacher = report.teacher
+    facts = [
+        ("made by", f"{report.tool} on {report.device}, {report.threads} threads"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
+        ("seed", str(report.seed)),
+        ("teacher", teacher.source or teacher.file),
+        ("SHA-256", teacher.sha256),
+        *(("teacher's file", note) for note in teacher.notes),
+        ("seconds", ", ".join(f"{stage} {value}" for stage, value in report.seconds.items())),
+        ("hyper-parameters", dumps(teacher.hyperparameters)),
+    ]
+    options = [
+        (name.replace("_", " "), str(value)) for name, value in report.options.items() if value is not None
+    ]
+    return [Facts(facts), Fold("All options", [Facts(options)], too_long_for_text=True)]
