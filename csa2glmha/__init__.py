@@ -15,15 +15,20 @@ environment.prepare()
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "convert", "load"]
+__all__ = ["__version__", "compress", "convert", "load"]
 
 if TYPE_CHECKING:
     from csa2glmha.checkpoint.student import load
     from csa2glmha.commands.convert import convert
+    from csa2glmha.compression.memory import compress
 
 
 def __getattr__(name: str) -> Any:
     # Resolved on first use: `csa2glmha --help` and --version need not wait for PyTorch.
+    if name == "compress":
+        from csa2glmha.compression.memory import compress
+
+        return compress
     if name == "convert":
         from csa2glmha.commands.convert import convert
 

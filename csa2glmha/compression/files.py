@@ -40,7 +40,7 @@ from csa2glmha.reading.layers import glmha_layers
 from csa2glmha.report.card import write_card
 from csa2glmha.report.document import write_report
 from csa2glmha.report.html import write_html
-from csa2glmha.report.record import Measurements, build_report
+from csa2glmha.report.record import Measurements, build_report, teacher_of
 from csa2glmha.report.schema import Report
 from csa2glmha.report.sections.summary import PICTURE_FILE, SPECTRA_FILE
 from csa2glmha.search.baselines import BaselineJob
@@ -233,7 +233,7 @@ def measurements(run: FileRun) -> Measurements:
     """What the report is made of."""
     distilled = {} if run.distillation is None else {"distill": run.distillation.seconds}
     return Measurements(
-        run.loaded,
+        teacher_of(run.loaded),
         run.options,
         run.data,
         run.configs,
@@ -249,6 +249,7 @@ def measurements(run: FileRun) -> Measurements:
         run.latency,
         run.latency_missing,
         str(run.device),
+        run.teacher.out_channels,
         run.found,
         run.baselines,
         run.comparisons,

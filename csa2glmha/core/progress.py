@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
@@ -30,11 +31,24 @@ def manual_progress(*, what: str, unit: str, total: int | None) -> tqdm[Any]:
     return tqdm(desc=one_line(what), unit=unit, total=total, **_style())
 
 
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+@contextlib.contextmanager
+def quiet(wanted: bool = True) -> Iterator[None]:
+    """Neither bars nor remarks, if that is wanted."""
+    before = _quiet.set(_quiet.get() or wanted)
+    try:
+        yield
+    finally:
+        _quiet.reset(before)
+
+
 def _style() -> dict[str, Any]:
     # Where standard error is not a terminal the bar refreshes rarely, so that a log stays readable.
     terminal = sys.stderr is not None and sys.stderr.isatty()
     return {
-        "disable": not is_first_process() or sys.stderr is None,
+        "disable": _quiet.get() or not is_first_process() or sys.stderr is None,
         "file": _Talk(sys.stderr),
         "dynamic_ncols": terminal,
         "mininterval": 0.2 if terminal else 30.0,
@@ -44,7 +58,7 @@ def _style() -> dict[str, Any]:
 
 def say(message: str) -> None:
     """Tell the user something in a line, without tearing a progress bar apart."""
-    if is_first_process() and sys.stderr is not None:
+    if is_first_process() and not _quiet.get() and sys.stderr is not None:
         tqdm.write(one_line(message), file=_Talk(sys.stderr))
 
 

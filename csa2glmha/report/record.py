@@ -50,7 +50,7 @@ from csa2glmha.report.schema_search import Baseline, Search
 class Measurements:
     """Everything that the report is made of."""
 
-    teacher: LoadedModel
+    teacher: Teacher
     options: ConvertOptions
     data: Data | None
     configs: dict[str, GLMHAConfig]
@@ -66,6 +66,7 @@ class Measurements:
     latency: FileTimings | None = None
     latency_missing: str | None = None
     device: str = "cpu"
+    channels: int = 0
     search: Mapping[str, object] | None = None
     baselines: Sequence[Mapping[str, object]] | None = None
     comparisons: list[Comparison] = field(default_factory=list)
@@ -83,7 +84,7 @@ def build_report(measured: Measurements) -> Report:
         device=measured.device,
         threads=torch.get_num_threads(),
         seed=measured.options.seed,
-        teacher=_teacher(measured.teacher),
+        teacher=measured.teacher,
         options=measured.options.model_dump(mode="json", exclude={"overwrite"}),
         input_size=measured.frame,
         complexity=Costs(
@@ -107,7 +108,8 @@ def build_report(measured: Measurements) -> Report:
     )
 
 
-def _teacher(teacher: LoadedModel) -> Teacher:
+def teacher_of(teacher: LoadedModel) -> Teacher:
+    """What the report says of a teacher that came from a file."""
     checkpoint, model = teacher.checkpoint, teacher.model
     return Teacher(
         file=checkpoint.path.name,
@@ -172,7 +174,7 @@ def _data(data: Data, measured: Measurements) -> DataUsed:
         degradation=data.degradation,
         spectral=data.spectral,
         stretched=data.stretched,
-        channel=None if data.spectral else CHANNEL_NAMES.get(measured.teacher.model.out_channels),
+        channel=None if data.spectral else CHANNEL_NAMES.get(measured.channels),
         notes=tuple(data.notes),
     )
 
