@@ -14,7 +14,8 @@ environment.prepare()
 
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
-__version__ = "0.1.0"
+from csa2glmha.core.version import __version__  # noqa: E402
+
 __all__ = ["__version__", "compress", "convert", "load"]
 
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 
-from csa2glmha import __version__
 from csa2glmha.attention.stored import read_config
 from csa2glmha.checkpoint import STUDENT_FORMAT, Checkpoint, read_checkpoint, write_safetensors
 from csa2glmha.checkpoint.migrations import FORMAT_VERSION, Stored, brought_up_to_date, format_of
@@ -30,6 +29,7 @@ from csa2glmha.core.errors import CheckpointError
 from csa2glmha.core.hub import local_file
 from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import quoted, shown
+from csa2glmha.core.version import __version__
 from csa2glmha.families.family import load_strictly
 from csa2glmha.families.registry import build_from_state, family_named
 from csa2glmha.networks import RestorationModel

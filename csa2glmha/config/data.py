@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from csa2glmha.config.affects import Affects, FilePath, Options
+from csa2glmha.config.pattern import parse_pattern
 from csa2glmha.core.errors import UsageError
 
 
@@ -55,8 +56,6 @@ class DataOptions(Options):
         if self.targets is not None and self.data is None:
             raise UsageError("--targets needs --data: the folder of the inputs that the targets belong to")
         if self.pair is not None:
-            from csa2glmha.data.pairing import parse_pattern  # not at the top: --help need not wait for it
-
             parse_pattern(self.pair)
             if self.targets is None:
                 raise UsageError(

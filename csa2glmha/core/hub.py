@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from csa2glmha import __version__
 from csa2glmha.core.errors import CheckpointError, UsageError
 from csa2glmha.core.progress import is_first_process, say
 from csa2glmha.core.text import one_line, shortened
+from csa2glmha.core.version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-from csa2glmha import __version__
+from csa2glmha.core.version import __version__
 
 #: What results depend on, each with the names of its builds, in the order of a look-up.
 _PACKAGES = {

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from csa2glmha.core.errors import UsageError
+from csa2glmha.config.pattern import PATTERN_EXAMPLE, name_key, parse_pattern
 from csa2glmha.data.folders import stem
 
 #: Suffixes that users write into patterns.
-_SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp|ppm|pgm|mat|npy|npz)$", re.I)
-_EXAMPLE = "--pair '{}_input={}_gt', many to one '{}_*={}', or --pair blur=sharp for folders"
 
 
 @dataclass(frozen=True)
@@ -52,34 +49,12 @@ def pair_names(inputs: Sequence[str], targets: Sequence[str], pattern: str | Non
     found = _by_equal_names(inputs, targets)
     if found.pairs or not inputs or not targets:
         return found if found.pairs else Pairing(unpaired=found.unpaired, problem=_no_names(inputs, targets))
-    affix = _by_affix([_key(stem(name)) for name in inputs], [_key(stem(name)) for name in targets])
+    affix = _by_affix([name_key(stem(name)) for name in inputs], [name_key(stem(name)) for name in targets])
     if affix is None:
         return Pairing(unpaired=found.unpaired, problem=_no_names(inputs, targets))
     first = affix[0]
     example = f"{inputs[0]!r} with {targets[first]!r}"
     return Pairing(list(enumerate(affix)), how=f"{len(affix)} pairs by similar names, such as {example}")
-
-
-def parse_pattern(pattern: str) -> tuple[str, str]:
-    """Read "A=B": how an input's name and its target's differ.
-
-    With ``{}`` on both sides, that is the part they share, and ``*`` is any text: ``{}_*={}``. Without,
-    A and B are names of folders on the way to the files: ``blur=sharp``.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    sides = [_SUFFIX.sub("", side.strip().strip("/")) for side in pattern.split("=")]
-    counts = {side.count("{}") for side in sides}
-    if len(sides) != 2 or not all(sides) or counts not in ({0}, {1}) or (counts == {0} and "*" in pattern):
-        raise UsageError(
-            f"--pair {pattern!r}: is no INPUT=TARGET; give how the names differ, such as {_EXAMPLE}"
-        )
-    return _key(sides[0]), _key(sides[1])
-
-
-def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _no_names(inputs: Sequence[str], targets: Sequence[str]) -> str:
@@ -89,7 +64,7 @@ def _no_names(inputs: Sequence[str], targets: Sequence[str]) -> str:
     return (
         f"for {inputs[0]!r} a target {stem(inputs[0])!r} was looked for, with any suffix, and there are "
         f"{listed} ({len(inputs)} inputs, {len(targets)} targets); give both the same names, or say how they "
-        f"differ: {_EXAMPLE}"
+        f"differ: {PATTERN_EXAMPLE}"
     )
 
 
@@ -107,12 +82,12 @@ def _by_equal_names(inputs: Sequence[str], targets: Sequence[str]) -> Pairing:
         else:
             unpaired[position] = "several targets of that name" if matches else "no target of that name"
     taken = set(pairs.values())
-    left = _positions(_key(stem(name)) if at not in taken else None for at, name in enumerate(targets))
-    wanted = Counter(_key(stem(inputs[position])) for position in unpaired)
+    left = _positions(name_key(stem(name)) if at not in taken else None for at, name in enumerate(targets))
+    wanted = Counter(name_key(stem(inputs[position])) for position in unpaired)
     similar = [
         (position, left[key][0])
         for position in unpaired
-        for key in [_key(stem(inputs[position]))]
+        for key in [name_key(stem(inputs[position]))]
         if wanted[key] == 1 and len(left.get(key, [])) == 1
     ]
     for position, target in similar:
@@ -222,7 +197,7 @@ def _by_pattern(inputs: Sequence[str], targets: Sequence[str], pattern: str) -> 
 
 def _shared_parts(side: str, name: str, whole: bool) -> list[tuple[str, str]]:
     """What a name shares with its partner's, by one side of a pattern, in every way that it fits."""
-    key = _key(stem(name))
+    key = name_key(stem(name))
     if "{}" not in side:
         parts = key.split("/")
         return [

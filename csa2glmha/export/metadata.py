@@ -8,12 +8,12 @@ from typing import Any
 
 import onnx
 
-from csa2glmha import __version__
 from csa2glmha.checkpoint.student import STUDENT_FILE, LoadedModel, teacher_weights
 from csa2glmha.core.errors import CheckpointError
 from csa2glmha.core.hub import repository_of, source_of, teacher_source
 from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import one_line
+from csa2glmha.core.version import __version__
 
 LICENSE_NOTE = (
     "The weights derive from the checkpoint whose SHA-256 is teacher_sha256; "

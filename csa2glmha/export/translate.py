@@ -6,12 +6,12 @@ a second. What depends on no input is computed now, in PyTorch, and becomes a co
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import onnx
@@ -31,6 +31,17 @@ class UntranslatableError(Exception):
     """The network does something that this module has no handler for."""
 
 
+@contextlib.contextmanager
+def _sizes_are_open() -> Iterator[None]:
+    """Let networks know that sizes are symbols, as PyTorch's own exporter does."""
+    known = torch.compiler.is_exporting
+    torch.compiler.is_exporting = lambda: True
+    try:
+        yield
+    finally:
+        torch.compiler.is_exporting = known
+
+
 def translate(
     network: RestorationModel, shapes: Sequence[Sequence[int | str]], opset: int, half_io: bool = False
 ) -> onnx.ModelProto:
@@ -47,7 +58,7 @@ def translate(
     """
     try:
         # A network may check its inputs' sizes; they are open here.
-        with mock.patch.object(torch.compiler, "is_exporting", lambda: True):
+        with _sizes_are_open():
             tracer = fx.Tracer(autowrap_functions=(reflect_pad_to_multiple,))
             graph = tracer.trace(network, concrete_args=_left_out(network))
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:

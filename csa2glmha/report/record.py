@@ -10,13 +10,13 @@ from typing import Any
 import onnxruntime
 import torch
 
-from csa2glmha import __version__
 from csa2glmha.analysis.measure import join
 from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.bench.compare import FileTimings
 from csa2glmha.checkpoint.student import LoadedModel
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.core.hub import source_of
+from csa2glmha.core.version import __version__
 from csa2glmha.data.batches import Data
 from csa2glmha.distill.result import DistillResult
 from csa2glmha.export.onnx import ExportReport

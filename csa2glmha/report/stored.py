@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from csa2glmha import __version__
 from csa2glmha.core.errors import OutputError
 from csa2glmha.core.files import atomic_path
 from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import quoted
+from csa2glmha.core.version import __version__
 from csa2glmha.report.schema import SCHEMA, Report
 
 JSON_FILE = "report.json"

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from csa2glmha import __version__
 from csa2glmha.checkpoint import Checkpoint
 from csa2glmha.checkpoint.student import teacher_weights, weight_bytes
 from csa2glmha.config.affects import Affects, values_that_affect
@@ -20,6 +19,7 @@ from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.files import scratch_folder, sha256_of
 from csa2glmha.core.progress import say
+from csa2glmha.core.version import __version__
 from csa2glmha.data.batches import Data, Inputs
 from csa2glmha.data.folders import digest_of
 from csa2glmha.distill.held_out import teacher_outputs

@@ -10,11 +10,12 @@ import torch
 
 from csa2glmha.checkpoint import read_checkpoint
 from csa2glmha.config.options import make_options
+from csa2glmha.config.pattern import parse_pattern
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.data.folders import digest_of, list_files
 from csa2glmha.data.image_set import ImageSet
 from csa2glmha.data.images import MemoryImages, write_image
-from csa2glmha.data.pairing import pair_names, parse_pattern
+from csa2glmha.data.pairing import pair_names
 from csa2glmha.data.sources import ImageData
 from csa2glmha.distill.job import identity_of
 from csa2glmha.families.restormer.network import Restormer
