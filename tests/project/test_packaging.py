@@ -51,7 +51,9 @@ def test_every_folder_of_code_is_a_package() -> None:
 
 def test_the_version_has_one_place(project: dict[str, Any]) -> None:
     assert "version" not in project["project"]
-    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "csa2glmha.core.version.__version__"}
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {
+        "attr": "csa2glmha.core.version.__version__"
+    }
 
 
 def test_extras_that_messages_name_exist(project: dict[str, Any]) -> None:
