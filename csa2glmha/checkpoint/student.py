@@ -68,6 +68,10 @@ def load(path: str | Path, weights: str | None = None) -> RestorationModel:
     Raises:
         CheckpointError: the file cannot be read, or is of no supported architecture.
         UsageError: the file holds nothing that is called as ``weights``.
+
+    >>> network = load("tiny.pth")
+    >>> network.architecture, network.training
+    ('restormer', False)
     """
     return load_model(local_file(path), weights).model
 

@@ -69,7 +69,7 @@ def convert(checkpoint: str | Path, **options: Any) -> Conversion:
     Raises:
         Csa2GlmhaError: one of its subclasses; the message says what to do.
 
-    >>> result = convert("tiny.pth", rank="full", latency=False, input_size=32, output="tiny-full")
+    >>> result = convert("tiny.pth", rank="full", timing=False, input_size=32, output="tiny-full")
     >>> sorted(path.name for path in result.output.iterdir())[-2:]
     ['report.md', 'student.safetensors']
     >>> result.record.complexity.after.macs < result.record.complexity.before.macs

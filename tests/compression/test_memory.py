@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import doctest
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import csa2glmha
+from csa2glmha.checkpoint import student
+from csa2glmha.commands import convert
 from csa2glmha.compression import memory
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.families.restormer.network import Restormer
@@ -29,8 +32,18 @@ class Around(nn.Module):
         return self.inner(x) * 0.5
 
 
-def test_the_example_runs() -> None:
-    assert doctest.testmod(memory).failed == 0 and doctest.testmod(memory).attempted >= 6
+@pytest.mark.parametrize(("module", "lines"), [(memory, 6), (convert, 3), (student, 2)])
+def test_the_examples_of_public_functions_run(
+    module: ModuleType,
+    lines: int,
+    tiny_restormer: Restormer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"params": tiny_restormer.state_dict()}, "tiny.pth")
+    done = doctest.testmod(module)
+    assert done.failed == 0 and done.attempted >= lines
 
 
 def test_a_module_around_is_compressed_and_the_teacher_kept(tiny_restormer: Restormer) -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import csa2glmha
 from csa2glmha import cli as command_line
 from csa2glmha.cli import cli
 from csa2glmha.config import options as all_options
@@ -157,6 +158,12 @@ def test_python_on_the_first_page_runs(place: Path, monkeypatch: pytest.MonkeyPa
     code = "\n".join(blocks(ROOT / "README.md", "python"))
     shortened = code.replace('degrade="noise:25")', 'degrade="noise:25", overwrite=True, **cheap)')
     assert shortened != code
-    found: dict[str, Any] = {"cheap": CHEAP}
+    batches = [torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    found: dict[str, Any] = {
+        "cheap": CHEAP,
+        "network": csa2glmha.load("denoiser.pth"),
+        "batches": batches,
+    }
     exec(shortened, found)
+    assert found["student"](batches[0]).shape == batches[0].shape
     assert found["restored"].shape == (1, 3, 200, 300)
