@@ -68,5 +68,5 @@ def test_files_of_two_students_are_never_mixed(tmp_path: Path, tiny_restormer: R
 
 def test_a_checkpoint_among_the_results_is_refused(tmp_path: Path, tiny_restormer: Restormer) -> None:
     place = Workspace(tmp_path)
-    with pytest.raises(UsageError, match="student.safetensors"):
+    with pytest.raises(UsageError, match=r"student\.safetensors"):
         place.check(tmp_path / "student.safetensors", tiny_restormer, make_options())
