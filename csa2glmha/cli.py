@@ -239,7 +239,8 @@ def inspect(checkpoint: Model, as_json: bool, **given: Any) -> None:
             f"--rank {options.rank}: inspect does not run the model, which these ranks follow from; give "
             "whole numbers, or use csa2glmha convert"
         )
-    found = inspect_model(file, options.ranks, options.input_size, options.weights)
+    asked = options.model_fields_set & {"rank", "rank_q", "rank_k", "rank_v", "rank_pos"}
+    found = inspect_model(file, options.ranks, options.input_size, options.weights, lowered=not asked)
     show(dumps(found, indent=2) if as_json else describe(found))
 
 

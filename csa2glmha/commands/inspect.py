@@ -17,7 +17,7 @@ from csa2glmha.report.document import render_table
 
 
 def inspect_model(
-    checkpoint: Path, ranks: Ranks, input_size: int, weights: str | None = None
+    checkpoint: Path, ranks: Ranks, input_size: int, weights: str | None = None, lowered: bool = False
 ) -> dict[str, Any]:
     """Architecture, hyper-parameters and attention layers of a teacher or student file, as JSON values.
 
@@ -26,6 +26,11 @@ def inspect_model(
         ranks: for a teacher, those whose cost is estimated.
         input_size: side of the square input that MACs are counted for.
         weights: as for :func:`csa2glmha.load`.
+        lowered: nobody asked for these ranks, so those above the widest head are lowered to it, and that is
+            said.
+
+    Raises:
+        UsageError: a rank is above the channels of every head, and not to be lowered.
     """
     loaded = load_model(checkpoint, weights)
     model = loaded.model
@@ -82,7 +87,7 @@ def inspect_model(
         found["layers"] = []
         return found
     widest = max(layer.form.head_channels for layer in layers.values())
-    within = _at_most(ranks, widest)
+    within = _at_most(ranks, widest) if lowered else ranks
     if within != ranks:
         found["notes"].append(
             f"the estimate is for ranks {within}: no head of this network has more than {widest} channels"

@@ -111,7 +111,7 @@ def test_inspect_lowers_the_ranks_of_its_estimate(
     """Its default rank is above the channels that a small network's heads have."""
     monkeypatch.setattr(families, "FAMILIES", (replace(TOY, readers=(MDTAReader(),)),))
     torch.save(toy.state_dict(), tmp_path / "toy.pth")
-    found = inspect_model(tmp_path / "toy.pth", Ranks(k=asked, v=asked), 16)
+    found = inspect_model(tmp_path / "toy.pth", Ranks(k=asked, v=asked), 16, lowered=True)
     assert [layer["name"] for layer in found["layers"]] == ["attention"]
     said = [note for note in found["notes"] if "no head of this network has more than 4 channels" in note]
     assert len(said) == (shown is not None)
