@@ -12,7 +12,6 @@ from csa2glmha.analysis.measure import analyse, measure
 from csa2glmha.analysis.plots import plot_heads, plot_layers, save
 from csa2glmha.checkpoint.student import load_model
 from csa2glmha.config.options import ConvertOptions
-from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.device import resolve_device
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.files import atomic_path, prepare_output_dir
@@ -22,8 +21,7 @@ from csa2glmha.core.progress import say
 from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import one_line
 from csa2glmha.data.open import open_data
-from csa2glmha.initialize.configure import plan_layers
-from csa2glmha.reading.layers import attention_layers
+from csa2glmha.reading.layers import attention_layers, convertible_layers
 from csa2glmha.report.document import render_table
 from csa2glmha.report.schema_search import Sensitivity
 from csa2glmha.search.choices import all_choices
@@ -55,7 +53,7 @@ def analyze_file(
         :func:`csa2glmha.analysis.measure.analyse` finds, and the sensitivity.
 
     Raises:
-        UsageError: a student, or a network without channel attention.
+        UsageError: a student, or a network whose family has no readers.
         Csa2GlmhaError: a file or folder cannot be used.
     """
     with nullcontext() if output is None else exclusive_folder(output):
@@ -70,8 +68,7 @@ def _analyze_file(
     if loaded.is_student:
         raise UsageError(f"{checkpoint}: is a student; give the teacher's checkpoint")
     teacher = loaded.model
-    layers = attention_layers(teacher)
-    plan_layers(layers, Ranks())  # refuses a network that has none
+    convertible_layers(teacher, checkpoint)  # refuses a network that has none, before any data is opened
     data = open_data(teacher, options)
     if output is not None:
         prepare_output_dir(output, [JSON_FILE, *PLOT_FILES], options.overwrite)
@@ -94,7 +91,7 @@ def _analyze_file(
         },
         "seed": options.seed,
     }
-    layers = attention_layers(teacher)  # anew: the first ones are those of another device
+    layers = attention_layers(teacher)
     if not sensitivity:
         found |= measure(teacher, layers, inputs)
     else:

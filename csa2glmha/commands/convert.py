@@ -28,7 +28,7 @@ from csa2glmha.distill.processes import launched_processes
 from csa2glmha.families.registry import specialise_of
 from csa2glmha.metrics.evaluate import check_sizes
 from csa2glmha.networks import RestorationModel
-from csa2glmha.reading.layers import attention_layers
+from csa2glmha.reading.layers import convertible_layers
 from csa2glmha.report.schema import Report
 from csa2glmha.search.costs import Finish, unchanged
 from csa2glmha.search.plan import RankSearch, sensitivity_cache
@@ -108,13 +108,12 @@ def plan_conversion(loaded: LoadedModel, options: ConvertOptions) -> Plan:
     """Check the model and the ranks, before any data is opened.
 
     Raises:
-        UsageError: the model is a student, or has no layers of these ranks.
+        UsageError: the model is a student, its family has no readers, or no layer has these ranks.
     """
     checkpoint = loaded.checkpoint.path
-    layers = attention_layers(loaded.model)
     if loaded.is_student:
         raise UsageError(f"{checkpoint}: is a student already; convert the teacher's checkpoint instead")
-    return Plan.of(layers, options)
+    return Plan.of(convertible_layers(loaded.model, checkpoint), options)
 
 
 def check_data(teacher: RestorationModel, data: Data, options: ConvertOptions) -> RankSearch | None:

@@ -21,6 +21,8 @@ from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.reader import Reader
 
 State = Mapping[str, Tensor]
+#: By type of module, what takes its place in the deployed network.
+Lowering = Mapping[type[nn.Module], Callable[[Any], nn.Module]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Family:
     hyperparameters: type[Hyperparameters]
     hyperparameters_from: Callable[[State], dict[str, Any]]
     readers: tuple[Reader, ...] = ()
-    lowering: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = field(default_factory=dict)
+    lowering: Lowering = field(default_factory=dict)
     specialise: Specialise | None = None
     variant: Callable[[State], str | None] = _no_variant
 

@@ -5,7 +5,7 @@ The one way from the rest of the package to a family: by name, by a network of i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from csa2glmha import families
 from csa2glmha.core.errors import CheckpointError, UsageError
 from csa2glmha.core.text import shown
-from csa2glmha.families.family import Family, Specialise, quote_keys
+from csa2glmha.families.family import Family, Lowering, Specialise, quote_keys
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.reader import Reader
 
@@ -70,6 +70,12 @@ def likeness(state: Mapping[str, Tensor]) -> float:
     return max(family.signed(state) for family in families.FAMILIES)
 
 
+def inputs_of(name: str) -> str | None:
+    """The kind of inputs that networks of the family of that name take; None: there is no such family."""
+    named = [family.model for family in families.FAMILIES if family.name == name]
+    return str(getattr(named[0], "inputs", RestorationModel.inputs)) if named else None
+
+
 def build(name: str, hyperparameters: Mapping[str, Any]) -> RestorationModel:
     """Build a network of a family with fresh weights, in eval mode."""
     return family_named(name).build(hyperparameters)
@@ -92,9 +98,13 @@ def all_readers() -> tuple[Reader, ...]:
     return tuple(reader for family in families.FAMILIES for reader in family.readers)
 
 
-def all_lowering() -> dict[type[nn.Module], Callable[[Any], nn.Module]]:
-    """By type of module, what takes its place in a deployed network: of all families."""
-    return {kind: rewrite for family in families.FAMILIES for kind, rewrite in family.lowering.items()}
+def lowering_of(model: nn.Module) -> Lowering:
+    """By type of module, what takes its place when a network is deployed: as its own family says.
+
+    Families share types, GLMHA for one, and each puts something else in their place.
+    """
+    named = [family.lowering for family in families.FAMILIES if family.name == _name_of(model)]
+    return named[0] if named else {}
 
 
 def is_lowered(model: nn.Module) -> bool:

@@ -8,7 +8,10 @@ from torch import nn
 
 from csa2glmha.attention.canonical import ChannelAttention
 from csa2glmha.attention.glmha import GLMHAConfig, GuidedAttention
+from csa2glmha.core.errors import UsageError
+from csa2glmha.core.text import shown
 from csa2glmha.families.registry import all_readers
+from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.reader import Reader
 
 
@@ -30,6 +33,25 @@ def attention_layers(model: nn.Module) -> dict[str, AttentionLayer]:
             if isinstance(module, reader.module_type):
                 found[name] = AttentionLayer(name, module, reader, reader.read(module))
     return found
+
+
+def convertible_layers(model: RestorationModel, source: object) -> dict[str, AttentionLayer]:
+    """As :func:`attention_layers`, of a network that is to be converted.
+
+    Args:
+        model: the network.
+        source: its file, for the message.
+
+    Raises:
+        UsageError: it has none, because its family does not say how they are read.
+    """
+    layers = attention_layers(model)
+    if not layers:
+        raise UsageError(
+            f"{shown(str(source))}: the attention of {model.architecture} cannot be converted yet; "
+            "csa2glmha inspect shows what the network has"
+        )
+    return layers
 
 
 def replace_layers(model: nn.Module, configs: dict[str, GLMHAConfig]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from csa2glmha import families
+from csa2glmha.attention.glmha import GLMHA
 from csa2glmha.checkpoint.student import load
+from csa2glmha.commands.analyze import analyze_file
+from csa2glmha.commands.convert import run_conversion
 from csa2glmha.commands.inspect import describe, inspect_model
+from csa2glmha.config.options import ConvertOptions, make_options
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import CheckpointError, ExportError, UsageError
+from csa2glmha.export.lowering.attention import DeployedGLMHA
+from csa2glmha.export.lowering.rewrite import deploy
 from csa2glmha.export.onnx import export_onnx
+from csa2glmha.families import restormer
 from csa2glmha.families.family import Family
 from csa2glmha.families.hyperparameters import Hyperparameters, Width
 from csa2glmha.families.registry import family_named, specialise_of
-from csa2glmha.families.restormer.network import MDTA
+from csa2glmha.families.restormer.network import MDTA, Restormer
 from csa2glmha.families.restormer.readers import MDTAReader
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers
+from tests.subjects import randomise
 
 
 class ToyHyperparameters(Hyperparameters):
@@ -89,6 +97,31 @@ def test_without_readers_it_is_shown_and_nothing_is_converted(toy: Toy, tmp_path
     found = inspect_model(tmp_path / "toy.pth", Ranks(k=8, v=8), 16)
     assert found["layers"] == []
     assert "the attention of toy cannot be converted yet" in describe(found)
+
+
+@pytest.mark.parametrize("command", [run_conversion, analyze_file])
+def test_without_readers_convert_and_analyze_refuse_it_by_name(
+    toy: Toy, tmp_path: Path, command: Callable[[Path, ConvertOptions], Any]
+) -> None:
+    torch.save(toy.state_dict(), tmp_path / "toy.pth")
+    with pytest.raises(UsageError, match=r"toy\.pth: the attention of toy cannot be converted yet"):
+        command(tmp_path / "toy.pth", make_options(output=tmp_path / "out"))
+    assert [each.name for each in tmp_path.iterdir()] == ["toy.pth"]
+
+
+def test_lowering_is_for_networks_of_its_own_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GLMHA stands for something else in each: here without, in Restormer with the norm before it."""
+    lowered = replace(TOY, readers=(MDTAReader(),), lowering={GLMHA: DeployedGLMHA})
+    monkeypatch.setattr(families, "FAMILIES", (lowered, restormer.FAMILY))
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 16, 16)
+    for model in (Toy(4), Restormer(dim=8, num_blocks=[1, 1, 1, 1], heads=[1, 1, 2, 4])):
+        randomise(model)
+        model.eval().requires_grad_(False)
+        deployed = deploy(model)
+        torch.testing.assert_close(deployed(image), model(image), rtol=1e-4, atol=1e-4)
+        kinds = {type(module) for module in deployed.modules()}
+        assert DeployedGLMHA in kinds and GLMHA not in kinds
 
 
 def test_without_lowering_it_is_exported_plainly_with_a_note(toy: Toy, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from csa2glmha.config.ranks import Ranks
-from csa2glmha.families.registry import all_lowering
+from csa2glmha.families.registry import lowering_of
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.networks import RestorationModel
@@ -35,7 +35,7 @@ def deploy(model: ModelT) -> ModelT:
     layers = attention_layers(deployed)
     if layers:
         deployed, _ = initialise_student(deployed, plan_layers(layers, Ranks()), None)
-    lowering = all_lowering()
+    lowering = lowering_of(model)
     for name, module in list(deployed.named_modules()):
         rewriter = lowering.get(type(module))
         if rewriter is not None:
