@@ -19,8 +19,7 @@ from csa2glmha.data.batches import Inputs
 from csa2glmha.data.inputs.cassi import initial_cube, shifted_mask
 from csa2glmha.data.inputs.masks import load_mask
 from csa2glmha.families import FAMILIES
-from csa2glmha.families.mst.network import MST, bake_mask
-from csa2glmha.families.registry import build, family_named
+from csa2glmha.families.registry import build, family_named, specialise_of
 from csa2glmha.networks import RestorationModel
 
 State = dict[str, Tensor]
@@ -156,8 +155,7 @@ def _cassi_inputs(arrays: Arrays, shared: Path) -> Inputs:
 
 
 def _with_mask(model: RestorationModel, inputs: Inputs) -> RestorationModel:
-    assert isinstance(model, MST)
-    return bake_mask(model, inputs[1])
+    return specialise_of(model).bake(model, inputs[1])
 
 
 _RESTORMER = {"in_channels": 3, "out_channels": 3, "dual_pixel": False}

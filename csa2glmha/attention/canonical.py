@@ -6,7 +6,7 @@ Per head, from an input x of C channels and L pixels:
     S = temperature * R^ K^T       R^, K^: every row divided by its L2 norm over the L pixels
     Y = output * blockdiag_h(softmax(S_h)) * V
 
-An adapter reads a layer of a particular network into :class:`ChannelAttention`; everything else in
+A reader reads a layer of a particular network into :class:`ChannelAttention`; everything else in
 the package works on that.
 """
 

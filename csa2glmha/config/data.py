@@ -15,10 +15,10 @@ class DataOptions(Options):
     """The data, and what is done to them."""
 
     data: Annotated[FilePath | None, Affects.MEASUREMENTS] = Field(
-        None, description="Folder to calibrate, distil and judge on: images, for MST also cubes."
+        None, description="Folder to calibrate, distil and judge on: images, for CASSI networks also cubes."
     )
     targets: Annotated[FilePath | None, Affects.MEASUREMENTS] = Field(
-        None, description="Folder of their ground truth, paired by file name; for MST++ cubes."
+        None, description="Folder of their ground truth, paired by file name; from RGB to spectra, cubes."
     )
     pair: Annotated[str | None, Affects.MEASUREMENTS] = Field(
         None,
@@ -29,7 +29,7 @@ class DataOptions(Options):
         None, description="Make inputs of clean images: noise:25, blur:1-2+noise:5, motion:15, jpeg:40, none."
     )
     mask: Annotated[FilePath | None, Affects.MEASUREMENTS] = Field(
-        None, description="MST: file of the aperture mask; the student is made for this mask alone."
+        None, description="CASSI networks: file of the aperture mask; the student is for this mask alone."
     )
     mask_key: Annotated[str | None, Affects.MEASUREMENTS] = Field(
         None, description="Name of the mask in a .mat or .npz file of several arrays."
@@ -38,12 +38,12 @@ class DataOptions(Options):
         None,
         gt=0,
         le=1e9,
-        description="MST: the stored value of a measurement that is 1, white through a half-open mask: 4095 "
-        "for counts of 12 bits, half the number of bands for plain sums; recognised unless given.",
+        description="CASSI networks: the stored value of a measurement that is 1, white through a half-open "
+        "mask: 4095 for counts of 12 bits, half the number of bands for plain sums; recognised unless given.",
     )
     stretch: Annotated[bool, Affects.MEASUREMENTS] = Field(
         True,
-        description="RGB to spectra: take images as they are, not stretched to [0, 1] as MST++ has them.",
+        description="RGB to spectra: take images as they are, not stretched to [0, 1] as in training.",
     )
     mat_key: Annotated[str | None, Affects.MEASUREMENTS] = Field(
         None, description="Name of the array in .mat and .npz files of --data."

@@ -30,7 +30,7 @@ class DistillOptions(Options):
         1, ge=1, le=4096, description="Times as many, in parts one after another."
     )
     crop: Annotated[int | None, Affects.WEIGHTS] = Field(
-        None, ge=16, le=4096, description="Their side in pixels; 96, for MST 128 or the mask's."
+        None, ge=16, le=4096, description="Their side in pixels; 96, for CASSI networks 128 or the mask's."
     )
     learning_rate: Annotated[float, Affects.WEIGHTS] = Field(
         1e-4, gt=0, le=1, description="Peak learning rate of the distillation."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor
 from csa2glmha.core.environment import thread_count
 from csa2glmha.core.errors import CheckpointError, DataError, UsageError
 from csa2glmha.core.files import reachable
-from csa2glmha.data.inputs.kind import NetworkFacts, declared_inputs
+from csa2glmha.data.inputs.kind import CASSI, IMAGES, NetworkFacts
+from csa2glmha.families.registry import inputs_of
 
 # ONNX Runtime also logs what it raises; the exception is enough.
 _LOG_FATAL_ONLY = 4
@@ -42,6 +44,18 @@ _FLOATS = {
     "tensor(float)": torch.float32,
     "tensor(double)": torch.float64,
 }
+
+
+def declared_inputs(metadata: Mapping[str, str], count: int) -> str:
+    """The kind of inputs that an ONNX file names; of one that names none, what its family or inputs tell.
+
+    Files that earlier versions made name their family alone.
+    """
+    if "inputs" in metadata:
+        return metadata["inputs"]
+    if "architecture" in metadata:
+        return inputs_of(metadata["architecture"]) or IMAGES
+    return CASSI if count > 1 else IMAGES
 
 
 class OnnxModel:

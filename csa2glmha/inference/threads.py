@@ -91,7 +91,6 @@ class PausingCall(Generic[Question, Answer, Result]):
             pass
         except BaseException as caught:
             error = caught
-        _give_back_memory()
         self._reports.put((None, error))
 
 

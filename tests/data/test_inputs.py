@@ -12,8 +12,9 @@ import torch
 import csa2glmha
 from csa2glmha.config.options import make_options
 from csa2glmha.core.errors import CheckpointError
-from csa2glmha.data.inputs.kind import NetworkFacts, declared_inputs, facts_of
+from csa2glmha.data.inputs.kind import NetworkFacts, facts_of
 from csa2glmha.data.open import KINDS, input_kind
+from csa2glmha.export.runtime import declared_inputs
 from csa2glmha.families.registry import build
 
 
@@ -40,7 +41,9 @@ def test_a_network_names_its_kind_and_its_channels_confirm_it(
     [
         ({"inputs": "cassi", "architecture": "new"}, 1, "cassi"),
         ({"architecture": "mst"}, 1, "cassi"),  # with a mask baked in, by an earlier version
+        ({"architecture": "mst_plus_plus"}, 1, "rgb-to-spectra"),
         ({"architecture": "restormer"}, 1, "images"),
+        ({"architecture": "of a later version"}, 2, "images"),
         ({}, 2, "cassi"),
         ({}, 1, "images"),
     ],

@@ -17,15 +17,6 @@ KNOWN = re.compile(
     rf"[\"'](?:{NAMES})[\"']|families\.(?:{NAMES}|spectral)|\b(?:MST|MDTA|M?SM?SA|Restormer)\b"
     r"|pos_emb|\.mm\b|TransformerBlock|SpectralBlocks|MaskGuidance|SpectralGLMHA|(?:un)?bake_mask|freeze_mask"
 )
-#: What is left, each until it asks the family or the network: this only shrinks.
-REMAINING = {
-    "config/data.py",  # help of options, in the user's words
-    "config/distillation.py",  # help of options, in the user's words
-    "config/rank_options.py",  # help of options, in the user's words
-    "data/inputs/cassi.py",
-    "data/inputs/kind.py",
-    "data/inputs/stretch.py",
-}
 
 
 def code_of(source: str) -> str:
@@ -49,12 +40,7 @@ def offenders() -> set[str]:
 
 
 def test_nothing_else_knows_a_family() -> None:
-    assert offenders() <= REMAINING
-
-
-def test_what_is_left_only_shrinks() -> None:
-    """Delete a name from REMAINING as soon as its file is clean."""
-    assert offenders() >= REMAINING
+    assert offenders() == set()
 
 
 def test_the_search_finds_code_and_passes_over_prose() -> None:

@@ -17,8 +17,8 @@ from csa2glmha.core.errors import DataError
 from csa2glmha.data.crops import ImageSource
 from csa2glmha.data.degrade import reflect_pad
 
+#: Bands of the published MST.
 BANDS = 28
-"""Bands of the published MST."""
 
 
 def disperse(cube: Tensor, step: int = DISPERSION) -> Tensor:

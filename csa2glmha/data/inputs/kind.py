@@ -21,8 +21,6 @@ from csa2glmha.data.stored import StoredImage
 from csa2glmha.networks import RestorationModel
 
 IMAGES, RGB_TO_SPECTRA, CASSI = "images", "rgb-to-spectra", "cassi"
-#: The kinds of ONNX files that were made before files named theirs, by their entry "architecture".
-_BY_ARCHITECTURE = {"mst": CASSI, "mst_plus_plus": RGB_TO_SPECTRA}
 
 
 @dataclass(frozen=True)
@@ -61,15 +59,6 @@ def facts_of(model: RestorationModel, metadata: Mapping[str, str] | None = None)
         model.fixed_size,
         metadata or {},
     )
-
-
-def declared_inputs(metadata: Mapping[str, str], count: int) -> str:
-    """The kind that an ONNX file names; of files that name none, what their network or inputs tell."""
-    if "inputs" in metadata:
-        return metadata["inputs"]
-    if "architecture" in metadata:
-        return _BY_ARCHITECTURE.get(metadata["architecture"], IMAGES)
-    return CASSI if count > 1 else IMAGES
 
 
 @dataclass(frozen=True)

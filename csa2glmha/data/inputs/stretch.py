@@ -14,8 +14,8 @@ from torch import Tensor
 from csa2glmha.data.crops import ImageSource
 
 NOTE = (
-    "each whole image is stretched to [0, 1] first, as the official code of MST++ does it; --no-stretch "
-    "takes images as they are"
+    "each whole image is stretched to [0, 1] first, as networks from RGB to spectra are trained; "
+    "--no-stretch takes images as they are"
 )
 
 
