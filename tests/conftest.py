@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +30,11 @@ from csa2glmha.families.restormer.network import Restormer
 from tests.hub_server import Hub, serve
 
 torch.set_num_threads(1)
+
+# A shell starts commands in the background with interrupts ignored, and Python leaves it at that: tests that
+# interrupt themselves would wait for ever. Processes that tests start begin with the system's own handler, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says how busy the machine is.
 hypothesis_settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
