@@ -32,7 +32,7 @@ from tests.hub_server import Hub, serve
 torch.set_num_threads(1)
 
 # A shell starts commands in the background with interrupts ignored, and Python leaves it at that: tests that
-# interrupt themselves would wait for ever. Processes that tests start begin with the system's own handler, too.
+# interrupt themselves would wait for ever. Processes that tests start begin with the handler of the system.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
