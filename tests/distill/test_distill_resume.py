@@ -467,8 +467,8 @@ def test_distill_command_and_what_it_refuses(
         (["--distill-steps", "5", "--distill-minutes", "1"], "exclude each other"),
         (["--precision", "fp16", "--device", "cpu"], "--precision fp16: needs a GPU"),
         (["--no-distill", "--resume"], "nothing to resume"),
-        (["--loss", "huber"], "--loss huber"),
-        (["--distill-stages", "none"], "--distill-stages none"),
+        (["--loss", "huber"], "'--loss': 'huber' is not one of 'l1', 'charbonnier', 'l2'"),
+        (["--distill-stages", "none"], "'--distill-stages': 'none' is not one of 'both', 'layers', 'end'"),
     ],
 )
 def test_requests_that_make_no_sense(
