@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from csa2glmha.bench.compare import FileTimings, compare_with_teacher
 from csa2glmha.checkpoint.student import LoadedModel, student_metadata, teacher_weights
+from csa2glmha.compression.measured import measurements_of
 from csa2glmha.compression.run import Always, Run, Stage
 from csa2glmha.compression.stages import (
     Calibrate,
@@ -24,7 +25,6 @@ from csa2glmha.core.errors import ExportError
 from csa2glmha.core.files import atomic_path
 from csa2glmha.core.hub import teacher_source
 from csa2glmha.core.progress import say
-from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import write_image
 from csa2glmha.data.inputs.masks import mask_provenance
 from csa2glmha.data.open import input_provenance
@@ -231,28 +231,15 @@ class WriteReport(Always):
 
 def measurements(run: FileRun) -> Measurements:
     """What the report is made of."""
-    distilled = {} if run.distillation is None else {"distill": run.distillation.seconds}
-    return Measurements(
-        teacher_of(run.loaded),
-        run.options,
-        run.data,
-        run.configs,
-        run.fits,
-        run.before,
-        run.after,
-        run.seconds | distilled,
-        run.frame,
-        run.distillation,
-        run.quality,
-        describe_images(run.data, run.examples),
-        run.export,
-        run.latency,
-        run.latency_missing,
-        str(run.device),
-        run.teacher.out_channels,
-        run.found,
-        run.baselines,
-        run.comparisons,
+    return replace(
+        measurements_of(run, teacher_of(run.loaded), run.frame),
+        export=run.export,
+        latency=run.latency,
+        latency_missing=run.latency_missing,
+        channels=run.teacher.out_channels,
+        search=run.found,
+        baselines=run.baselines,
+        comparisons=run.comparisons,
     )
 
 

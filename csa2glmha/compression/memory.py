@@ -14,6 +14,7 @@ from torch import nn
 
 from csa2glmha.checkpoint.student import save_student, student_metadata
 from csa2glmha.compression.files import provenance
+from csa2glmha.compression.measured import measurements_of
 from csa2glmha.compression.run import ModelT, Plan, Run, Shapes, carry_out
 from csa2glmha.compression.stages import Calibrate, Count, Distil, Evaluate, Initialise, MeasureRanks
 from csa2glmha.config.options import ConvertOptions, make_options
@@ -23,7 +24,6 @@ from csa2glmha.core.files import ensure_writable, prepare_output_dir
 from csa2glmha.core.progress import quiet, say
 from csa2glmha.data.batches import Data, Inputs
 from csa2glmha.data.given import GivenBatches, read_samples
-from csa2glmha.data.identity import describe_images
 from csa2glmha.data.open import open_data
 from csa2glmha.distill import DistillSettings
 from csa2glmha.distill.job import check_training
@@ -33,7 +33,7 @@ from csa2glmha.metrics.evaluate import check_sizes
 from csa2glmha.networks import RestorationModel, run
 from csa2glmha.reading.layers import attention_layers, glmha_layers
 from csa2glmha.report.document import REPORT_FILES, write_report
-from csa2glmha.report.record import Measurements, build_report
+from csa2glmha.report.record import build_report
 from csa2glmha.report.schema import Report, Teacher
 
 #: Samples taken of an iterable, which may have no end.
@@ -274,24 +274,8 @@ def unchanged_module(student: ModelT) -> ModelT:
 
 
 def _record(run: Run[ModelT]) -> Report:
-    distilled = {} if run.distillation is None else {"distill": run.distillation.seconds}
-    return build_report(
-        Measurements(
-            _described(run.teacher),
-            run.options,
-            run.data,
-            run.configs,
-            run.fits,
-            run.before,
-            run.after,
-            run.seconds | distilled,
-            run.data.frame(run.options.input_size),
-            run.distillation,
-            run.quality,
-            describe_images(run.data, run.examples),
-            device=str(run.device),
-        )
-    )
+    frame = run.data.frame(run.options.input_size)
+    return build_report(measurements_of(run, _described(run.teacher), frame))
 
 
 def _described(model: nn.Module) -> Teacher:
