@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from csa2glmha.bench.noise import noise
 from csa2glmha.bench.rounds import Latency, Patience, Ratio, time_in_turns
 from csa2glmha.checkpoint.student import weight_bytes
 from csa2glmha.core.files import scratch_folder
 from csa2glmha.core.progress import manual_progress, say
+from csa2glmha.data.batches import Inputs
 from csa2glmha.export.onnx import export_onnx
 from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.networks import RestorationModel
@@ -82,7 +81,7 @@ def compare_with_teacher(
     files: Mapping[str, Path],
     frame: tuple[int, int],
     patience: Patience = QUICK,
-    example: Tensor | None = None,
+    example: Inputs | None = None,
     beside: Path | None = None,
 ) -> FileTimings:
     """Time students' files against the plain export of their teacher, which comes first.
@@ -92,7 +91,7 @@ def compare_with_teacher(
         files: by name, other than :data:`TEACHER`.
         frame: height and width.
         patience: when to stop.
-        example: image that the teacher's export is checked on, as in ``export_onnx``.
+        example: inputs that the teacher's export is checked on, as in ``export_onnx``.
         beside: folder for the teacher's export where TMPDIR has no room.
 
     Raises:

@@ -194,7 +194,7 @@ def _export(loaded: LoadedModel, output: Path, choices: ExportChoices) -> Export
     }
     metadata = metadata_of(loaded)
     return export_onnx(
-        loaded.model, output, metadata=metadata, example=example, overwrite=choices.overwrite, **arguments
+        loaded.model, output, metadata=metadata, example=(example,), overwrite=choices.overwrite, **arguments
     )
 
 

@@ -157,7 +157,7 @@ class Export(Always):
         described = onnx_metadata(
             space.folder.name, student.architecture, student.hyperparameters, run.metadata, student.inputs
         )
-        example = run.examples[0].inputs[0]
+        example = run.examples[0].inputs
         try:
             run.export = space.write(
                 lambda: self.exporter(student, space.onnx, metadata=described, example=example)
@@ -179,7 +179,7 @@ class TimeFiles(Always):
 
     def __call__(self, run: FileRun) -> None:
         """Sets ``latency``, or ``latency_missing``."""
-        files, example = {"student": run.workspace.onnx}, run.examples[0].inputs[0]
+        files, example = {"student": run.workspace.onnx}, run.examples[0].inputs
         try:
             run.latency = self.compare(
                 run.teacher, files, run.frame, example=example, beside=run.workspace.folder

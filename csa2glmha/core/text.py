@@ -53,3 +53,9 @@ def listed(names: Iterable[object], limit: int = 5) -> str:
     all_names = list(names)
     first = ", ".join(quoted(name, 60) for name in all_names[:limit])
     return first + (f" and {len(all_names) - limit} more" if len(all_names) > limit else "")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says first, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -19,6 +19,7 @@ from csa2glmha.bench.compare import compare_files
 from csa2glmha.bench.rounds import Patience
 from csa2glmha.core.errors import CheckpointError, DataError, ExportError, OutputError, UsageError
 from csa2glmha.export import onnx as exporting
+from csa2glmha.export import plain, verify
 from csa2glmha.export.onnx import ExportReport, export_onnx
 from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.families.restormer.network import MDTA, Restormer
@@ -101,14 +102,14 @@ def tiny() -> Tiny:
 
 @pytest.fixture(scope="module")
 def tiny_graph(tiny: Tiny) -> onnx.ModelProto:
-    return exporting._convert(tiny, (torch.rand(2, 3, 20, 28),), exporting.PLAIN_OPSET)
+    return plain.convert(tiny, (torch.rand(2, 3, 20, 28),), exporting.PLAIN_OPSET)
 
 
 @pytest.fixture
 def converted(tiny_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the test the conversion and simplification of a ``Tiny``, whatever its weights."""
-    monkeypatch.setattr(exporting, "_convert", lambda *_: copy.deepcopy(tiny_graph))
-    monkeypatch.setattr(exporting, "_simplify", copy.deepcopy)
+    monkeypatch.setattr(exporting, "convert", lambda *_: copy.deepcopy(tiny_graph))
+    monkeypatch.setattr(exporting, "simplify", copy.deepcopy)
 
 
 def shifted(tiny_graph: onnx.ModelProto, shift: float) -> onnx.ModelProto:
@@ -264,10 +265,10 @@ def test_failed_export_leaves_the_earlier_file(tiny: Tiny, tmp_path: Path):
 @pytest.mark.usefixtures("converted")
 def test_relative_difference_is_over_the_output_range(tiny: Tiny, tiny_graph, monkeypatch, tmp_path: Path):
     shift = 0.25
-    monkeypatch.setattr(exporting, "_convert", lambda *_: shifted(tiny_graph, shift))
+    monkeypatch.setattr(exporting, "convert", lambda *_: shifted(tiny_graph, shift))
     report = export_onnx(tiny, tmp_path / "tiny.onnx", plain=True, tolerance=10.0)
     for size in report.parity:
-        image = exporting._synthetic_image(size.shape)
+        image = verify._synthetic_image(size.shape)
         with torch.no_grad():
             output = tiny(image)
         assert size.max_abs == pytest.approx(shift, rel=1e-4)
@@ -294,7 +295,7 @@ def test_bad_simplification_is_left_out_with_a_note(tiny: Tiny, tiny_graph, monk
             changed.graph.node[0].op_type = "NoSuchOperator"
         return changed
 
-    monkeypatch.setattr(exporting, "_simplify", simplify)
+    monkeypatch.setattr(exporting, "simplify", simplify)
     report = export_onnx(tiny, tmp_path / "tiny.onnx", plain=True)
     assert not report.simplified
     assert len(report.notes) == 1
@@ -306,7 +307,7 @@ def test_bad_simplification_is_left_out_with_a_note(tiny: Tiny, tiny_graph, monk
 
 def test_onnxsim_failure_is_caught():
     with pytest.raises(ExportError, match="onnxsim failed"):
-        exporting._simplify(onnx.ModelProto())
+        plain.simplify(onnx.ModelProto())
 
 
 @pytest.mark.usefixtures("converted")
@@ -314,25 +315,26 @@ def test_outputs_are_compared_on_the_example(tiny: Tiny, tiny_graph, monkeypatch
     flat = torch.full((3, 10, 11), 0.5)
     # A single bright pixel in one corner: crops of a periodic continuation all hold it.
     flat[:, 0, 0] = 1e3
-    monkeypatch.setattr(exporting, "_convert", lambda *_: shifted(tiny_graph, 0.01))
-    report = export_onnx(tiny, tmp_path / "three.onnx", plain=True, example=flat)
+    monkeypatch.setattr(exporting, "convert", lambda *_: shifted(tiny_graph, 0.01))
+    report = export_onnx(tiny, tmp_path / "three.onnx", plain=True, example=(flat,))
     assert len(report.parity) == 3
-    assert export_onnx(tiny, tmp_path / "four.onnx", plain=True, example=flat[None]).parity == report.parity
+    again = export_onnx(tiny, tmp_path / "four.onnx", plain=True, example=(flat[None],))
+    assert again.parity == report.parity
     with pytest.raises(ExportError):
         export_onnx(tiny, tmp_path / "none.onnx", plain=True)
 
 
 def test_crops_lie_side_by_side_and_repeat_periodically():
     image = torch.arange(12.0).view(1, 1, 3, 4)
-    crops = exporting._crops(image, (2, 1, 4, 3))
+    crops = verify._crops(image, (2, 1, 4, 3))
     assert crops[0, 0].tolist() == [[0, 1, 2], [4, 5, 6], [8, 9, 10], [0, 1, 2]]
     assert crops[1, 0].tolist() == [[3, 0, 1], [7, 4, 5], [11, 8, 9], [3, 0, 1]]
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 8, 8), (8, 8), (1, 3, 0, 8)])
 def test_unfit_example_is_refused(tiny: Tiny, tmp_path: Path, shape: tuple):
-    with pytest.raises(DataError, match=r"example image .* give \(1, 3, height, width\)"):
-        export_onnx(tiny, tmp_path / "tiny.onnx", plain=True, example=torch.zeros(shape))
+    with pytest.raises(DataError, match=r"example input .* give \(1, 3, height, width\)"):
+        export_onnx(tiny, tmp_path / "tiny.onnx", plain=True, example=(torch.zeros(shape),))
 
 
 @pytest.mark.parametrize("opset", [17, 999])

@@ -1,0 +1,162 @@
+"""Comparing an exported file with PyTorch, on inputs of three sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csa2glmha.core.errors import CheckpointError, DataError, ExportError
+from csa2glmha.core.text import first_line
+from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.networks import RestorationModel
+
+
+@dataclass(frozen=True)
+class SizeParity:
+    """How far ONNX Runtime's output is from PyTorch's for one input size.
+
+    Attributes:
+        shape: of the (first) input, (B, C, H, W).
+        max_abs: largest absolute difference.
+        relative: that over the range (largest minus smallest value) of PyTorch's output.
+    """
+
+    shape: tuple[int, ...]
+    max_abs: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of one size and PyTorch's output for them."""
+
+    inputs: tuple[Tensor, ...]
+    expected: Tensor
+
+
+def check_example(model: RestorationModel, example: Sequence[Tensor] | None) -> None:
+    """Raise DataError where inputs to compare on have not the channels that the model's have."""
+    if example is None:
+        return
+    m = model.size_multiple
+    shapes = model.input_shapes(*(model.fixed_size or (m, m)))
+    for name, given, shape in zip(model.input_names, example, shapes, strict=False):
+        if given.ndim not in (3, 4) or given.shape[-3] != shape[1] or given.numel() == 0:
+            raise DataError(
+                f"the example {name} for the ONNX check has shape {tuple(given.shape)}: "
+                f"give (1, {shape[1]}, height, width)"
+            )
+
+
+def cases_for(network: RestorationModel, example: Sequence[Tensor] | None) -> list[Case]:
+    """The size that is traced, as a batch; another one; and one that needs padding, if the network pads.
+
+    A network for one size only is tried at that one, as a batch and singly.
+    """
+    if network.fixed_size is not None:
+        return [_case(network, example, batch, *network.fixed_size) for batch in (2, 1)]
+    m = network.size_multiple
+    cases = [_case(network, example, 2, 5 * m, 7 * m), _case(network, example, 1, 8 * m, 6 * m)]
+    try:
+        cases.append(_case(network, example, 1, 6 * m + 3, 4 * m + 5))
+    except DataError:
+        cases.append(_case(network, example, 1, 6 * m, 5 * m))
+    return cases
+
+
+def _case(
+    network: RestorationModel, example: Sequence[Tensor] | None, batch: int, height: int, width: int
+) -> Case:
+    given = list(example or ())
+    shapes = network.input_shapes(height, width, batch)
+    inputs = tuple(
+        _crops(given[index], shape) if index < len(given) else _synthetic_image(shape)
+        for index, shape in enumerate(shapes)
+    )
+    with torch.no_grad():
+        return Case(inputs, network(*inputs))
+
+
+def _synthetic_image(shape: tuple[int, ...]) -> Tensor:
+    """Smooth shading with a little noise, in [0, 1]: statistics of an image, not of white noise."""
+    generator = torch.Generator().manual_seed(0)
+    batch, channels, height, width = shape
+    coarse = torch.rand(batch, channels, 5, 5, generator=generator)
+    shading = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
+    return (shading + 0.05 * torch.randn(shape, generator=generator)).clamp(0, 1)
+
+
+def _crops(image: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """One crop per batch entry, side by side, of the image's periodic continuation."""
+    batch, _, height, width = shape
+    image = image.detach().to("cpu", torch.float32).reshape(-1, *image.shape[-3:])[0]
+    rows = torch.arange(height) % image.shape[1]
+    columns = torch.arange(batch * width) % image.shape[2]
+    return torch.stack(image[:, rows][:, :, columns].split(width, dim=2))
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a file is held against before it gets its name.
+
+    Attributes:
+        cases: inputs and PyTorch's outputs.
+        tolerance: on :attr:`SizeParity.relative`.
+    """
+
+    cases: list[Case]
+    tolerance: float
+
+    def write(
+        self, proto: onnx.ModelProto, path: Path, metadata: Mapping[str, str]
+    ) -> tuple[SizeParity, ...]:
+        """Write ``proto`` to ``path`` and hold the file against the ONNX checker and PyTorch.
+
+        Raises:
+            ExportError: it fails either.
+        """
+        onnx.helper.set_model_props(proto, dict(metadata))
+        path.write_bytes(proto.SerializeToString())
+        try:
+            onnx.checker.check_model(str(path), full_check=True)
+            runtime = OnnxModel(path)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, CheckpointError) as error:
+            raise ExportError(
+                f"the ONNX graph is not valid: {first_line(error)}; "
+                "try another opset, or use the PyTorch checkpoint"
+            ) from error
+        parity = tuple(_compare(runtime, case) for case in self.cases)
+        for size in parity:
+            # Written so that NaN fails.
+            if not size.relative <= self.tolerance:
+                raise ExportError(
+                    f"ONNX Runtime's output differs from PyTorch's by {size.relative:.1e} of its range "
+                    f"(largest difference {size.max_abs:.1e}) for input {size.shape}, "
+                    f"tolerance {self.tolerance:.1e}: use the PyTorch checkpoint, "
+                    "or raise the tolerance if that is good enough"
+                )
+        return parity
+
+
+def _compare(runtime: OnnxModel, case: Case) -> SizeParity:
+    shape = tuple(case.inputs[0].shape)
+    try:
+        output = runtime(*case.inputs)
+    except DataError as error:
+        raise ExportError(f"the ONNX graph does not run: {error}; use the PyTorch checkpoint") from error
+    if output.shape != case.expected.shape:
+        raise ExportError(
+            f"the ONNX graph gives an output of shape {tuple(output.shape)} for input {shape}, "
+            f"PyTorch {tuple(case.expected.shape)}: use the PyTorch checkpoint"
+        )
+    max_abs = float((output - case.expected).abs().max())
+    spread = float(case.expected.max() - case.expected.min())
+    # A constant output has no range to measure by: then only equality will do.
+    relative = max_abs / spread if spread != 0 else (0.0 if max_abs == 0 else float("inf"))
+    return SizeParity(shape, max_abs, relative)
