@@ -15,7 +15,8 @@ from csa2glmha.attention.canonical import Projection, stack_projections
 from csa2glmha.attention.glmha import CalibrationNetwork, pooled_statistics
 from csa2glmha.config.ranks import Ranks, parse_rank
 from csa2glmha.core.errors import UsageError
-from csa2glmha.families.restormer.network import MDTA, Restormer
+from csa2glmha.families.restormer.network import Restormer
+from csa2glmha.families.transposed.blocks import MDTA
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import BIAS_RANK, GUIDE_WIDTH, layer_config, plan_layers
 from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers, replace_layers

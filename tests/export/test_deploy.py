@@ -24,7 +24,7 @@ from csa2glmha.export.quantize import robust_convolutions
 from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.families.mst.network import bake_mask
 from csa2glmha.families.registry import build
-from csa2glmha.families.restormer.network import ChannelLayerNorm
+from csa2glmha.families.transposed.blocks import ChannelLayerNorm
 from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
 from csa2glmha.reading.layers import attention_layers, replace_layers

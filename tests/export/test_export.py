@@ -22,7 +22,8 @@ from csa2glmha.export import onnx as exporting
 from csa2glmha.export import plain, verify
 from csa2glmha.export.onnx import ExportReport, export_onnx
 from csa2glmha.export.runtime import OnnxModel
-from csa2glmha.families.restormer.network import MDTA, Restormer
+from csa2glmha.families.restormer.network import Restormer
+from csa2glmha.families.transposed.blocks import MDTA
 from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
 
 METADATA = {"architecture": "restormer", "task": "noise:25"}

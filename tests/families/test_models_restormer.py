@@ -12,7 +12,8 @@ from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import CheckpointError
 from csa2glmha.families.registry import build_from_state, recognise
 from csa2glmha.families.restormer.hyperparameters import hyperparameters_from
-from csa2glmha.families.restormer.network import ChannelLayerNorm, Restormer
+from csa2glmha.families.restormer.network import Restormer
+from csa2glmha.families.transposed.blocks import ChannelLayerNorm
 from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.metrics.complexity import Complexity, count_complexity
 from csa2glmha.networks import reflect_pad_to_multiple

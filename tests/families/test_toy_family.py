@@ -27,8 +27,9 @@ from csa2glmha.families import restormer
 from csa2glmha.families.family import Family
 from csa2glmha.families.hyperparameters import Hyperparameters, Width
 from csa2glmha.families.registry import family_named, specialise_of
-from csa2glmha.families.restormer.network import MDTA, Restormer
-from csa2glmha.families.restormer.readers import MDTAReader
+from csa2glmha.families.restormer.network import Restormer
+from csa2glmha.families.transposed.blocks import MDTA
+from csa2glmha.families.transposed.readers import MDTAReader
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers
 from tests.subjects import randomise

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import Csa2GlmhaError, UsageError
-from csa2glmha.families.restormer.network import TransformerBlock
+from csa2glmha.families.transposed.blocks import TransformerBlock
 from csa2glmha.inference.grid import divide, divide_axis, spread
 from csa2glmha.inference.lockstep import lockstep
 from csa2glmha.inference.memory import OVERHEAD, OVERHEAD_BYTES, tile_needs, whole_needs

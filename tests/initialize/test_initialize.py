@@ -19,7 +19,8 @@ from csa2glmha.core.errors import DataError
 from csa2glmha.data.crops import calibration_crops
 from csa2glmha.data.degrade import parse_degradation
 from csa2glmha.data.images import MemoryImages, read_image
-from csa2glmha.families.restormer.network import MDTA, Restormer
+from csa2glmha.families.restormer.network import Restormer
+from csa2glmha.families.transposed.blocks import MDTA
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.compact import compact_target
 from csa2glmha.initialize.configure import plan_layers

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from csa2glmha.families.family import Family
 from csa2glmha.families.restormer.hyperparameters import RestormerHyperparameters, hyperparameters_from
-from csa2glmha.families.restormer.lowering import LOWERING
 from csa2glmha.families.restormer.network import Restormer
-from csa2glmha.families.restormer.readers import MDTAReader
+from csa2glmha.families.transposed.lowering import LOWERING
+from csa2glmha.families.transposed.readers import MDTAReader
 
 FAMILY = Family(
     name=Restormer.architecture,

@@ -8,136 +8,10 @@ so that those load as they are.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csa2glmha.families.transposed.blocks import Downsample, PatchEmbedding, Upsample, stage
 from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
-
-LAYER_NORM_EPS = 1e-5
-
-
-class ChannelLayerNorm(nn.Module):
-    """Layer normalisation over the channels of each pixel of a (B, C, H, W) map.
-
-    Args:
-        channels: C.
-        with_bias: the "WithBias" form, (x - mean) / std * weight + bias. Otherwise "BiasFree":
-            x / std * weight, the mean removed from the variance but not from x.
-    """
-
-    def __init__(self, channels: int, with_bias: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels)) if with_bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        # torch.var_mean over an axis that is not the last takes four times as long on a CPU.
-        centred = x - x.mean(1, keepdim=True)
-        scale = torch.rsqrt(centred.square().mean(1, keepdim=True) + LAYER_NORM_EPS)
-        weight = self.weight.view(-1, 1, 1)
-        if self.bias is None:
-            return x * scale * weight
-        return centred * scale * weight + self.bias.view(-1, 1, 1)
-
-
-class Norm(nn.Module):
-    """Holds the layer norm under the name ``body``, where published checkpoints have it."""
-
-    def __init__(self, channels: int, with_bias: bool) -> None:
-        super().__init__()
-        self.body = ChannelLayerNorm(channels, with_bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-
-class MDTA(nn.Module):
-    """Multi-Dconv head transposed attention: self-attention across the channels of (B, C, H, W)."""
-
-    def __init__(self, channels: int, heads: int, bias: bool) -> None:
-        super().__init__()
-        self.heads = heads
-        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=bias)
-        self.qkv_dwconv = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=bias)
-        self.project_out = nn.Conv2d(channels, channels, 1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        qkv = self.qkv_dwconv(self.qkv(x))
-        qkv = qkv.reshape(batch, 3, self.heads, channels // self.heads, height * width)
-        query, key, value = qkv.unbind(1)
-        query = F.normalize(query, dim=-1)
-        key = F.normalize(key, dim=-1)
-        logits = (query @ key.transpose(-2, -1)) * self.temperature
-        y = logits.softmax(dim=-1) @ value
-        return self.project_out(y.reshape(batch, channels, height, width))
-
-
-class GDFN(nn.Module):
-    """Gated-Dconv feed-forward network on (B, C, H, W)."""
-
-    def __init__(self, channels: int, hidden: int, bias: bool) -> None:
-        super().__init__()
-        self.project_in = nn.Conv2d(channels, 2 * hidden, 1, bias=bias)
-        self.dwconv = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=bias)
-        self.project_out = nn.Conv2d(hidden, channels, 1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=1)
-        return self.project_out(F.gelu(gate) * value)
-
-
-class TransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
-
-    def __init__(self, channels: int, heads: int, hidden: int, bias: bool, norm_bias: bool) -> None:
-        super().__init__()
-        self.norm1 = Norm(channels, norm_bias)
-        self.attn: nn.Module = MDTA(channels, heads, bias)
-        self.norm2 = Norm(channels, norm_bias)
-        self.ffn = GDFN(channels, hidden, bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.ffn(self.norm2(x))
-
-
-class PatchEmbedding(nn.Module):
-    """Overlapping embedding of pixels: one 3x3 convolution."""
-
-    def __init__(self, in_channels: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, dim, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
-
-
-class Downsample(nn.Module):
-    """(B, C, H, W) to (B, 2C, H/2, W/2)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, channels // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-
-class Upsample(nn.Module):
-    """(B, C, H, W) to (B, C/2, 2H, 2W)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, 2 * channels, 3, padding=1, bias=False), nn.PixelShuffle(2)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
 
 
 class Restormer(RestorationModel):
@@ -186,30 +60,27 @@ class Restormer(RestorationModel):
         }
         self.dual_pixel = dual_pixel
 
-        def stage(width: int, level_heads: int, count: int) -> nn.Sequential:
-            hidden = int(width * ffn_expansion_factor)
-            return nn.Sequential(
-                *(TransformerBlock(width, level_heads, hidden, bias, norm_bias) for _ in range(count))
-            )
+        def level(width: int, level_heads: int, count: int) -> nn.Sequential:
+            return stage(count, width, level_heads, int(width * ffn_expansion_factor), bias, norm_bias)
 
         self.patch_embed = PatchEmbedding(in_channels, dim)
-        self.encoder_level1 = stage(dim, heads[0], num_blocks[0])
+        self.encoder_level1 = level(dim, heads[0], num_blocks[0])
         self.down1_2 = Downsample(dim)
-        self.encoder_level2 = stage(2 * dim, heads[1], num_blocks[1])
+        self.encoder_level2 = level(2 * dim, heads[1], num_blocks[1])
         self.down2_3 = Downsample(2 * dim)
-        self.encoder_level3 = stage(4 * dim, heads[2], num_blocks[2])
+        self.encoder_level3 = level(4 * dim, heads[2], num_blocks[2])
         self.down3_4 = Downsample(4 * dim)
-        self.latent = stage(8 * dim, heads[3], num_blocks[3])
+        self.latent = level(8 * dim, heads[3], num_blocks[3])
         self.up4_3 = Upsample(8 * dim)
         self.reduce_chan_level3 = nn.Conv2d(8 * dim, 4 * dim, 1, bias=bias)
-        self.decoder_level3 = stage(4 * dim, heads[2], num_blocks[2])
+        self.decoder_level3 = level(4 * dim, heads[2], num_blocks[2])
         self.up3_2 = Upsample(4 * dim)
         self.reduce_chan_level2 = nn.Conv2d(4 * dim, 2 * dim, 1, bias=bias)
-        self.decoder_level2 = stage(2 * dim, heads[1], num_blocks[1])
+        self.decoder_level2 = level(2 * dim, heads[1], num_blocks[1])
         self.up2_1 = Upsample(2 * dim)
         # The topmost decoder level keeps the concatenated width, there is no channel reduction.
-        self.decoder_level1 = stage(2 * dim, heads[0], num_blocks[0])
-        self.refinement = stage(2 * dim, heads[0], num_refinement_blocks)
+        self.decoder_level1 = level(2 * dim, heads[0], num_blocks[0])
+        self.refinement = level(2 * dim, heads[0], num_refinement_blocks)
         self.skip_conv = nn.Conv2d(dim, 2 * dim, 1, bias=bias) if dual_pixel else None
         self.output = nn.Conv2d(2 * dim, out_channels, 3, padding=1, bias=bias)
 

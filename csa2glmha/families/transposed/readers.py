@@ -1,4 +1,4 @@
-"""How the attention of Restormer, MDTA, is read."""
+"""How transposed attention, MDTA, is read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
 from csa2glmha.attention.glmha import GLMHA, GLMHAConfig
-from csa2glmha.families.restormer.network import MDTA
+from csa2glmha.families.transposed.blocks import MDTA
 from csa2glmha.reading.reader import PlainReader
 
 

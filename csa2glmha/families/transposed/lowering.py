@@ -1,4 +1,4 @@
-"""How the parts of Restormer are deployed."""
+"""How the blocks of transposed attention are deployed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from csa2glmha.export.lowering.folding import (
     round_up,
 )
 from csa2glmha.export.lowering.primitives import common_source, unshuffle
-from csa2glmha.families.restormer.network import (
+from csa2glmha.families.transposed.blocks import (
     GDFN,
     LAYER_NORM_EPS,
     ChannelLayerNorm,

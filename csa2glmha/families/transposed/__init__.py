@@ -1,0 +1,1 @@
+"""What Restormer and PromptIR share."""
