@@ -12,7 +12,7 @@ the package works on that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -32,14 +32,17 @@ class Projection:
     Attributes:
         pointwise: (heads * c, C).
         pointwise_bias: (heads * c,) or None.
-        depthwise: (heads * c, k, k) applied to the result with zero padding, or None.
+        depthwise: (heads * c, k, k), k odd, applied to the result with zero padding that keeps its size, or
+            None.
         depthwise_bias: (heads * c,) or None.
+        dilation: of the depthwise part.
     """
 
     pointwise: Tensor
     pointwise_bias: Tensor | None = None
     depthwise: Tensor | None = None
     depthwise_bias: Tensor | None = None
+    dilation: int = 1
 
     @property
     def kernel_size(self) -> int:
@@ -58,7 +61,8 @@ class Projection:
             mixed,
             self.depthwise[:, None],
             self.depthwise_bias,
-            padding=self.kernel_size // 2,
+            padding=self.dilation * (self.kernel_size // 2),
+            dilation=self.dilation,
             groups=mixed.shape[1],
         )
 
@@ -93,12 +97,31 @@ class ChannelAttention:
     @property
     def from_moments(self) -> bool:
         """Second moments of the input give its logits, and V is made in full: see :mod:`.pointwise`."""
-        biases = any(part.pointwise_bias is not None for part in self._projections)
-        return self.value_branch and self.pointwise and not biases
+        return self.value_branch and self.pointwise and not self.biased
+
+    @property
+    def biased(self) -> bool:
+        """A projection carries a bias."""
+        biases = [(part.pointwise_bias, part.depthwise_bias) for part in self._projections]
+        return any(bias is not None for pair in biases for bias in pair)
 
     @property
     def _projections(self) -> tuple[Projection, Projection, Projection]:
         return self.queries, self.keys, self.values
+
+    def aligned(self) -> ChannelAttention:
+        """The same attention, with depthwise parts of one size and dilation in all projections, or in none.
+
+        Kernels of even size have no centre: with one of those it stays as it is.
+        """
+        if self.pointwise or any(part.kernel_size % 2 == 0 for part in self._projections):
+            return self
+        dilations = {part.dilation for part in self._projections if part.kernel_size > 1}
+        dilation = dilations.pop() if len(dilations) == 1 else 1
+        reach = max(part.dilation * (part.kernel_size // 2) for part in self._projections)
+        size = 2 * (reach // dilation) + 1
+        queries, keys, values = (_with_kernel(part, size, dilation) for part in self._projections)
+        return replace(self, queries=queries, keys=keys, values=values)
 
     @property
     def channels(self) -> int:
@@ -169,6 +192,26 @@ def expanded_power(expand: Tensor, gram: Tensor) -> Tensor:
     return ((expand @ gram) * expand).sum(-1)
 
 
+def _with_kernel(projection: Projection, size: int, dilation: int) -> Projection:
+    """The same projection with a depthwise part that is at least as large as its own.
+
+    Args:
+        projection: any, its kernel of odd size.
+        size, dilation: of the new kernel. The dilation is the projection's own, or 1.
+    """
+    width = projection.pointwise.shape[0]
+    kernel = projection.depthwise
+    if kernel is None:
+        kernel = projection.pointwise.new_ones(width, 1, 1)
+    step = projection.dilation // dilation if projection.kernel_size > 1 else 1
+    reach = step * (projection.kernel_size // 2)
+    middle, taps = size // 2, slice(size // 2 - reach, size // 2 + reach + 1, step)
+    assert middle >= reach
+    spread = kernel.new_zeros(width, size, size)
+    spread[:, taps, taps] = kernel
+    return replace(projection, depthwise=spread, dilation=dilation)
+
+
 def stack_projections(parts: list[Projection]) -> Projection:
     """One projection that computes several of the same kind at once, their channels concatenated."""
 
@@ -177,10 +220,12 @@ def stack_projections(parts: list[Projection]) -> Projection:
         return torch.cat(present) if present else None
 
     pointwise = cat([part.pointwise for part in parts])
+    (dilation,) = {part.dilation for part in parts}
     assert pointwise is not None
     return Projection(
         pointwise,
         cat([part.pointwise_bias for part in parts]),
         cat([part.depthwise for part in parts]),
         cat([part.depthwise_bias for part in parts]),
+        dilation,
     )

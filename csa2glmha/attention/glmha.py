@@ -14,7 +14,7 @@ The ``compact`` form is the paper's: the softmax runs over the r generated keys 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -23,6 +23,11 @@ from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import NORM_FLOOR, expanded_power, normalised_logits, tokens
 from csa2glmha.attention.core import Moments, Region, applied, everywhere, folded
+
+#: Sides of the generators' depthwise kernels.
+KERNEL_SIZES = (1, 3, 5, 7)
+#: Fields that the first student files do not have.
+_LATER_FIELDS = ("dilation",)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class GLMHAConfig:
             and then the maps are used as they are, with no expansion. Queries and keys may both be 0.
         attention: "expanded" (softmax over c x c) or "compact" (softmax over rank_k = rank_v keys).
         kernel_size: of the depthwise part of the generators, 1 for none.
+        dilation: likewise.
         bias: the generators carry biases.
         output_bias: the output projection carries a bias.
         bias_rank: rank per head of the static logit bias; 0 leaves it out.
@@ -66,15 +72,25 @@ class GLMHAConfig:
     guide_width: int = 0
     logits: str = "maps"
     rank_pos: int | None = None
+    dilation: int = 1
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values; ``GLMHAConfig(**value)`` restores them."""
-        return asdict(self)
+        """The fields as JSON values; ``GLMHAConfig(**value)`` restores them.
+
+        Fields that came later are left out where they say nothing: earlier versions can read such a file.
+        """
+        later = {field.name: field.default for field in fields(self) if field.name in _LATER_FIELDS}
+        return {name: value for name, value in asdict(self).items() if later.get(name, ...) != value}
 
     @property
     def compact(self) -> bool:
         """The softmax runs over the generated keys."""
         return self.attention == "compact"
+
+    @property
+    def padding(self) -> int:
+        """Zeros on each side, with which the depthwise part keeps the size of maps."""
+        return self.dilation * (self.kernel_size // 2)
 
     @property
     def key_gates(self) -> int:
@@ -279,10 +295,17 @@ class GLMHA(GuidedAttention):
         self.widths = [heads * config.rank_q, heads * config.rank_k, heads * config.rank_v]
         generated = sum(self.widths)
         self.pointwise = nn.Conv2d(config.channels, generated, 1, bias=config.bias)
-        k = config.kernel_size
         self.depthwise = (
-            nn.Conv2d(generated, generated, k, padding=k // 2, groups=generated, bias=config.bias)
-            if k > 1
+            nn.Conv2d(
+                generated,
+                generated,
+                config.kernel_size,
+                padding=config.padding,
+                dilation=config.dilation,
+                groups=generated,
+                bias=config.bias,
+            )
+            if config.kernel_size > 1
             else None
         )
 
@@ -329,8 +352,13 @@ class GLMHA(GuidedAttention):
         maps = F.conv2d(x, *last(self.pointwise))
         if self.depthwise is None:
             return maps
-        padding = self.config.kernel_size // 2
-        return F.conv2d(maps, *last(self.depthwise), padding=padding, groups=maps.shape[1])
+        return F.conv2d(
+            maps,
+            *last(self.depthwise),
+            padding=self.config.padding,
+            dilation=self.config.dilation,
+            groups=maps.shape[1],
+        )
 
     def input_logits(self, x: Tensor) -> Tensor:
         """S for an input (B, C, H, W), before modes and gates: (B, heads, c, keys)."""

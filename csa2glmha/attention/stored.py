@@ -34,6 +34,7 @@ class _Fields(BaseModel):
     guide_width: Annotated[int, Field(ge=0, le=2**12)] = 0
     logits: Literal["maps", "gram", "subspace", "modes"] = "maps"
     rank_pos: _Count | None = None
+    dilation: Annotated[int, Field(ge=1, le=2**10)] = 1
 
 
 def read_config(value: Any, form: ChannelAttention) -> GLMHAConfig:

@@ -93,9 +93,10 @@ def build_from_state(state: Mapping[str, Tensor], source: str) -> RestorationMod
     return recognise(state, source).load(state, source)
 
 
-def all_readers() -> tuple[Reader, ...]:
-    """Those of all families."""
-    return tuple(reader for family in families.FAMILIES for reader in family.readers)
+def readers_of(model: nn.Module) -> tuple[Reader, ...]:
+    """How attention modules in it are read: as its family says; of all families where it is of none."""
+    own = [family.readers for family in families.FAMILIES if family.name == _name_of(model)]
+    return own[0] if own else tuple(reader for family in families.FAMILIES for reader in family.readers)
 
 
 def lowering_of(model: nn.Module) -> Lowering:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from csa2glmha.attention.canonical import ChannelAttention
-from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.attention.glmha import KERNEL_SIZES, GLMHAConfig
 from csa2glmha.attention.pointwise import full_values_are_cheaper, gram_is_cheaper
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
@@ -71,13 +71,11 @@ def layer_config(form: ChannelAttention, ranks: Ranks, attention: str = "expande
     Raises:
         UsageError: the layer has no low-rank form.
     """
+    problem = inexpressible(form)
+    if problem is not None:
+        raise UsageError(problem)
     if form.from_moments:
         return _pointwise_config(form, ranks)
-    if form.value_branch:
-        raise UsageError(
-            "this attention makes something of its values beside it, behind depthwise projections or biases: "
-            "there is no low-rank form of that yet"
-        )
     c = form.head_channels
     rank_q, rank_k, rank_v = (c if rank is None else min(rank, c) for rank in (ranks.q, ranks.k, ranks.v))
     exact_logits = rank_q == c and rank_k == c
@@ -93,7 +91,8 @@ def layer_config(form: ChannelAttention, ranks: Ranks, attention: str = "expande
         # At c keys the compact form is the expanded one.
         attention="expanded" if rank_k == c else attention,
         kernel_size=form.values.kernel_size,
-        bias=form.values.pointwise_bias is not None or form.values.depthwise_bias is not None,
+        dilation=form.values.dilation,
+        bias=form.biased,
         output_bias=form.output_bias is not None,
         bias_rank=0
         if exact_logits
@@ -101,6 +100,22 @@ def layer_config(form: ChannelAttention, ranks: Ranks, attention: str = "expande
         guide_width=0 if exact_logits else MODES_GUIDE_WIDTH if modes else GUIDE_WIDTH,
         logits="modes" if modes else "maps",
     )
+
+
+def inexpressible(form: ChannelAttention) -> str | None:
+    """In one line, what this form has that no GLMHA layer can compute; None: nothing."""
+    if form.value_branch and not form.from_moments:
+        return (
+            "this attention makes something of its values beside it, behind depthwise projections or biases: "
+            "there is no low-rank form of that yet"
+        )
+    parts = {"queries": form.queries, "keys": form.keys, "values": form.values}
+    sizes = ", ".join(f"{k} x {k}" for k in KERNEL_SIZES)
+    for name, part in parts.items():
+        k = part.kernel_size
+        if k not in KERNEL_SIZES:
+            return f"the depthwise kernels of its {name} are {k} x {k}: only {sizes} are supported"
+    return None
 
 
 def _pointwise_config(form: ChannelAttention, ranks: Ranks) -> GLMHAConfig:

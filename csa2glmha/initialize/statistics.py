@@ -19,16 +19,20 @@ from csa2glmha.attention.canonical import ChannelAttention, Projection, tokens
 CENTRED = 0.9
 
 
-def patches(mixed: Tensor, heads: int, kernel_size: int, constant: bool) -> Tensor:
-    """The k x k neighbourhoods of one image's maps, per head: x* of shape (heads, D, L).
+def patches(mixed: Tensor, heads: int, projection: Projection) -> Tensor:
+    """What the projection's depthwise part sees of one image's maps, per head: x* of shape (heads, D, L).
+
+    That is the k x k neighbourhoods, and a row of ones where the projection has a bias behind them.
 
     Args:
-        mixed: (1, heads * c, H, W).
-        constant: append a row of ones, for projections with biases.
+        mixed: (1, heads * c, H, W), as :meth:`Projection.mix` makes them.
     """
-    columns = F.unfold(mixed, kernel_size, padding=kernel_size // 2) if kernel_size > 1 else mixed.flatten(2)
+    k, dilation = projection.kernel_size, projection.dilation
+    columns = (
+        F.unfold(mixed, k, dilation=dilation, padding=dilation * (k // 2)) if k > 1 else mixed.flatten(2)
+    )
     columns = columns.view(heads, -1, columns.shape[-1])
-    if constant:
+    if has_offset(projection):
         columns = torch.cat((columns, columns.new_ones(heads, 1, columns.shape[-1])), 1)
     return columns
 
@@ -120,8 +124,7 @@ class LayerStatistics:
         unit = {name: F.normalize(maps[name], dim=-1) for name in ("queries", "keys")}
 
         def patches_of(name: str) -> Tensor:
-            projection: Projection = getattr(form, name)
-            return patches(mixed[name], heads, projection.kernel_size, has_offset(projection))
+            return patches(mixed[name], heads, getattr(form, name))
 
         if self.keys is not None:
             self.keys.add(unit["queries"], patches_of("keys"), maps["keys"])

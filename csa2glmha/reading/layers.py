@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -10,7 +11,7 @@ from csa2glmha.attention.canonical import ChannelAttention
 from csa2glmha.attention.glmha import GLMHAConfig, GuidedAttention
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.text import shown
-from csa2glmha.families.registry import all_readers
+from csa2glmha.families.registry import readers_of
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.reader import Reader
 
@@ -26,12 +27,20 @@ class AttentionLayer:
 
 
 def attention_layers(model: nn.Module) -> dict[str, AttentionLayer]:
-    """Every CSA layer of ``model`` by qualified name, in execution order of definition."""
-    found, readers = {}, all_readers()
+    """Every CSA layer of ``model`` by qualified name, in execution order of definition.
+
+    A network may carry readers of its own: ``model.recorded_readers``, a mapping from names of modules. They
+    come before those that families have for a type of module.
+    """
+    found: dict[str, AttentionLayer] = {}
+    recorded: Mapping[str, Reader] = getattr(model, "recorded_readers", {})
+    families_readers = readers_of(model)
     for name, module in model.named_modules():
-        for reader in readers:
-            if isinstance(module, reader.module_type):
-                found[name] = AttentionLayer(name, module, reader, reader.read(module))
+        readers = (recorded[name], *families_readers) if name in recorded else families_readers
+        # What has been replaced is not of the reader's type any more.
+        reader = next((each for each in readers if isinstance(module, each.module_type)), None)
+        if reader is not None:
+            found[name] = AttentionLayer(name, module, reader, reader.read(module).aligned())
     return found
 
 

@@ -576,7 +576,7 @@ class PointwiseReader(PlainReader):
 
 
 def pointwise_network(monkeypatch: pytest.MonkeyPatch, bias: bool) -> nn.Sequential:
-    monkeypatch.setattr(layers_module, "all_readers", lambda: (PointwiseReader(),))
+    monkeypatch.setattr(layers_module, "readers_of", lambda model: (PointwiseReader(),))
     layer = PointwiseAttention(12, 2, bias).eval().requires_grad_(False)
     for index, parameter in enumerate(layer.parameters()):
         if parameter.ndim != 3:

@@ -171,9 +171,8 @@ class DeployedGLMHA(DeployedCore):
         for counts in shares:
             count = sum(counts)
             cut, width = slice(first, first + count), depthwise_width(count)
-            self.parts.append(
-                conv_pair(weight[cut], _cut(bias, cut), _cut(spread, cut), _cut(spread_bias, cut), width)
-            )
+            shift, kernels, offset = (_cut(each, cut) for each in (bias, spread, spread_bias))
+            self.parts.append(conv_pair(weight[cut], shift, kernels, offset, width, self.config.dilation))
             self.splits.append(counts if width == count else [*counts, width - count])
             first += count
         self.expand_queries = None if layer.expand_queries is None else copied(layer.expand_queries)

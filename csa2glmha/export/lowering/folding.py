@@ -112,11 +112,17 @@ def fold_affine(weight: Tensor, bias: Tensor | None, affine: Affine) -> tuple[Te
     return weight, bias
 
 
-def conv(weight: Tensor, bias: Tensor | None, groups: int = 1) -> nn.Conv2d:
+def conv(weight: Tensor, bias: Tensor | None, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
     """A convolution of odd kernel size that keeps the maps' size, from its weight (G, C / groups, k, k)."""
     out_channels, in_channels, k, _ = weight.shape
     made = nn.Conv2d(
-        in_channels * groups, out_channels, k, padding=k // 2, groups=groups, bias=bias is not None
+        in_channels * groups,
+        out_channels,
+        k,
+        padding=dilation * (k // 2),
+        dilation=dilation,
+        groups=groups,
+        bias=bias is not None,
     )
     made.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
@@ -154,6 +160,7 @@ def conv_pair(
     spread: Tensor | None,
     spread_bias: Tensor | None,
     width: int,
+    dilation: int = 1,
 ) -> nn.Module:
     """A pointwise convolution (G, C) and a depthwise one (G, 1, k, k) after it, if any.
 
@@ -166,4 +173,4 @@ def conv_pair(
         return first
     kernels = padded(spread, width)
     assert kernels is not None
-    return nn.Sequential(first, conv(kernels, padded(spread_bias, width), groups=width))
+    return nn.Sequential(first, conv(kernels, padded(spread_bias, width), width, dilation))

@@ -1,0 +1,216 @@
+"""Every form of channel attention that is read: exact at full rank, against each form written out plainly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from csa2glmha.attention import GLMHA, ChannelAttention, GLMHAConfig, Projection
+from csa2glmha.attention.stored import read_config
+from csa2glmha.config.ranks import Ranks
+from csa2glmha.core.errors import UsageError
+from csa2glmha.export.lowering.attention import DeployedGLMHA
+from csa2glmha.initialize import initialise_student
+from csa2glmha.initialize.configure import layer_config
+from csa2glmha.reading.layers import attention_layers
+from csa2glmha.reading.reader import PlainReader
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a layer has. ``kernels`` are those of queries, keys and values."""
+
+    heads: int = 2
+    c: int = 3
+    channels: int = 5
+    kernels: tuple[int, int, int] = (3, 3, 3)
+    dilations: tuple[int, int, int] = (1, 1, 1)
+    biases: tuple[bool, bool, bool] = (False, False, False)
+
+
+class PlainAttention(nn.Module):
+    """Channel attention, written out."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        width = shape.heads * shape.c
+        self.pointwise, self.depthwise = nn.ModuleList(), nn.ModuleList()
+        for k, dilation, bias in zip(shape.kernels, shape.dilations, shape.biases, strict=True):
+            self.pointwise.append(nn.Conv2d(shape.channels, width, 1, bias=bias))
+            padding = dilation * (k // 2)
+            self.depthwise.append(
+                nn.Conv2d(width, width, k, 1, padding, dilation, groups=width, bias=bias)
+                if k > 1
+                else nn.Identity()
+            )
+        self.temperature = nn.Parameter(torch.full((shape.heads, 1, 1), 3.0))
+        self.output = nn.Conv2d(width, shape.channels, 1, bias=any(shape.biases))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [spread(mix(x)) for mix, spread in zip(self.pointwise, self.depthwise, strict=True)]
+        q, k, v = (each.flatten(2).unflatten(1, (self.shape.heads, -1)) for each in maps)
+        logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * self.temperature
+        y: Tensor = self.output((logits.softmax(-1) @ v).view(len(x), -1, *x.shape[2:]))
+        return y
+
+
+class PlainAttentionReader(PlainReader):
+    module_type = PlainAttention
+
+    def read(self, module: nn.Module) -> ChannelAttention:
+        assert isinstance(module, PlainAttention)
+        parts = []
+        for mix, spread, dilation in zip(
+            module.pointwise, module.depthwise, module.shape.dilations, strict=True
+        ):
+            kernel = spread.weight.detach()[:, 0] if isinstance(spread, nn.Conv2d) else None
+            offset = None if kernel is None else _detached(spread.bias)
+            weight = mix.weight.detach()[:, :, 0, 0]
+            parts.append(Projection(weight, _detached(mix.bias), kernel, offset, dilation))
+        queries, keys, values = parts
+        output = module.output
+        return ChannelAttention(
+            module.shape.heads,
+            queries,
+            keys,
+            values,
+            module.temperature.detach().flatten(),
+            output.weight.detach()[:, :, 0, 0],
+            _detached(output.bias),
+        )
+
+    def build(self, module: nn.Module, config: GLMHAConfig) -> GLMHA:
+        return GLMHA(config)
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
+
+
+def network(shape: Shape, seed: int = 0) -> nn.Sequential:
+    """One such layer with weights that matter; it says itself how it is read."""
+    torch.manual_seed(seed)
+    layer = PlainAttention(shape)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn_like(parameter) + (3.0 if parameter.ndim == 3 else 0.0))
+    model = nn.Sequential(layer).eval().requires_grad_(False)
+    model.recorded_readers = {"0": PlainAttentionReader()}  # type: ignore[assignment]
+    return model
+
+
+def smooth(shape: Shape, count: int, side: tuple[int, int], seed: int = 0) -> Tensor:
+    """Blurred noise, a little like features."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, shape.channels, 3, 3, generator=generator)
+    fine = F.interpolate(coarse, size=side, mode="bilinear")
+    return fine + 0.1 * torch.randn(fine.shape, generator=generator)
+
+
+def student_of(model: nn.Sequential, ranks: Ranks, images: Tensor | None = None) -> nn.Sequential:
+    configs = {name: layer_config(layer.form, ranks) for name, layer in attention_layers(model).items()}
+    batches = None if images is None else [(image[None],) for image in images]
+    return initialise_student(model, configs, batches)[0]
+
+
+FORMS = {
+    "1x1": Shape(kernels=(1, 1, 1)),
+    "1x1 with biases": Shape(kernels=(1, 1, 1), biases=(True, True, True)),
+    "3x3": Shape(),
+    "3x3 with biases": Shape(biases=(True, True, True)),
+    "biases of some": Shape(biases=(False, True, False)),
+    "5x5": Shape(kernels=(5, 5, 5)),
+    "dilation 2": Shape(dilations=(2, 2, 2)),
+    "5x5, dilation 3, biases": Shape(kernels=(5, 5, 5), dilations=(3, 3, 3), biases=(True, True, True)),
+    "values 3x3": Shape(kernels=(1, 1, 3), biases=(True, False, True)),
+    "keys 3x3, values 7x7": Shape(kernels=(1, 3, 7)),
+    "dilations 1 and 2": Shape(dilations=(1, 2, 2)),
+    "1x1 and dilation 2": Shape(kernels=(1, 3, 3), dilations=(1, 2, 2)),
+    "one head": Shape(heads=1, c=6),
+}
+forms = pytest.mark.parametrize("shape", FORMS.values(), ids=FORMS)
+
+
+def assert_same(output: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(output, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+
+
+@forms
+def test_full_rank_is_the_layer(shape: Shape) -> None:
+    model, x = network(shape), smooth(shape, 2, (7, 9))
+    assert_same(student_of(model, Ranks())(x), model(x))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.tuples(*[st.sampled_from((1, 3, 5))] * 3),
+    st.integers(1, 3),
+    st.tuples(*[st.booleans()] * 3),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+)
+def test_any_full_rank_is_the_layer(
+    heads: int,
+    c: int,
+    kernels: tuple[int, int, int],
+    dilation: int,
+    biases: tuple[bool, bool, bool],
+    size: tuple[int, int],
+) -> None:
+    shape = Shape(heads, c, 4, kernels, (dilation,) * 3, biases)
+    model, x = network(shape), smooth(shape, 2, size)
+    assert_same(student_of(model, Ranks())(x), model(x))
+
+
+@forms
+def test_error_falls_with_rank(shape: Shape) -> None:
+    model, images, held_out = network(shape), smooth(shape, 12, (12, 10)), smooth(shape, 4, (12, 10), seed=1)
+    expected = model(held_out)
+    students = [student_of(model, Ranks(rank, rank, rank), images) for rank in range(1, shape.c + 1)]
+    with torch.no_grad():
+        errors = [float((student(held_out) - expected).square().mean()) for student in students]
+    assert errors[0] < 1.5 * float(expected.var())
+    assert errors[-1] < 1e-9 * float(expected.var())
+    assert errors == sorted(errors, reverse=True)
+
+
+@forms
+@pytest.mark.parametrize("ranks", [Ranks(), Ranks(2, 2, 2), Ranks(k=0, v=2)], ids=str)
+def test_deployed_is_the_layer(shape: Shape, ranks: Ranks) -> None:
+    model, images = network(shape), smooth(shape, 6, (8, 8))
+    layer = student_of(model, ranks, images)[0]
+    assert isinstance(layer, GLMHA)
+    x = smooth(shape, 2, (7, 9), seed=1)
+    with torch.no_grad():
+        assert_same(DeployedGLMHA(layer)(x), layer(x))
+
+
+@forms
+def test_configurations_survive_their_file(shape: Shape) -> None:
+    form = attention_layers(network(shape))["0"].form
+    config = layer_config(form, Ranks(k=2, v=1))
+    assert read_config(json.loads(json.dumps(config.to_json())), form) == config
+
+
+def test_fields_of_later_versions_are_left_out_where_they_say_nothing() -> None:
+    form = attention_layers(network(Shape()))["0"].form
+    plain = layer_config(form, Ranks(k=2, v=1))
+    assert "dilation" not in plain.to_json()
+    assert replace(plain, dilation=2).to_json() == plain.to_json() | {"dilation": 2}
+
+
+@pytest.mark.parametrize("k", [2, 4, 9])
+def test_kernels_that_no_layer_has_are_refused(k: int) -> None:
+    model = network(Shape(kernels=(k, 3, 3)))
+    form = attention_layers(model)["0"].form
+    with pytest.raises(UsageError, match=rf"kernels of its \w+ are {k} x {k}: only 1 x 1, 3 x 3"):
+        layer_config(form, Ranks(k=2, v=2))
