@@ -18,7 +18,7 @@ from csa2glmha.config.options import ConvertOptions, flag_of, make_options, read
 from csa2glmha.core.ending import run_safely
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.core.hub import SCHEME, HubFile, local_file, parse_address
-from csa2glmha.core.progress import is_first_process
+from csa2glmha.core.progress import is_first_process, telling
 from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import one_line, writable
 from csa2glmha.help import SuggestingGroup
@@ -72,6 +72,7 @@ def cli(context: click.Context) -> None:
     A Restormer, MST or MST++ checkpoint goes in; out come a compressed student whose channel attention is
     guided and low-rank (GLMHA), a checked ONNX file, and a report of what was saved and what it cost.
     """
+    context.with_resource(telling())
     if context.invoked_subcommand is None:
         # Click's own way is an error that holds the help, and errors are one line here.
         click.echo(context.get_help(), err=True)

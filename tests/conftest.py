@@ -25,6 +25,7 @@ from hypothesis import settings as hypothesis_settings
 from torch import Tensor
 
 from csa2glmha.core.environment import cpu_count
+from csa2glmha.core.progress import telling
 from csa2glmha.data.batches import Inputs
 from csa2glmha.families.restormer.network import Restormer
 from tests.hub_server import Hub, serve
@@ -73,6 +74,13 @@ def shared_folder() -> Path:
     if not folder:
         pytest.skip("CSA2GLMHA_SHARED is unset: no folder with real checkpoints and images")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _telling() -> Iterator[None]:
+    """Remarks are shown as the command line shows them."""
+    with telling():
+        yield
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from csa2glmha.config.options import ConvertOptions, make_options
 from csa2glmha.core.device import resolve_device
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.hub import local_file
-from csa2glmha.core.progress import say
+from csa2glmha.core.progress import say, telling
 from csa2glmha.data.batches import Data
 from csa2glmha.data.inputs.kind import facts_of
 from csa2glmha.data.open import input_kind, open_data
@@ -76,7 +76,8 @@ def convert(checkpoint: str | Path, **options: Any) -> Conversion:
     True
     """
     settings = make_options(**options)
-    return run_conversion(local_file(checkpoint), settings)
+    with telling():
+        return run_conversion(local_file(checkpoint), settings)
 
 
 def run_conversion(

@@ -21,7 +21,7 @@ from csa2glmha.config.options import ConvertOptions, make_options
 from csa2glmha.core.device import resolve_device
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.core.files import ensure_writable, prepare_output_dir
-from csa2glmha.core.progress import quiet, say
+from csa2glmha.core.progress import quiet, say, telling
 from csa2glmha.data.batches import Data, Inputs
 from csa2glmha.data.given import GivenBatches, read_samples
 from csa2glmha.data.open import open_data
@@ -160,7 +160,7 @@ def compress(
     >>> result.record.complexity.after.macs < result.record.complexity.before.macs
     True
     """
-    with quiet(not progress):
+    with quiet(not progress), telling(progress):
         settings = _options(rank, distill, seed, options)
         device = resolve_device(settings.device)
         check_training(settings, device)

@@ -1,8 +1,14 @@
-"""Progress bars and remarks, on standard error."""
+"""Progress bars and remarks.
+
+Remarks go to the logger "csa2glmha", at level INFO. The command line, :func:`csa2glmha.convert` and
+:func:`csa2glmha.compress` show them on standard error while they run. Other programs see them as they see
+those of any library: by handlers of their own.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,6 +20,9 @@ from tqdm import tqdm
 from csa2glmha.core.text import one_line
 
 T = TypeVar("T")
+
+_LOG = logging.getLogger("csa2glmha")
+_LOG.addHandler(logging.NullHandler())  # else Python prints what nobody handles
 
 
 def is_first_process() -> bool:
@@ -36,7 +45,7 @@ _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 @contextlib.contextmanager
 def quiet(wanted: bool = True) -> Iterator[None]:
-    """Neither bars nor remarks, if that is wanted."""
+    """Neither bars nor remarks on standard error, if that is wanted."""
     before = _quiet.set(_quiet.get() or wanted)
     try:
         yield
@@ -57,9 +66,34 @@ def _style() -> dict[str, Any]:
 
 
 def say(message: str) -> None:
-    """Tell the user something in a line, without tearing a progress bar apart."""
-    if is_first_process() and not _quiet.get() and sys.stderr is not None:
-        tqdm.write(one_line(message), file=_Talk(sys.stderr))
+    """Tell the user something in a line."""
+    _LOG.info(one_line(message), stacklevel=2)
+
+
+@contextlib.contextmanager
+def telling(wanted: bool = True) -> Iterator[None]:
+    """Remarks are shown on standard error as long as the block lasts, if that is wanted."""
+    if not wanted or any(isinstance(each, _OnStandardError) for each in _LOG.handlers):
+        yield
+        return
+    handler, level = _OnStandardError(), _LOG.level
+    _LOG.addHandler(handler)
+    if not _LOG.isEnabledFor(logging.INFO):
+        _LOG.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        _LOG.removeHandler(handler)
+        _LOG.setLevel(level)
+
+
+class _OnStandardError(logging.Handler):
+    """Shows remarks without tearing a progress bar apart."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # The stream is asked for each time: a program may have replaced it.
+        if is_first_process() and not _quiet.get() and sys.stderr is not None:
+            tqdm.write(record.getMessage(), file=_Talk(sys.stderr))
 
 
 class _Talk:
