@@ -7,7 +7,10 @@ A student file is safetensors; its metadata says how to rebuild the network:
     architecture      name in the registry
     hyperparameters   JSON, of the architecture
     layers            JSON, layer name to GLMHAConfig
+    network           JSON, of a network that is built elsewhere: the "class" that it is of. Then
+                      architecture is its name, and hyperparameters are empty
     teacher_sha256    of the checkpoint it was made from
+    teacher_values_sha256    in place of that: of the weights of a teacher that came from no file
     teacher_source    address of that on the Hugging Face Hub, with the commit, if it came from there
     teacher_weights   what they are called in it, where it holds several
     tool_version, seed, ranks, task
@@ -15,17 +18,21 @@ A student file is safetensors; its metadata says how to rebuild the network:
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar, overload
 
 import torch
+from torch import Tensor, nn
 
 from csa2glmha.attention.stored import read_config
 from csa2glmha.checkpoint import STUDENT_FORMAT, Checkpoint, read_checkpoint, write_safetensors
 from csa2glmha.checkpoint.migrations import FORMAT_VERSION, Stored, brought_up_to_date, format_of
-from csa2glmha.core.errors import CheckpointError
+from csa2glmha.core.errors import CheckpointError, UsageError
 from csa2glmha.core.hub import local_file
 from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import quoted, shown
@@ -37,6 +44,10 @@ from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_lay
 
 #: What a conversion calls it, in the folder that has the student's own name.
 STUDENT_FILE = "student.safetensors"
+#: Keys of the metadata that not every student has.
+NETWORK, TEACHER_VALUES = "network", "teacher_values_sha256"
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -54,35 +65,113 @@ class LoadedModel:
     is_student: bool
 
 
-def load(path: str | Path, weights: str | None = None) -> RestorationModel:
+@overload
+def load(path: str | Path, weights: str | None = None, *, network: None = None) -> RestorationModel: ...
+
+
+@overload
+def load(path: str | Path, weights: str | None = None, *, network: ModelT) -> ModelT: ...
+
+
+@overload
+def load(path: str | Path, weights: str | None = None, *, network: Callable[[], ModelT]) -> ModelT: ...
+
+
+def load(
+    path: str | Path,
+    weights: str | None = None,
+    *,
+    network: nn.Module | Callable[[], nn.Module] | None = None,
+) -> nn.Module:
     """Load a teacher's checkpoint or a student file.
 
     Args:
         path: .pth, .pt, .ckpt or .safetensors; or an address on the Hugging Face Hub such as
             "hf://owner/name/file.pth".
         weights: which to take of a file that holds several, such as "state_dict_ema"; None: averaged ones.
+        network: for files of a network that is not of a known family: the network with any weights, or what
+            builds it without arguments. A module that is given is not changed.
 
     Returns:
         The network in eval mode, float32, on the CPU.
 
     Raises:
-        CheckpointError: the file cannot be read, or is of no supported architecture.
-        UsageError: the file holds nothing that is called as ``weights``.
+        CheckpointError: the file cannot be read, is of no supported architecture, or does not fit it.
+        UsageError: the file holds nothing that is called as ``weights``, or ``network`` makes no module.
 
     >>> network = load("tiny.pth")
     >>> network.architecture, network.training
     ('restormer', False)
     """
-    return load_model(local_file(path), weights).model
+    file = local_file(path)
+    if network is None:
+        return load_model(file, weights).model
+    built = network if isinstance(network, nn.Module) else network()
+    if not isinstance(built, nn.Module):
+        raise UsageError(f"load: network gives a {type(built).__name__}, no nn.Module; give what builds one")
+    return load_into(read_checkpoint(file, weights), built)
 
 
 def load_model(path: str | Path, weights: str | None = None) -> LoadedModel:
-    """As :func:`load`, with what the file says about itself."""
+    """As :func:`load`, with what the file says about itself.
+
+    Raises:
+        CheckpointError: also for a student of a network that is built elsewhere.
+    """
     checkpoint = read_checkpoint(path, weights)
-    if checkpoint.metadata.get("format") == STUDENT_FORMAT:
+    if not _is_student(checkpoint):
+        return LoadedModel(build_from_state(checkpoint.state_dict, str(path)), checkpoint, False)
+    checkpoint = _up_to_date(checkpoint)
+    if NETWORK in checkpoint.metadata:
+        raise CheckpointError(
+            f"{shown(checkpoint.path)}: is a student of {shown(checkpoint.metadata['architecture'])}, which "
+            "csa2glmha does not build; in Python, csa2glmha.load(file, network=...) takes the network"
+        )
+    return LoadedModel(_build_student(checkpoint), checkpoint, True)
+
+
+def load_into(checkpoint: Checkpoint, network: ModelT) -> ModelT:
+    """A network with the weights of a file; of a student's file also with its layers.
+
+    Args:
+        checkpoint: of that network.
+        network: of the same structure; it is not changed.
+
+    Returns:
+        In eval mode, float32, on the CPU.
+
+    Raises:
+        CheckpointError: layers, keys or shapes do not fit.
+    """
+    model = copy.deepcopy(network).to("cpu", torch.float32)
+    source = str(checkpoint.path)
+    if _is_student(checkpoint):
         checkpoint = _up_to_date(checkpoint)
-        return LoadedModel(_build_student(checkpoint), checkpoint, True)
-    return LoadedModel(build_from_state(checkpoint.state_dict, str(path)), checkpoint, False)
+        try:
+            _put_layers(model, checkpoint.metadata)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{shown(source)}: does not fit {type(model).__name__}: {shown(str(error))}; give the "
+                "network that the student was made of"
+            ) from error
+    else:
+        checkpoint = replace(checkpoint, state_dict=_named_as(model, checkpoint.state_dict))
+    load_strictly(model, checkpoint.state_dict, source)
+    return model.eval()
+
+
+def _named_as(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with the part of their names that all of a network's begin with; reading leaves that off."""
+    wanted = set(model.state_dict())
+    parts, shared = next(iter(wanted), "").split(".")[:-1], ""
+    while parts and all(name.startswith(f"{shared}{parts[0]}.") for name in wanted):
+        shared += f"{parts.pop(0)}."
+    named = {shared + name: value for name, value in state.items()}
+    return named if named.keys() <= wanted else state
+
+
+def _is_student(checkpoint: Checkpoint) -> bool:
+    return checkpoint.metadata.get("format") == STUDENT_FORMAT
 
 
 def _up_to_date(checkpoint: Checkpoint) -> Checkpoint:
@@ -116,6 +205,16 @@ def _described_network(metadata: Mapping[str, str], tensors: int) -> Restoration
     """The network that the metadata of a student describe, without its weights."""
     family = family_named(metadata["architecture"])
     model = family.build(family.check(json.loads(metadata["hyperparameters"]), tensors))
+    _put_layers(model, metadata)
+    return model
+
+
+def _put_layers(model: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Uninitialised layers of a student in the place of its teacher's, as the metadata describe them.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: they are damaged, or do not fit the network.
+    """
     layers = attention_layers(model)
     configs = {}
     for layer, value in json.loads(metadata["layers"]).items():
@@ -126,7 +225,6 @@ def _described_network(metadata: Mapping[str, str], tensors: int) -> Restoration
         except ValueError as error:
             raise ValueError(f"layer {layer!r}: {error}") from None
     replace_layers(model, configs)
-    return model
 
 
 def teacher_weights(teacher: Checkpoint) -> dict[str, str]:
@@ -134,32 +232,66 @@ def teacher_weights(teacher: Checkpoint) -> dict[str, str]:
     return {"teacher_weights": teacher.weights} if teacher.weights else {}
 
 
+def weights_sha256(model: nn.Module) -> str:
+    """Of names, shapes and values of all weights, in float32: the same for a network and for its file."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        plain = value.detach().cpu()
+        plain = plain.float() if plain.is_floating_point() else plain
+        digest.update(f"{name} {tuple(plain.shape)} {plain.dtype}".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def is_made_from(metadata: Mapping[str, str], teacher: LoadedModel) -> bool:
+    """Whether a student of these metadata was made from that teacher: of a file, or with its weights."""
+    values = metadata.get(TEACHER_VALUES)
+    if values is not None:
+        return values == weights_sha256(teacher.model)
+    return metadata.get("teacher_sha256") == teacher.checkpoint.sha256
+
+
 def student_metadata(
-    student: RestorationModel, teacher_sha256: str, seed: int, extra: Mapping[str, str]
+    student: nn.Module, teacher_sha256: str | None, seed: int, extra: Mapping[str, str]
 ) -> dict[str, str]:
-    """The metadata of a student file."""
+    """The metadata of a student file.
+
+    Args:
+        student: converted.
+        teacher_sha256: of the teacher's file; None: it came from none.
+        seed: of everything random.
+        extra: what else is told.
+    """
     layers = {name: layer.config.to_json() for name, layer in glmha_layers(student).items()}
+    if isinstance(student, RestorationModel):
+        network = {
+            "architecture": student.architecture,
+            "hyperparameters": dumps(student.hyperparameters),
+        }
+    else:
+        kind = type(student)
+        described = {"class": f"{kind.__module__}.{kind.__qualname__}"}
+        network = {"architecture": kind.__name__, "hyperparameters": "{}", NETWORK: dumps(described)}
     return {
         "format": STUDENT_FORMAT,
         "format_version": str(FORMAT_VERSION),
         "tool_version": __version__,
-        "architecture": student.architecture,
-        "hyperparameters": dumps(student.hyperparameters),
+        **network,
         "layers": dumps(layers),
-        "teacher_sha256": teacher_sha256,
+        **({} if teacher_sha256 is None else {"teacher_sha256": teacher_sha256}),
         "seed": str(seed),
         **extra,
     }
 
 
-def weight_bytes(model: RestorationModel) -> int:
+def weight_bytes(model: nn.Module) -> int:
     """Bytes that a file of a network's weights takes, in float32."""
     return 4 * sum(each.numel() for each in (*model.parameters(), *model.buffers()))
 
 
 def save_student(
     path: Path,
-    student: RestorationModel,
+    student: nn.Module,
     metadata: dict[str, str],
     before_replacing: Callable[[], None] = lambda: None,
 ) -> None:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from csa2glmha.checkpoint import Checkpoint
-from csa2glmha.checkpoint.student import load_model, save_student, teacher_weights
+from csa2glmha.checkpoint.student import (
+    TEACHER_VALUES,
+    LoadedModel,
+    is_made_from,
+    load_model,
+    save_student,
+    teacher_weights,
+)
 from csa2glmha.commands.convert import bake, weights_of
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.core.device import resolve_device
@@ -61,46 +69,46 @@ def _beside(output: Path, name: str) -> Path:
     return output.with_name(f"{output.stem}-{name}")
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """A student and the teacher that it was made from."""
+
+    student: LoadedModel
+    teacher: LoadedModel
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What a state must have been made from."""
+        student, teacher = self.student.checkpoint, self.teacher.checkpoint
+        return {"the teacher": teacher.sha256, **weights_of(self.teacher), "the student": student.sha256}
+
+    def metadata(self, options: ConvertOptions) -> dict[str, str]:
+        """Of the student's new file."""
+        metadata = self.student.checkpoint.metadata | {"seed": str(options.seed)}
+        teacher = self.teacher
+        return metadata | teacher_weights(teacher.checkpoint) | input_provenance(teacher.model, options)
+
+
 def _distill_file(
     student: Path, teacher: Path, output: Path, overwrite: bool, options: ConvertOptions
 ) -> DistillResult:
     place = process_device(resolve_device(options.device))
     check_training(options, place)
-    loaded = load_model(student)
-    made_from = loaded.checkpoint.metadata.get("teacher_weights")
-    original = load_model(teacher, options.weights or made_from)
-    if not loaded.is_student:
-        raise UsageError(f"{student}: is not a student; make one with csa2glmha convert {student}")
-    if original.is_student:
-        raise UsageError(f"--teacher {teacher}: is a student; give the checkpoint it was made from")
-    expected = loaded.checkpoint.metadata.get("teacher_sha256")
-    if expected != original.checkpoint.sha256:
-        raise UsageError(
-            f"--teacher {teacher}: is not the checkpoint this student was made from (its SHA-256 begins with "
-            f"{original.checkpoint.sha256[:12]}, the student's teacher's with {str(expected)[:12]})"
-        )
-    _check_weights(student, made_from, original.checkpoint, options.weights)
-    _check_mask(student, loaded.checkpoint.metadata, options)
-    options = as_trained(loaded.checkpoint.metadata, options)
-    data = open_data(original.model, options)
-    check_truth(options, data, original.model.out_channels)
-    hashes = {
-        "the teacher": original.checkpoint.sha256,
-        **weights_of(original),
-        "the student": loaded.checkpoint.sha256,
-    }
-    states = StateFolder(
-        _beside(output, STATE_FOLDER), identity_of(options, data, hashes), options.state_minutes, say
-    )
+    pair = _open_pair(student, teacher, options)
+    options = as_trained(pair.student.checkpoint.metadata, options)
     options = options.model_copy(update={"overwrite": overwrite})
+    data = open_data(pair.teacher.model, options)
+    check_truth(options, data, pair.teacher.model.out_channels)
+    identity = identity_of(options, data, pair.hashes)
+    states = StateFolder(_beside(output, STATE_FOLDER), identity, options.state_minutes, say)
     state, log = find_state(states, options), _beside(output, LOG_FILE)
     check_not_inputs([output], student, teacher, options.mask)
     ensure_writable(output, overwrite or state is not None)
     ensure_writable(log, overwrite or options.resume)
-    for note in (*original.checkpoint.notes, *data.notes):
+    for note in (*pair.teacher.checkpoint.notes, *data.notes):
         say(note)
     torch.manual_seed(options.seed)
-    network, teacher_network = loaded.model, original.model
+    network, teacher_network = pair.student.model, pair.teacher.model
     if options.mask is not None:
         network = specialise_of(network).unbake(network, teacher_network)
     network.to(place).requires_grad_(True)
@@ -108,15 +116,46 @@ def _distill_file(
     if state is None and is_first_process():
         states.clear()
     result = DistillJob(options, data, states, log).run(network, teacher_network, state)
-    if not is_first_process():
-        return result
-    if options.mask is not None:
-        network = bake(network, data)
-    metadata = loaded.checkpoint.metadata | {"seed": str(options.seed)}
-    metadata |= teacher_weights(original.checkpoint) | input_provenance(original.model, options)
-    with_room(states, lambda: save_student(output, network.cpu(), metadata), result.steps)
-    states.clear()
+    if is_first_process():
+        if options.mask is not None:
+            network = bake(network, data)
+        with_room(states, lambda: save_student(output, network.cpu(), pair.metadata(options)), result.steps)
+        states.clear()
     return result
+
+
+def _open_pair(student: Path, teacher: Path, options: ConvertOptions) -> _Pair:
+    """Both networks, once they are known to belong together, with their weights and mask.
+
+    Raises:
+        UsageError: they do not.
+    """
+    loaded = load_model(student)
+    metadata = loaded.checkpoint.metadata
+    made_from = metadata.get("teacher_weights")
+    original = load_model(teacher, options.weights or made_from)
+    if not loaded.is_student:
+        raise UsageError(f"{student}: is not a student; make one with csa2glmha convert {student}")
+    if original.is_student:
+        raise UsageError(f"--teacher {teacher}: is a student; give the checkpoint it was made from")
+    if not is_made_from(metadata, original):
+        raise UsageError(f"--teacher {teacher}: {_difference(metadata, original.checkpoint)}")
+    if TEACHER_VALUES not in metadata:
+        _check_weights(student, made_from, original.checkpoint, options.weights)
+    _check_mask(student, metadata, options)
+    return _Pair(loaded, original)
+
+
+def _difference(metadata: Mapping[str, str], teacher: Checkpoint) -> str:
+    """What a teacher's file is not."""
+    if TEACHER_VALUES in metadata:
+        others = f"; choose of {', '.join(teacher.others)} with --weights" if teacher.others else ""
+        return f"does not hold the weights that this student was made from in memory{others}"
+    expected = str(metadata.get("teacher_sha256"))
+    return (
+        f"is not the checkpoint this student was made from (its SHA-256 begins with {teacher.sha256[:12]}, "
+        f"the student's teacher's with {expected[:12]})"
+    )
 
 
 def _check_weights(student: Path, made_from: str | None, teacher: Checkpoint, asked: str | None) -> None:

@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from csa2glmha.checkpoint.student import load_model
+from csa2glmha.checkpoint.student import TEACHER_VALUES, load_model
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.hub import display_name
 from csa2glmha.core.text import one_line
@@ -55,6 +55,7 @@ def inspect_model(
         keep = (
             "tool_version",
             "teacher_sha256",
+            TEACHER_VALUES,
             "teacher_source",
             "teacher_weights",
             "seed",

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from csa2glmha.checkpoint.student import STUDENT_FILE, STUDENT_FORMAT
+from csa2glmha.checkpoint.student import STUDENT_FILE, STUDENT_FORMAT, TEACHER_VALUES
 from csa2glmha.compression.workspace import ONNX_FILE, OUTPUT_FILES
 from csa2glmha.core.errors import OutputError
 from csa2glmha.core.hub import check_repository, explain, hub_api
@@ -137,7 +137,8 @@ def _report_of(folder: Path) -> dict[str, Any]:
         with safe_open(folder / STUDENT_FILE, framework="np") as file:
             student = file.metadata() or {}
         whole = str(report["tool"]).startswith("csa2glmha ") and student.get("format") == STUDENT_FORMAT
-        same = student.get("teacher_sha256") == report["teacher"]["sha256"]
+        teacher = student.get(TEACHER_VALUES, student.get("teacher_sha256"))
+        same = teacher == report["teacher"]["sha256"]
     except (OSError, ValueError, LookupError, TypeError, SafetensorError):
         whole = same = False
         report = {}

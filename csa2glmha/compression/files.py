@@ -77,10 +77,10 @@ class FileRun(Run[RestorationModel]):
         return self.data.frame(self.options.input_size)
 
 
-class Resume(Always):
+class Resume(Always[FileRun]):
     """Take up the student that an interrupted training began with."""
 
-    def wanted(self, run: FileRun) -> bool:  # type: ignore[override]
+    def wanted(self, run: FileRun) -> bool:
         """Where there is a state."""
         return run.state is not None
 
@@ -91,10 +91,10 @@ class Resume(Always):
         run.student = student.to(run.device)
 
 
-class KeepInitial(Always):
+class KeepInitial(Always[FileRun]):
     """Keep the student that training begins with beside the states, for the report of a resumed run."""
 
-    def wanted(self, run: FileRun) -> bool:  # type: ignore[override]
+    def wanted(self, run: FileRun) -> bool:
         """Where a training begins."""
         return run.trains and run.state is None
 
@@ -106,12 +106,12 @@ class KeepInitial(Always):
         save_initial(states, run.student, metadata, run.fits, run.seconds["initialise"], run.found)
 
 
-class CompareMethods(Always):
+class CompareMethods(Always[FileRun]):
     """Make and measure other methods' students, in as many steps as the student took."""
 
     name = "baselines"
 
-    def planned(self, run: FileRun) -> bool:  # type: ignore[override]
+    def planned(self, run: FileRun) -> bool:
         """Where they are asked for."""
         return run.options.baselines
 
@@ -131,7 +131,7 @@ class CompareMethods(Always):
         run.baselines = run.methods.run(count_complexity(run.student, *run.shapes(run.student)).macs)
 
 
-class WriteStudent(Always):
+class WriteStudent(Always[FileRun]):
     """Write the student's file."""
 
     def __call__(self, run: FileRun) -> None:
@@ -145,7 +145,7 @@ class WriteStudent(Always):
 
 
 @dataclass(frozen=True)
-class Export(Always):
+class Export(Always[FileRun]):
     """Write the ONNX file with ``exporter``."""
 
     exporter: Callable[..., ExportReport] = export_onnx
@@ -167,13 +167,13 @@ class Export(Always):
 
 
 @dataclass(frozen=True)
-class TimeFiles(Always):
+class TimeFiles(Always[FileRun]):
     """Time the student's ONNX file against the teacher's with ``compare``."""
 
     compare: Callable[..., FileTimings] = compare_with_teacher
     name = "latency"
 
-    def planned(self, run: FileRun) -> bool:  # type: ignore[override]
+    def planned(self, run: FileRun) -> bool:
         """Where it is asked for."""
         return run.options.timing
 
@@ -189,7 +189,7 @@ class TimeFiles(Always):
             say(f"not timed: {run.latency_missing}; the report goes without the latency")
 
 
-class DrawPictures(Always):
+class DrawPictures(Always[FileRun]):
     """Teacher, student and their difference on one image; of spectra also those of a few pixels."""
 
     def __call__(self, run: FileRun) -> None:
@@ -212,7 +212,7 @@ class DrawPictures(Always):
 
 
 @dataclass(frozen=True)
-class WriteReport(Always):
+class WriteReport(Always[FileRun]):
     """Write the report in all its forms, report.json by ``writer``; then states are needed no more."""
 
     writer: Callable[..., None] = write_report

@@ -140,16 +140,16 @@ class Stage(Protocol[RunT]):
         ...
 
 
-class Always:
+class Always(Generic[RunT]):
     """A stage that no option leaves out."""
 
     name = ""
 
-    def planned(self, run: Run[Any]) -> bool:
+    def planned(self, run: RunT) -> bool:
         """As :meth:`Stage.planned`."""
         return True
 
-    def wanted(self, run: Run[Any]) -> bool:
+    def wanted(self, run: RunT) -> bool:
         """As :meth:`Stage.wanted`."""
         return self.planned(run)
 

@@ -25,7 +25,7 @@ def calibration_inputs(data: Data, options: ConvertOptions) -> list[Inputs]:
     return data.calibration(options.calibration_size, options.calibration_crops, options.seed)
 
 
-class Calibrate(Always):
+class Calibrate(Always[Run[Any]]):
     """Collect the inputs for the statistics."""
 
     def wanted(self, run: Run[Any]) -> bool:
@@ -37,7 +37,7 @@ class Calibrate(Always):
         run.inputs = calibration_inputs(run.data, run.options)
 
 
-class MeasureRanks(Always):
+class MeasureRanks(Always[Run[Any]]):
     """Choose the rank of every layer by a search, or by shares of energy."""
 
     name = "ranks"
@@ -60,7 +60,7 @@ class MeasureRanks(Always):
         run.configs = {name: layer_config(layers[name].form, each) for name, each in ranks.items()}
 
 
-class Initialise(Always):
+class Initialise(Always[Run[Any]]):
     """Make the student from the teacher's statistics."""
 
     name = "initialise"
@@ -77,7 +77,7 @@ class Initialise(Always):
         run.statistics = None  # large
 
 
-class Distil(Always):
+class Distil(Always[Run[Any]]):
     """Train the student against the teacher."""
 
     name = "distill"
@@ -97,7 +97,7 @@ class Distil(Always):
         run.distillation = job.run(run.student, run.teacher, run.state)
 
 
-class Evaluate(Always):
+class Evaluate(Always[Run[Any]]):
     """Measure teacher and student on the held-out images."""
 
     name = "judge"
@@ -110,7 +110,7 @@ class Evaluate(Always):
         run.quality = judge(candidates, run.examples, "teacher", run.data.spectral)
 
 
-class Count(Always):
+class Count(Always[Run[Any]]):
     """Count operations and parameters, and let go of the device."""
 
     def __call__(self, run: Run[Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +44,25 @@ HELD_OUT_CROPS = 8
 #: step, and the weights that were taken, whether or not they were asked for.
 _IN_OTHER_WORDS = (set(RankOptions.model_fields) - {"attention"}) | {"batch", "accumulate", "weights"}
 
+#: By field of the settings, the option that sets it; some are called otherwise.
+_CALLED = {"steps": "distill_steps", "minutes": "distill_minutes", "stages": "distill_stages"}
+_OPTION_OF = {
+    field.name: _CALLED.get(field.name, field.name)
+    for field in fields(DistillSettings)
+    if _CALLED.get(field.name, field.name) in DistillOptions.model_fields
+}
+
 
 def distill_settings(options: DistillOptions) -> DistillSettings:
     """The part of the options that concerns distillation."""
-    return DistillSettings(
-        steps=options.distill_steps,
-        minutes=options.distill_minutes,
-        stages=options.distill_stages,
-        batch=options.batch,
-        accumulate=options.accumulate,
-        learning_rate=options.learning_rate,
-        loss=options.loss,
-        truth_weight=options.truth_weight,
-        precision=options.precision,
-        activation_checkpointing=options.activation_checkpointing,
-        workers=options.workers,
-    )
+    return DistillSettings(**{field: getattr(options, name) for field, name in _OPTION_OF.items()})
+
+
+def options_of(settings: DistillSettings) -> dict[str, Any]:
+    """The values of the options that stand for settings; "layer_share" and the like have no option."""
+    # Minutes do not count where there are steps, and options refuse the two together.
+    left_out = None if settings.steps is None else "minutes"
+    return {name: getattr(settings, field) for field, name in _OPTION_OF.items() if field != left_out}
 
 
 def check_training(options: DistillOptions, device: torch.device) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from csa2glmha.checkpoint.student import STUDENT_FILE, LoadedModel, teacher_weights
+from csa2glmha.checkpoint.student import STUDENT_FILE, TEACHER_VALUES, LoadedModel, teacher_weights
 from csa2glmha.core.errors import CheckpointError
 from csa2glmha.core.hub import repository_of, source_of, teacher_source
 from csa2glmha.core.strict_json import dumps
@@ -19,6 +19,10 @@ LICENSE_NOTE = (
     "The weights derive from the checkpoint whose SHA-256 is teacher_sha256; "
     "its license applies to this file."
 )
+#: Of a student whose teacher came from no file.
+_LICENSE_OF_VALUES = LICENSE_NOTE.replace(
+    "the checkpoint whose SHA-256 is teacher_sha256", "weights whose SHA-256 is teacher_values_sha256"
+)
 _FROM_STUDENT = (
     "ranks",
     "task",
@@ -28,6 +32,7 @@ _FROM_STUDENT = (
     "mask_sha256",
     "mask_values_sha256",
     "teacher_sha256",
+    TEACHER_VALUES,
     "teacher_source",
     "teacher_weights",
     "seed",
@@ -57,7 +62,7 @@ def onnx_metadata(
         "kind": "student" if "ranks" in provenance else "teacher",
         **({"inputs": inputs} if inputs else {}),
         **{key: provenance[key] for key in _FROM_STUDENT if key in provenance},
-        "license": LICENSE_NOTE,
+        "license": _LICENSE_OF_VALUES if TEACHER_VALUES in provenance else LICENSE_NOTE,
     }
 
 

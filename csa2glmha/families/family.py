@@ -118,7 +118,7 @@ class Family:
         return model
 
 
-def load_strictly(model: RestorationModel, state: Mapping[str, Tensor], source: str) -> None:
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load ``state`` into ``model``, which may be on the meta device; every key and shape must fit.
 
     Raises:

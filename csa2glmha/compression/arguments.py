@@ -1,0 +1,164 @@
+"""What `compress` is given, checked and brought into the form that its stages take."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csa2glmha.compression.run import ModelT, Plan, Run, Shapes
+from csa2glmha.config.options import ConvertOptions, make_options
+from csa2glmha.core.errors import DataError, UsageError
+from csa2glmha.core.progress import say
+from csa2glmha.data.batches import Data, Example
+from csa2glmha.data.given import GivenBatches, read_samples
+from csa2glmha.data.open import open_data
+from csa2glmha.distill import DistillSettings
+from csa2glmha.distill.job import check_truth, options_of
+from csa2glmha.metrics.evaluate import check_sizes
+from csa2glmha.networks import RestorationModel, run
+from csa2glmha.reading.layers import glmha_layers
+
+#: Samples taken of an iterable, which may have no end.
+MOST_SAMPLES = 1024
+#: Options that say where files are, which are not read or written here.
+_OF_FILES = (
+    "data",
+    "output",
+    "overwrite",
+    "resume",
+    "mask",
+    "weights",
+    "baselines",
+    "latency",
+    "timing",
+    "tensorboard",
+)
+
+
+def options_from(
+    rank: int | float | str, distill: bool | int | DistillSettings | None, seed: int, more: dict[str, Any]
+) -> ConvertOptions:
+    """The options of a conversion, from the arguments of :func:`csa2glmha.compress`.
+
+    Raises:
+        UsageError: an option that is unknown, out of range, or of files.
+    """
+    for name in _OF_FILES:
+        if name in more:
+            raise UsageError(f"{name}: is of files; leave it out, or use csa2glmha.convert")
+    values = {"rank": rank, "seed": seed, **more}
+    if distill is None or distill is False:
+        values["distill"] = False
+    elif isinstance(distill, DistillSettings):
+        values |= options_of(distill)
+    elif distill is not True:
+        values["distill_steps"] = distill
+    settings = make_options(**values)
+    if settings.automatic:
+        raise UsageError(
+            "rank auto: searches are for files; give a number or a share, or use csa2glmha.convert"
+        )
+    return settings
+
+
+def teacher_from(model: ModelT, device: torch.device) -> ModelT:
+    """A copy of the network, in eval mode, float32, on the device, that is not trained.
+
+    Raises:
+        UsageError: it is no network, or a student.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"compress: a {type(model).__name__} is no nn.Module; csa2glmha.convert takes files")
+    if glmha_layers(model):
+        raise UsageError(f"compress: {type(model).__name__} is a student already; give its teacher")
+    teacher = copy.deepcopy(model).to(device, torch.float32).eval()
+    return teacher.requires_grad_(False)
+
+
+def data_from(
+    model: nn.Module,
+    calibration: Iterable[Any] | str | Path,
+    held_out: Iterable[Any] | None,
+    options: ConvertOptions,
+) -> Data:
+    """The data to calibrate, train and evaluate on.
+
+    Raises:
+        UsageError: an option that does not go with it, or a folder for a network of no known family.
+        DataError: it cannot be used.
+    """
+    if isinstance(calibration, str | Path):
+        if not isinstance(model, RestorationModel):
+            raise UsageError(
+                f"calibration {calibration}: a folder is for networks of known families; give "
+                f"{type(model).__name__} batches of its inputs"
+            )
+        if held_out is not None:
+            raise UsageError("held_out: of a folder some images are held out by themselves; leave it out")
+        data = open_data(model, options.model_copy(update={"data": Path(calibration)}))
+        check_truth(options, data, model.out_channels)
+        return data
+    if options.degrade is not None or options.targets is not None:
+        raise UsageError("degrade and targets are for folders; give batches as the network takes them")
+    if options.truth_weight:
+        raise UsageError("truth_weight: batches have no ground truth; leave it out")
+    samples = read_samples(calibration, "calibration", MOST_SAMPLES)
+    if held_out is None:
+        return GivenBatches.split(samples)
+    return GivenBatches(samples, read_samples(held_out, "held_out", MOST_SAMPLES))
+
+
+def begin(
+    teacher: ModelT, data: Data, plan: Plan, options: ConvertOptions, device: torch.device
+) -> Run[ModelT]:
+    """A compression that is ready for its stages.
+
+    Raises:
+        DataError: the network does not run on the data, gives something else than images, or the data are
+            too small to evaluate on.
+    """
+    for note in data.notes:
+        say(note)
+    torch.manual_seed(options.seed)
+    examples = data.examples(options.input_size, options.seed)
+    inputs = _check_output(teacher, examples)
+    check_sizes(examples)
+
+    def given_shapes(model: ModelT) -> Shapes:
+        return tuple(tuple(each.shape) for each in inputs)
+
+    return Run(
+        teacher=teacher,
+        options=options,
+        data=data,
+        plan=plan,
+        device=device,
+        examples=examples,
+        shapes=given_shapes,
+        finish=unchanged_module,
+    )
+
+
+def _check_output(teacher: nn.Module, examples: list[Example]) -> tuple[Tensor, ...]:
+    """The first example's inputs, on which the network gives images."""
+    inputs, name = examples[0].inputs, type(teacher).__name__
+    try:
+        with torch.no_grad():
+            output = run(teacher, inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        shapes = ", ".join(str(tuple(each.shape)) for each in inputs)
+        raise DataError(f"{name} does not run on inputs {shapes}: {reason}") from error
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        raise DataError(f"{name} gives no images (B, C, H, W); compress needs one output of these")
+    return inputs
+
+
+def unchanged_module(student: ModelT) -> ModelT:
+    """Nothing is done."""
+    return student

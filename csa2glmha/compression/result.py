@@ -1,0 +1,104 @@
+"""What `compress` gives: the student, its record, and the files that can be made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic
+
+from torch import nn
+
+from csa2glmha.checkpoint.student import TEACHER_VALUES, save_student, student_metadata, weights_sha256
+from csa2glmha.compression.files import provenance
+from csa2glmha.compression.measured import measurements_of
+from csa2glmha.compression.run import ModelT, Run
+from csa2glmha.config.options import ConvertOptions
+from csa2glmha.core.errors import UsageError
+from csa2glmha.core.files import ensure_writable, prepare_output_dir
+from csa2glmha.data.batches import Inputs
+from csa2glmha.export.metadata import onnx_metadata
+from csa2glmha.export.onnx import ExportReport, export_onnx
+from csa2glmha.networks import RestorationModel
+from csa2glmha.report.document import REPORT_FILES, write_report
+from csa2glmha.report.record import build_report
+from csa2glmha.report.schema import Report, Teacher
+
+
+@dataclass(frozen=True)
+class Compression(Generic[ModelT]):
+    """The result of :func:`csa2glmha.compress`.
+
+    Attributes:
+        student: the compressed network, in eval mode on the CPU; called as the teacher is.
+        record: what was measured, as in report.json.
+    """
+
+    student: ModelT
+    record: Report
+    _options: ConvertOptions
+    _example: Inputs
+
+    @classmethod
+    def of(cls, run: Run[ModelT]) -> Compression[ModelT]:
+        """The result of a run whose stages are all done."""
+        frame = run.data.frame(run.options.input_size)
+        record = build_report(measurements_of(run, _described(run.teacher), frame))
+        return cls(run.student, record, run.options, run.examples[0].inputs)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write a student file, which :func:`csa2glmha.load` reads.
+
+        The file of a network that is of no known family holds weights and layers: there ``load`` takes the
+        network, too, as ``load(path, network=build)``.
+
+        Raises:
+            OutputError: the file exists, or cannot be written.
+        """
+        ensure_writable(Path(path), overwrite)
+        save_student(Path(path), self.student, self._metadata(self.student))
+
+    def export(self, path: str | Path, overwrite: bool = False) -> ExportReport:
+        """Write an ONNX file, which is compared with PyTorch at three sizes.
+
+        Raises:
+            UsageError: the network is of no known family.
+            ExportError, OutputError: as :func:`csa2glmha.export.onnx.export_onnx`.
+        """
+        student = self._known("export", "torch.onnx.export takes result.student")
+        metadata = self._metadata(student)
+        described = onnx_metadata(
+            Path(path).stem, student.architecture, student.hyperparameters, metadata, student.inputs
+        )
+        return export_onnx(
+            student, Path(path), metadata=described, example=self._example[0], overwrite=overwrite
+        )
+
+    def report(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write report.json and report.md into a folder, which is made if need be.
+
+        Raises:
+            OutputError: there is one already, or it cannot be written.
+        """
+        prepare_output_dir(Path(folder), REPORT_FILES, overwrite)
+        write_report(Path(folder), self.record)
+
+    def _known(self, what: str, instead: str) -> RestorationModel:
+        if not isinstance(self.student, RestorationModel):
+            raise UsageError(
+                f"{what}: {type(self.student).__name__} is no network that csa2glmha builds itself; {instead}"
+            )
+        return self.student
+
+    def _metadata(self, student: nn.Module) -> dict[str, str]:
+        extra = provenance(self._options) | {TEACHER_VALUES: self.record.teacher.sha256}
+        return student_metadata(student, None, self._options.seed, extra)
+
+
+def _described(model: nn.Module) -> Teacher:
+    """A teacher that came from no file: its weights' checksum takes the place of the file's."""
+    return Teacher(
+        file=f"{type(model).__name__} in memory",
+        sha256=weights_sha256(model),
+        architecture=model.architecture if isinstance(model, RestorationModel) else type(model).__name__,
+        hyperparameters=model.hyperparameters if isinstance(model, RestorationModel) else {},
+    )
