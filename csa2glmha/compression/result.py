@@ -70,7 +70,7 @@ class Compression(Generic[ModelT]):
             Path(path).stem, student.architecture, student.hyperparameters, metadata, student.inputs
         )
         return export_onnx(
-            student, Path(path), metadata=described, example=self._example[0], overwrite=overwrite
+            student, Path(path), metadata=described, example=self._example, overwrite=overwrite
         )
 
     def report(self, folder: str | Path, overwrite: bool = False) -> None:
