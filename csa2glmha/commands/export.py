@@ -20,7 +20,6 @@ from csa2glmha.export.metadata import metadata_of
 from csa2glmha.export.onnx import PRECISIONS, ExportReport, check_opset, export_onnx
 from csa2glmha.export.quantize import quantize
 from csa2glmha.export.runtime import OnnxModel
-from csa2glmha.export.translate import LOWEST_OPSET
 from csa2glmha.metrics.evaluate import judge, restore
 
 #: Held-out images that the loss of a lower precision is measured on, at most.
@@ -138,15 +137,13 @@ def _check_choices(choices: ExportChoices) -> None:
     precision, opset = choices.precision, choices.opset
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {precision}: unknown; give {', '.join(PRECISIONS)}")
-    check_opset(opset)
+    check_opset(opset, choices.plain)
     if choices.half_io and precision != "fp16":
         raise UsageError(f"--io fp16: goes with --precision fp16, not {precision}; leave it out")
     if precision == "fp32":
         return
     if choices.plain:
         raise UsageError(f"--precision {precision}: needs the rewrites for deployment; leave out --plain")
-    if opset is not None and opset < LOWEST_OPSET:
-        raise UsageError(f"--opset {opset}: fp16 and int8 need {LOWEST_OPSET} or later")
 
 
 def _say_unused(precision: str, options: ConvertOptions) -> None:

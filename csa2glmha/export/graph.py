@@ -14,9 +14,6 @@ from torch import Tensor
 
 FLOAT, HALF, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 
-#: The newest format of the file itself that ONNX Runtime 1.20 reads (opset 21 came with it).
-IR_VERSION = 10
-
 
 @dataclass(frozen=True)
 class Value:
@@ -31,9 +28,14 @@ Operand = Value | Tensor | np.ndarray | float | int
 
 
 class GraphBuilder:
-    """Collects nodes and constants; equal nodes and equal constants are made once."""
+    """Collects nodes and constants; equal nodes and equal constants are made once.
 
-    def __init__(self) -> None:
+    Args:
+        opset: version of the operators, which handlers may ask for.
+    """
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[Any, ...], onnx.TensorProto] = {}
         self._made: dict[tuple[Any, ...], list[Value]] = {}
@@ -99,7 +101,6 @@ class GraphBuilder:
         inputs: dict[str, Sequence[int | str]],
         output: Value,
         output_shape: Sequence[int | str],
-        opset: int,
     ) -> onnx.ModelProto:
         """The finished model; its one output is called "output", and the inputs have its type."""
         self._nodes.append(helper.make_node("Identity", [output.name], ["output"], name="output"))
@@ -114,11 +115,9 @@ class GraphBuilder:
         )
         used = {name for node in graph.node for name in node.input}
         graph.initializer.extend(c for c in self._constants.values() if c.name in used)
+        opsets = [helper.make_opsetid("", self.opset)]
         return helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid("", opset)],
-            ir_version=IR_VERSION,
-            producer_name="csa2glmha",
+            graph, opset_imports=opsets, ir_version=oldest_format(opsets), producer_name="csa2glmha"
         )
 
     def _live_nodes(self) -> list[onnx.NodeProto]:
@@ -158,3 +157,11 @@ class GraphBuilder:
 def element_type(dtype: torch.dtype) -> int:
     """ONNX's name of a PyTorch floating-point type."""
     return HALF if dtype == torch.float16 else FLOAT
+
+
+def oldest_format(opsets: Sequence[onnx.OperatorSetIdProto]) -> int:
+    """The oldest version of the file's own format that goes with operators of these versions.
+
+    ONNX Runtime 1.16 and 1.17 refuse a file in a newer format whatever its operators are.
+    """
+    return int(helper.find_min_ir_version_for(list(opsets)))

@@ -17,6 +17,7 @@ from csa2glmha.core.text import first_line
 from csa2glmha.export import translate
 from csa2glmha.export.lowering.rewrite import deploy, to_half
 from csa2glmha.export.plain import convert, input_axes, simplify
+from csa2glmha.export.shapes import UntranslatableError
 from csa2glmha.export.verify import Check, SizeParity, cases_for, check_example
 from csa2glmha.families.registry import is_lowered
 from csa2glmha.networks import RestorationModel
@@ -25,7 +26,7 @@ from csa2glmha.networks import RestorationModel
 #: two years old.
 DEFAULT_OPSET = 21
 #: PyTorch's exporter builds its graphs in opset 18 and converts them upwards from there, to 20 where it can.
-LOWEST_OPSET, PLAIN_OPSET = 18, 20
+LOWEST_PLAIN_OPSET, PLAIN_OPSET = 18, 20
 
 PRECISIONS = ("fp32", "fp16", "int8")
 #: On :attr:`SizeParity.relative`. Half precision carries 11 bits; what that costs is for images to tell.
@@ -108,7 +109,7 @@ def export_onnx(
         OutputError: the file exists and ``overwrite`` is false, or it cannot be written.
         ExportError: the model cannot be converted, or the outputs disagree.
     """
-    check_opset(opset)
+    check_opset(opset, plain)
     check_example(model, example)
     _check_precision(precision, plain, half_io)
     ensure_writable(path, overwrite)
@@ -149,7 +150,7 @@ def _deployed(
     """
     try:
         return deployed_graph(network, opset, precision, half_io)
-    except translate.UntranslatableError as error:
+    except UntranslatableError as error:
         reason = first_line(error)
         if precision != "fp32":
             name = type(network).__name__
@@ -166,10 +167,8 @@ def deployed_graph(
     Raises:
         UntranslatableError: it has no such form.
     """
-    if opset < translate.LOWEST_OPSET:
-        raise translate.UntranslatableError(f"opset {opset} has no GELU operator")
     if not is_lowered(network):
-        raise translate.UntranslatableError(f"{network.architecture} has no lowering for deployment")
+        raise UntranslatableError(f"{network.architecture} has no lowering for deployment")
     deployed = deploy(network)
     if precision == "fp16":
         to_half(deployed)
@@ -198,8 +197,10 @@ def _opset(proto: onnx.ModelProto) -> int:
     return int(proto.opset_import[0].version)
 
 
-def check_opset(opset: int | None) -> None:
+def check_opset(opset: int | None, plain: bool) -> None:
     """Raise UsageError for a version of the operators that cannot be written; None leaves it open."""
+    lowest = LOWEST_PLAIN_OPSET if plain else translate.LOWEST_OPSET
     highest = onnx.defs.onnx_opset_version()
-    if opset is not None and not LOWEST_OPSET <= opset <= highest:
-        raise UsageError(f"opset {opset} is not supported: choose one from {LOWEST_OPSET} to {highest}")
+    if opset is not None and not lowest <= opset <= highest:
+        kind = " plainly" if plain else ""
+        raise UsageError(f"opset {opset} cannot be written{kind}: choose one from {lowest} to {highest}")

@@ -17,6 +17,7 @@ from torch import Tensor
 from csa2glmha.core.child import run_module
 from csa2glmha.core.errors import ExportError
 from csa2glmha.core.text import first_line
+from csa2glmha.export.graph import oldest_format
 from csa2glmha.networks import RestorationModel
 
 _SIMPLIFY_SECONDS = 600
@@ -89,6 +90,7 @@ def input_axes(network: RestorationModel) -> list[list[int | str]]:
 def clean(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Remove what only describes the exporter's work, such as stack traces, and name the output's axes."""
     graph = proto.graph
+    proto.ir_version = oldest_format(proto.opset_import)
     # Optional shapes of intermediate results. Here they are formulas of height and width, some are wrong,
     # and they made ONNX Runtime 4 to 10 % slower.
     del graph.value_info[:]

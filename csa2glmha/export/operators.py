@@ -1,0 +1,208 @@
+"""What each function, method or module that the networks use is in ONNX: one handler for each."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csa2glmha.export import shapes
+from csa2glmha.export.graph import FLOAT, HALF, INT64, GraphBuilder, Operand, Value, element_type
+from csa2glmha.export.lowering import primitives
+from csa2glmha.export.shapes import UntranslatableError, integers
+from csa2glmha.networks import reflect_pad_to_multiple
+
+
+def _binary(op_type: str) -> Callable[..., Value]:
+    def handler(g: GraphBuilder, a: Operand, b: Operand) -> Value:
+        return g.op(op_type, a, b, rank=max(_rank(a), _rank(b)))
+
+    return handler
+
+
+def _unary(op_type: str, **attributes: Any) -> Callable[..., Value]:
+    def handler(g: GraphBuilder, x: Value) -> Value:
+        return g.op(op_type, x, **attributes)
+
+    return handler
+
+
+def _reduce(op_type: str) -> Callable[..., Value]:
+    def handler(g: GraphBuilder, x: Value, dim: int | Sequence[int], keepdim: bool = False) -> Value:
+        axes = [axis % x.rank for axis in ([dim] if isinstance(dim, int) else dim)]
+        return _reduced(g, op_type, x, axes, keepdim)
+
+    return handler
+
+
+def _reduced(g: GraphBuilder, op_type: str, x: Value, axes: list[int], keepdim: bool) -> Value:
+    rank = x.rank if keepdim else x.rank - len(axes)
+    # Axes came as an attribute before opset 18, those of the plain sum before 13.
+    if g.opset < 18 and op_type != "ReduceSum":
+        return g.op(op_type, x, axes=axes, keepdims=int(keepdim), rank=rank)
+    return g.op(op_type, x, integers(axes), keepdims=int(keepdim), rank=rank)
+
+
+def _square(g: GraphBuilder, x: Value) -> Value:
+    return g.op("Mul", x, x)
+
+
+def _rsqrt(g: GraphBuilder, x: Value) -> Value:
+    return g.op("Reciprocal", g.op("Sqrt", x))
+
+
+def _clamp_min(g: GraphBuilder, x: Value, low: float) -> Value:
+    return g.op("Max", x, low)
+
+
+def _softmax(g: GraphBuilder, x: Value, dim: int) -> Value:
+    return g.op("Softmax", x, axis=dim)
+
+
+def _leaky_relu(g: GraphBuilder, x: Value, negative_slope: float = 0.01, **_: Any) -> Value:
+    return g.op("LeakyRelu", x, alpha=negative_slope)
+
+
+def _gelu(g: GraphBuilder, x: Value, approximate: str = "none") -> Value:
+    if g.opset >= 20:
+        return g.op("Gelu", x, approximate=approximate)
+    if approximate != "none":
+        raise UntranslatableError(f"GELU by {approximate} before opset 20")
+    half, bend = g.op("Mul", x, 0.5), g.op("Erf", g.op("Mul", x, 0.5**0.5))
+    return g.op("Mul", half, g.op("Add", bend, 1.0))
+
+
+def _float(g: GraphBuilder, x: Value) -> Value:
+    return g.cast(x, FLOAT)
+
+
+def _cast_like(g: GraphBuilder, x: Value | Tensor, like: Value) -> Value | Tensor:
+    if isinstance(x, Tensor):
+        return x.to(torch.float16 if like.dtype == HALF else torch.float32)
+    return g.cast(x, like.dtype)
+
+
+def _square_sum(g: GraphBuilder, x: Value, dim: int) -> Value:
+    return _reduced(g, "ReduceSumSquare", x, [dim % x.rank], keepdim=True)
+
+
+def _pixel_share(g: GraphBuilder, maps: Value) -> Value:
+    sizes = g.op("Shape", maps, dtype=INT64, rank=1, start=2)
+    count = g.op("ReduceProd", sizes, keepdims=0, rank=0)
+    return g.op("Reciprocal", g.cast(count, FLOAT))
+
+
+def _conv(g: GraphBuilder, layer: nn.Conv2d, x: Value) -> Value:
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        raise UntranslatableError(f"padding {layer.padding_mode}, {layer.padding}")
+    return _convolve(g, "Conv", layer, x, layer.padding)
+
+
+def _conv_transpose(g: GraphBuilder, layer: nn.ConvTranspose2d, x: Value) -> Value:
+    if any(layer.output_padding) or isinstance(layer.padding, str):
+        raise UntranslatableError(f"padding {layer.padding}, {layer.output_padding}")
+    return _convolve(g, "ConvTranspose", layer, x, layer.padding)
+
+
+def _convolve(
+    g: GraphBuilder, op_type: str, layer: nn.Conv2d | nn.ConvTranspose2d, x: Value, padding: Sequence[int]
+) -> Value:
+    x = g.cast(x, element_type(layer.weight.dtype))
+    weights = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+    return g.op(
+        op_type,
+        x,
+        *weights,
+        kernel_shape=list(layer.kernel_size),
+        strides=list(layer.stride),
+        dilations=list(layer.dilation),
+        pads=[*padding, *padding],
+        group=layer.groups,
+    )
+
+
+def _linear(g: GraphBuilder, layer: nn.Linear, x: Value) -> Value:
+    """On (B, C)."""
+    if x.rank != 2:
+        raise UntranslatableError("Linear on more than two axes")
+    weights = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+    return g.op("Gemm", x, *weights, transB=1)
+
+
+def _gelu_layer(g: GraphBuilder, layer: nn.GELU, x: Value) -> Value:
+    return _gelu(g, x, layer.approximate)
+
+
+def _pixel_shuffle(g: GraphBuilder, layer: nn.PixelShuffle, x: Value) -> Value:
+    return g.op("DepthToSpace", x, blocksize=layer.upscale_factor, mode="CRD")
+
+
+def _unshuffle(g: GraphBuilder, x: Value, factor: int, channels: int) -> Value:
+    # The operator lists the channels of one place in a block together, PyTorch the places of one channel.
+    order = np.arange(channels * factor**2).reshape(factor**2, channels).T.reshape(-1)
+    return g.op("Gather", g.op("SpaceToDepth", x, blocksize=factor), order, axis=1, dtype=x.dtype, rank=4)
+
+
+def _rank(operand: Operand) -> int:
+    if isinstance(operand, Value):
+        return operand.rank
+    return operand.ndim if isinstance(operand, (Tensor, np.ndarray)) else 0
+
+
+FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    operator.add: _binary("Add"),
+    operator.sub: _binary("Sub"),
+    operator.mul: _binary("Mul"),
+    operator.truediv: _binary("Div"),
+    operator.matmul: _binary("MatMul"),
+    torch.matmul: _binary("MatMul"),
+    operator.getitem: shapes.item_of,
+    getattr: shapes.shape_of,
+    torch.cat: shapes.cat,
+    torch.sigmoid: _unary("Sigmoid"),
+    F.gelu: _gelu,
+    F.leaky_relu: _leaky_relu,
+    reflect_pad_to_multiple: shapes.reflect_pad,
+    primitives.tokens: shapes.tokens,
+    primitives.maps_like: shapes.maps_like,
+    primitives.pixel_share: _pixel_share,
+    primitives.square_sum: _square_sum,
+    primitives.cast_like: _cast_like,
+    primitives.common_source: shapes.common_source,
+    primitives.unshuffle: _unshuffle,
+    primitives.shift_back: shapes.shift_back,
+}
+# With a constant tensor on the left, operators are recorded as its methods.
+METHODS: dict[str, Callable[..., Any]] = {
+    "add": _binary("Add"),
+    "matmul": _binary("MatMul"),
+    "mul": _binary("Mul"),
+    "clamp_min": _clamp_min,
+    "contiguous": shapes.same,
+    "flatten": shapes.flatten,
+    "float": _float,
+    "mean": _reduce("ReduceMean"),
+    "reshape": shapes.reshape,
+    "rsqrt": _rsqrt,
+    "softmax": _softmax,
+    "split": shapes.split,
+    "sqrt": _unary("Sqrt"),
+    "square": _square,
+    "squeeze": shapes.squeeze,
+    "sum": _reduce("ReduceSum"),
+    "transpose": shapes.transpose,
+    "unsqueeze": shapes.unsqueeze,
+    "view": shapes.reshape,
+}
+MODULES: dict[type[nn.Module], Callable[..., Any]] = {
+    nn.Conv2d: _conv,
+    nn.ConvTranspose2d: _conv_transpose,
+    nn.GELU: _gelu_layer,
+    nn.Linear: _linear,
+    nn.PixelShuffle: _pixel_shuffle,
+}

@@ -1,0 +1,172 @@
+"""Shapes in ONNX: sizes that are open, and what moves, cuts and joins axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from csa2glmha.export.graph import HALF, INT64, GraphBuilder, Operand, Value
+
+
+class UntranslatableError(Exception):
+    """The network does something that this module has no handler for."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of one axis of a result."""
+
+    value: Value
+    axis: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a result, where code asks for them."""
+
+    value: Value
+
+    def __getitem__(self, index: int | slice) -> Size | tuple[Size, ...]:
+        if isinstance(index, int):
+            return Size(self.value, range(self.value.rank)[index])
+        return tuple(Size(self.value, axis) for axis in range(self.value.rank)[index])
+
+
+def shape_of(g: GraphBuilder, x: Value, name: str) -> Shape:
+    """``x.shape``."""
+    if name != "shape":
+        raise UntranslatableError(f"attribute {name}")
+    return Shape(x)
+
+
+def item_of(g: GraphBuilder, x: Any, index: Any) -> Any:
+    """``x[index]``, of a result or of its sizes."""
+    return slice_axes(g, x, index) if isinstance(x, Value) else x[index]
+
+
+def slice_axes(g: GraphBuilder, x: Value, index: Any) -> Value:
+    """``x[..., a:b, c:d]`` and the like; no steps, no new axes."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if parts and parts[0] is Ellipsis:
+        parts = [slice(None)] * (x.rank - len(parts) + 1) + parts[1:]
+    starts, ends, axes = [], [], []
+    for axis, part in enumerate(parts):
+        if not isinstance(part, slice) or part.step is not None or not isinstance(part.start, int | None):
+            raise UntranslatableError(f"index {part}")
+        if part != slice(None):
+            starts.append(part.start or 0)
+            ends.append(np.iinfo(np.int64).max if part.stop is None else part.stop)
+            axes.append(axis)
+    return g.op("Slice", x, integers(starts), vector(g, ends), integers(axes)) if axes else x
+
+
+def size_value(g: GraphBuilder, size: Size) -> Value:
+    """One size, in a vector of one."""
+    return g.op("Shape", size.value, dtype=INT64, rank=1, start=size.axis, end=size.axis + 1)
+
+
+def vector(g: GraphBuilder, sizes: Sequence[int | Size]) -> Operand:
+    """Sizes, some of them open, as one tensor."""
+    if not any(isinstance(size, Size) for size in sizes):
+        return integers([int(size) for size in sizes if not isinstance(size, Size)])
+    parts = [size_value(g, size) if isinstance(size, Size) else integers([size]) for size in sizes]
+    return parts[0] if len(parts) == 1 else g.op("Concat", *parts, dtype=INT64, rank=1, axis=0)
+
+
+def reshape(g: GraphBuilder, x: Value, *sizes: int | Size) -> Value:
+    """``x.reshape(sizes)``."""
+    return g.op("Reshape", x, vector(g, sizes), rank=len(sizes))
+
+
+def flatten(g: GraphBuilder, x: Value, start: int) -> Value:
+    """``x.flatten(start)``."""
+    return g.op("Reshape", x, integers([0] * start + [-1]), rank=start + 1)
+
+
+def tokens(g: GraphBuilder, maps: Value, heads: int, channels: int) -> Value:
+    """As :func:`csa2glmha.export.lowering.primitives.tokens`."""
+    return g.op("Reshape", maps, integers([0, heads, channels, -1]), rank=4)
+
+
+def maps_like(g: GraphBuilder, rows: Value, like: Value) -> Value:
+    """As :func:`csa2glmha.export.lowering.primitives.maps_like`."""
+    sizes = g.op("Shape", like, dtype=INT64, rank=1, start=2)
+    return g.op("Reshape", rows, g.op("Concat", integers([0, 0]), sizes, dtype=INT64, rank=1, axis=0), rank=4)
+
+
+def transpose(g: GraphBuilder, x: Value, first: int, second: int) -> Value:
+    """``x.transpose(first, second)``."""
+    axes = list(range(x.rank))
+    axes[first], axes[second] = axes[second], axes[first]
+    return g.op("Transpose", x, perm=axes)
+
+
+def squeeze(g: GraphBuilder, x: Value, dim: int) -> Value:
+    """``x.squeeze(dim)``."""
+    return g.op("Squeeze", x, integers([dim % x.rank]), rank=x.rank - 1)
+
+
+def unsqueeze(g: GraphBuilder, x: Value, dim: int) -> Value:
+    """``x.unsqueeze(dim)``."""
+    return g.op("Unsqueeze", x, integers([dim % (x.rank + 1)]), rank=x.rank + 1)
+
+
+def split(g: GraphBuilder, x: Value, sizes: Sequence[int], dim: int = 0) -> list[Value]:
+    """``x.split(sizes, dim)``."""
+    return g.ops("Split", len(sizes), x, integers(sizes), axis=dim)
+
+
+def cat(g: GraphBuilder, parts: Sequence[Value], dim: int = 0) -> Value:
+    """``torch.cat(parts, dim)``."""
+    return g.op("Concat", *parts, axis=dim)
+
+
+def same(g: GraphBuilder, x: Value, *_: Any, **__: Any) -> Value:
+    """What changes nothing of a result, ``contiguous`` for one."""
+    return x
+
+
+def common_source(g: GraphBuilder, maps: Value) -> Value:
+    """As :func:`csa2glmha.export.lowering.primitives.common_source`."""
+    # On GPUs, which half precision is for, there is no such layout.
+    return maps if maps.dtype == HALF else g.op("MaxPool", maps, kernel_shape=[1, 1])
+
+
+def reflect_pad(g: GraphBuilder, x: Value, multiple: int) -> Value:
+    """As the original: a look-up, since the Pad operator does not reflect more than an image once."""
+    for axis in (2, 3):
+        size = g.op("Squeeze", size_value(g, Size(x, axis)), integers([0]), rank=0)
+        padded = g.op("Mul", g.op("Div", g.op("Add", size, multiple - 1), multiple), multiple)
+        position = g.op("Range", integer(0), padded, integer(1), dtype=INT64, rank=1)
+        last = g.op("Sub", size, 1)
+        period = g.op("Max", g.op("Mul", last, 2), 1)
+        distance = g.op("Sub", g.op("Mod", position, period), last)
+        # Not Abs: OpenVINO 2026.4 leaves whole numbers negative, and reads beside the image.
+        distance = g.op("Max", distance, g.op("Neg", distance))
+        x = g.op("Gather", x, g.op("Sub", last, distance), axis=axis, dtype=x.dtype, rank=4)
+    return x
+
+
+def shift_back(g: GraphBuilder, dispersed: Value, shifts: Tensor, like: Value) -> Value:
+    """As :func:`csa2glmha.export.lowering.primitives.shift_back`."""
+    width = g.op("Squeeze", size_value(g, Size(like, 3)), integers([0]), rank=0)
+    columns = g.op(
+        "Add", g.op("Range", integer(0), width, integer(1), dtype=INT64, rank=1), shifts.view(1, -1, 1, 1)
+    )
+    sizes = [Size(dispersed, 0), Size(dispersed, 1), Size(dispersed, 2), Size(like, 3)]
+    index = g.op("Expand", columns, vector(g, sizes), rank=4)
+    return g.op("GatherElements", dispersed, index, axis=3)
+
+
+def integer(value: int) -> np.ndarray:
+    """A constant scalar."""
+    return np.array(value, dtype=np.int64)
+
+
+def integers(values: Sequence[int]) -> np.ndarray:
+    """A constant vector."""
+    return np.array(values, dtype=np.int64)
