@@ -308,9 +308,7 @@ def distill(student: Model, teacher: Model, output: Path | None, overwrite: bool
     show_default=True,
     help="Inputs and output.",
 )
-@click.option(
-    "--opset", type=int, help="ONNX operator set, from 17 on [21, which ONNX Runtime 1.18 and later load]."
-)
+@click.option("--opset", type=int, help="ONNX operators, from 17 on [21, for ONNX Runtime 1.18 and later].")
 @settings(*DATA, "calibration_crops", "calibration_size", "input_size", "weights", "seed")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def export(
