@@ -102,6 +102,7 @@ class Subject:
         name: of the family, as a checkpoint is recognised by and `inspect` shows.
         tiny: hyper-parameters of a network of a few thousand weights that has every kind of part.
         layers: how many attention layers that has.
+        shared: how many other layers that look at all pixels at once.
         container, prefix: where the authors' training code puts the weights in a file: ``{container:
             {prefix + name: ...}}``; None where the file has nothing but the weights.
         relative: from the state dict of the tiny network to that of a similar network that is not supported.
@@ -122,6 +123,7 @@ class Subject:
     prefix: str
     relative: Callable[[State], State]
     refusal: str
+    shared: int = 0
     inputs: Callable[..., Inputs] = image_alone
     rank: int = 2
     odd_sizes: bool = True
@@ -186,6 +188,30 @@ SUBJECTS: dict[str, Subject] = {
                 _RESTORMER
                 | {"dim": 24, "num_blocks": [1, 1, 2, 1], "num_refinement_blocks": 2, "heads": [1, 1, 2, 4]}
                 | {"ffn_expansion_factor": 2.0, "bias": True, "norm_bias": True},
+            ),
+        ),
+    ),
+    "promptir": Subject(
+        name="promptir",
+        tiny={"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 2, 4]}
+        | {"prompt_length": 3, "prompt_channels": [4, 6, 8], "prompt_sizes": [8, 6, 4]},
+        layers=11,
+        shared=3,
+        container="state_dict",
+        prefix="net.",
+        relative=_renamed(output__weight="head__weight"),
+        refusal=r"closest is promptir, but it has no output\.weight",
+        rank=3,
+        # As Restormer, and two convolutions in each block behind a prompt: 69 + 2 (8 + 4 + 2).
+        overlap=104,
+        fixtures=(
+            Fixture(
+                "parity/promptir.pth",
+                "parity/promptir_io.npz",
+                {"in_channels": 3, "out_channels": 3, "dim": 48, "num_blocks": [1, 1, 1, 1]}
+                | {"num_refinement_blocks": 1, "heads": [1, 2, 4, 8], "ffn_expansion_factor": 2.66}
+                | {"bias": False, "norm_bias": True, "prompt_length": 5}
+                | {"prompt_channels": [64, 128, 320], "prompt_sizes": [64, 32, 16]},
             ),
         ),
     ),

@@ -1,4 +1,4 @@
-"""What every channel attention does, in three steps: moments -> matrix -> apply.
+"""What a layer does that looks at all pixels at once, in three steps: moments -> matrix -> apply.
 
 An attention map is made from means over pixels, and applied pixel by pixel. So a layer hands out the means
 over the pixels of its input, or of a part of it; the means of all parts give one small matrix, with all
@@ -8,7 +8,7 @@ that can be folded into it; and the matrix is applied to each part by itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,19 +24,24 @@ def everywhere(maps: Tensor) -> Tensor:
     return maps
 
 
-class SharedAttention(Protocol):
-    """A layer in those steps; ``args`` are those of the module's call."""
+@runtime_checkable
+class SharedLayer(Protocol):
+    """A layer in those steps, an attention or another; ``args`` are those of the module's call."""
 
     def moments_of(self, args: tuple[Any, ...], region: Region = everywhere) -> Moments:
         """What the map needs of the pixels in the region."""
         ...
 
     def matrix(self, moments: Moments) -> Tensor:
-        """The map, with the output projection and all else folded into it: (B, out, channels of values)."""
+        """What is small, and the same for all pixels.
+
+        Of an attention, the map with the output projection and all else folded into it: (B, out, channels
+        of values).
+        """
         ...
 
     def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Tensor:
-        """The layer's output (B, out, H, W) by that map."""
+        """The layer's output (B, out, H, W) by that."""
         ...
 
 

@@ -139,10 +139,13 @@ def find_networks(contents: Contents) -> list[Network]:
     """Every whole network of a supported architecture, in the order of the file."""
     found = []
     for path, tensors in contents.tensors.items():
+        taken: set[str] = set()
         for family in known_families():
             for prefix, names in _groups(tensors, family).items():
-                network = _network(family, path, prefix, names, tensors)
+                # What has the signatures of two families is of the first.
+                network = None if prefix in taken else _network(family, path, prefix, names, tensors)
                 if network is not None:
+                    taken.add(prefix)
                     found.append(network)
                     found += _dotless(network, tensors) if len(found) <= _MOST_NETWORKS else []
     return [_exchanged(network, contents) for network in found]

@@ -46,7 +46,7 @@ class GraphBuilder:
     def op(
         self,
         op_type: str,
-        *operands: Operand,
+        *operands: Operand | None,
         dtype: int | None = None,
         rank: int | None = None,
         **attributes: Any,
@@ -56,7 +56,7 @@ class GraphBuilder:
         Args:
             op_type: a standard operator.
             operands: constants get the type of the first :class:`Value` among them where they are
-                floating-point numbers.
+                floating-point numbers; None leaves one out.
             dtype, rank: of the result; None: the first operand's type, the most axes of any operand.
             attributes: of the operator.
         """
@@ -67,7 +67,7 @@ class GraphBuilder:
         self,
         op_type: str,
         outputs: int,
-        *operands: Operand,
+        *operands: Operand | None,
         dtype: int | None = None,
         rank: int | None = None,
         **attributes: Any,
@@ -78,10 +78,7 @@ class GraphBuilder:
             dtype = values[0].dtype
         if rank is None:
             rank = max(value.rank for value in values)
-        names = [
-            operand.name if isinstance(operand, Value) else self._constant(operand, values)
-            for operand in operands
-        ]
+        names = [self._name(operand, values) for operand in operands]
         key = (op_type, outputs, tuple(names), repr(sorted(attributes.items())))
         if key not in self._made:
             name = self._unique(f"{self.scope}/{op_type}")
@@ -134,6 +131,11 @@ class GraphBuilder:
                     if name == identity.input[0]:
                         names[index] = "output"
         return kept[::-1]
+
+    def _name(self, operand: Operand | None, values: list[Value]) -> str:
+        if operand is None:
+            return ""
+        return operand.name if isinstance(operand, Value) else self._constant(operand, values)
 
     def _constant(self, value: Tensor | np.ndarray | float | int, values: list[Value]) -> str:
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)

@@ -175,6 +175,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     primitives.cast_like: _cast_like,
     primitives.common_source: shapes.common_source,
     primitives.unshuffle: _unshuffle,
+    primitives.resize_like: shapes.resize_like,
     primitives.shift_back: shapes.shift_back,
 }
 # With a constant tensor on the left, operators are recorded as its methods.

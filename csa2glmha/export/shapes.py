@@ -151,6 +151,13 @@ def reflect_pad(g: GraphBuilder, x: Value, multiple: int) -> Value:
     return x
 
 
+def resize_like(g: GraphBuilder, maps: Value, like: Value) -> Value:
+    """As :func:`csa2glmha.export.lowering.primitives.resize_like`."""
+    sizes = vector(g, [Size(maps, 0), Size(maps, 1), Size(like, 2), Size(like, 3)])
+    middles = "half_pixel"
+    return g.op("Resize", maps, None, None, sizes, mode="linear", coordinate_transformation_mode=middles)
+
+
 def shift_back(g: GraphBuilder, dispersed: Value, shifts: Tensor, like: Value) -> Value:
     """As :func:`csa2glmha.export.lowering.primitives.shift_back`."""
     width = g.op("Squeeze", size_value(g, Size(like, 3)), integers([0]), rank=0)

@@ -1,9 +1,10 @@
 """The supported networks: one folder each, and one name in this tuple.
 
-A file is compared with them in this order. The rest of the package asks :mod:`csa2glmha.families.registry`.
+A file is of the first that it has the whole signature of: PromptIR's is more than Restormer's. The rest of
+the package asks :mod:`csa2glmha.families.registry`.
 """
 
-from csa2glmha.families import mst, mst_plus_plus, restormer
+from csa2glmha.families import mst, mst_plus_plus, promptir, restormer
 from csa2glmha.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (restormer.FAMILY, mst.FAMILY, mst_plus_plus.FAMILY)
+FAMILIES: tuple[Family, ...] = (promptir.FAMILY, restormer.FAMILY, mst.FAMILY, mst_plus_plus.FAMILY)

@@ -57,6 +57,7 @@ class Family:
         readers: how its attention is read, one for each kind of module.
         lowering: by type of module, what takes its place in the deployed network.
         specialise: where its networks can be made for one value of an input.
+        unused: modules that published checkpoints have and that nothing goes through; they are left out.
         variant: what network a state dict is of that is close to this family and is none of it, or None.
     """
 
@@ -68,6 +69,7 @@ class Family:
     readers: tuple[Reader, ...] = ()
     lowering: Lowering = field(default_factory=dict)
     specialise: Specialise | None = None
+    unused: tuple[str, ...] = ()
     variant: Callable[[State], str | None] = _no_variant
 
     def signed(self, state: State) -> float:
@@ -105,6 +107,7 @@ class Family:
                 f"{shown(source)} ({self.name}): keys do not fit: "
                 f"{len(missing)} missing: {quote_keys(missing)}"
             )
+        state = {key: value for key, value in state.items() if key.partition(".")[0] not in self.unused}
         try:
             hyperparameters = self.check(self.hyperparameters_from(state), len(state))
             with torch.device("meta"):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from csa2glmha.core.errors import UsageError
+from csa2glmha.reading.placed import Part, Place
 
 # Fractions of the plastic number: multiples of these fill a square evenly, however many are taken
 # (Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018).
@@ -19,12 +20,14 @@ class Span:
     Attributes:
         start, length: what the network sees.
         core_start, core_length: what the tile answers for. The cores divide the image without a rest.
+        whole: rows (or columns) of the image.
     """
 
     start: int
     length: int
     core_start: int
     core_length: int
+    whole: int
 
     def core(self, size: int) -> slice:
         """The core in a feature map of ``size`` rows (or columns) that was made of the tile.
@@ -49,6 +52,12 @@ class Tile:
     def core_pixels(self) -> int:
         """Pixels that the tile answers for."""
         return self.rows.core_length * self.columns.core_length
+
+    @property
+    def place(self) -> Place:
+        """Where what the network sees lies in the image."""
+        rows, columns = (Part(each.start, each.length, each.whole) for each in (self.rows, self.columns))
+        return Place(rows, columns)
 
     def core(self, height: int, width: int) -> tuple[slice, slice]:
         """The core in a feature map of ``height`` x ``width`` that was made of the tile."""
@@ -93,7 +102,7 @@ def divide_axis(length: int, size: int, overlap: int, multiple: int) -> list[Spa
     """The same along one axis."""
     size = size // multiple * multiple
     if length <= size:
-        return [Span(0, length, 0, length)]
+        return [Span(0, length, 0, length, length)]
     step = tile_step(size, overlap, multiple)
     gaps = -(-(length - size) // step)
     # Evenly spread, so that what is left over becomes context for all of them.
@@ -103,7 +112,7 @@ def divide_axis(length: int, size: int, overlap: int, multiple: int) -> list[Spa
     ]
     edges = [0, *middles, length]
     return [
-        Span(start, size, first, last - first)
+        Span(start, size, first, last - first, length)
         for start, first, last in zip(starts, edges[:-1], edges[1:], strict=True)
     ]
 

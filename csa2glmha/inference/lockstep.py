@@ -1,10 +1,11 @@
-"""Tiles of one image going through a network side by side, sharing every layer's attention map.
+"""Tiles of one image going through a network side by side, sharing what is made of all pixels.
 
 Each tile goes through the network in a thread of its own, as if it were alone. At every attention layer it
 hands in what the map needs of its pixels, and waits until all tiles have; then the map of the image is made
 once, and all go on. One of them computes at a time, so that a tile that waits costs no more than what its
 call holds: the layer's input, and features that are needed later. Nothing is known of the network but its
-attention layers. Later, single tiles go through it with the same maps.
+attention layers, other layers in the same steps, whose "map" is what they make of moments, and modules that
+are to be told where their pixels lie. Later, single tiles go through it with the same maps.
 """
 
 from __future__ import annotations
@@ -19,19 +20,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from csa2glmha.attention.core import Moments, SharedAttention, weighted_mean
+from csa2glmha.attention.core import Moments, SharedLayer, weighted_mean
 from csa2glmha.core.errors import Csa2GlmhaError
 from csa2glmha.inference.grid import Tile
 from csa2glmha.inference.split import shared_layers
 from csa2glmha.inference.threads import PausingCall, ended_together
 from csa2glmha.networks import RestorationModel
+from csa2glmha.reading.placed import PlacedModule
 
 _ADVICE = "tiles of this network cannot share maps; use --tile-mode plain"
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an attention layer: the layer's name, and its calls before this one for the same tile."""
+    """One call of a layer: the layer's name, and its calls before this one for the same tile."""
 
     layer: str
     before: int
@@ -42,7 +44,7 @@ class Call:
 
 @dataclass(frozen=True)
 class _Request:
-    """What a tile hands in at an attention layer."""
+    """What a tile hands in at a layer."""
 
     call: Call
     moments: Moments
@@ -56,11 +58,13 @@ class _Pace(threading.local):
     """How far the tile of this thread is.
 
     Attributes:
-        pass_: its way through the network, and the tile, while maps are being made; None: the maps are there.
+        tile: that goes through the network; None: none does.
+        pass_: its way, while maps are being made; None: the maps are there.
         calls: of every layer, so far.
     """
 
-    pass_: tuple[_Pass, Tile] | None = None
+    tile: Tile | None = None
+    pass_: _Pass | None = None
     calls: Counter[str] = field(default_factory=Counter)
 
 
@@ -74,7 +78,7 @@ class SharedMaps:
         on_layer: called after each map that was made, while all tiles wait.
     """
 
-    layers: dict[str, SharedAttention]
+    layers: dict[str, SharedLayer]
     matrices: dict[Call, Tensor] = field(default_factory=dict)
     on_layer: Callable[[], object] | None = None
     _pace: _Pace = field(default_factory=_Pace)
@@ -93,7 +97,7 @@ class SharedMaps:
             on_output: called with each tile and its output.
 
         Raises:
-            Csa2GlmhaError: an attention layer made no map, or not for every tile.
+            Csa2GlmhaError: a layer made no map, or not for every tile.
         """
         self.matrices.clear()
         passes: list[_Pass] = []
@@ -120,14 +124,14 @@ class SharedMaps:
                     self.on_layer()
         self._check_complete()
 
-    def alone(self, network: Callable[[], Tensor]) -> Tensor:
+    def alone(self, network: Callable[[Tile], Tensor], tile: Tile) -> Tensor:
         """Run the network on one tile with the maps that are there.
 
         Raises:
-            Csa2GlmhaError: it calls an attention layer that made no map.
+            Csa2GlmhaError: it calls a layer that made no map.
         """
-        self._pace.pass_, self._pace.calls = None, Counter()
-        return network()
+        self._begin(tile, None)
+        return network(tile)
 
     def attend(self, name: str, *args: Any) -> Tensor:
         """The output of the layer of that name, called with these arguments."""
@@ -136,19 +140,27 @@ class SharedMaps:
         pace.calls[name] += 1
         if pace.pass_ is None:
             if call not in self.matrices:
-                raise Csa2GlmhaError(f"attention layer {call} made no map of the whole image: {_ADVICE}")
+                raise Csa2GlmhaError(f"layer {call} made no map of the whole image: {_ADVICE}")
             return layer.apply_matrix(args, self.matrices[call])
-        passing, tile = pace.pass_
+        assert pace.tile is not None
         # What the map is made from is gone while the tile waits; values are made when it goes on.
         return layer.apply_matrix(
-            args, passing.ask(_Request(call, layer.moments_of(args, partial(_core, tile))))
+            args, pace.pass_.ask(_Request(call, layer.moments_of(args, partial(_core, pace.tile))))
         )
+
+    def place(self, module: PlacedModule, *args: Any) -> Tensor:
+        """The module's output for the tile that goes through the network."""
+        assert self._pace.tile is not None
+        return module.forward_at(self._pace.tile.place, *args)
 
     def _follow(
         self, passes: Sequence[_Pass], index: int, tile: Tile, network: Callable[[Tile], Tensor]
     ) -> Tensor:
-        self._pace.pass_, self._pace.calls = (passes[index], tile), Counter()
+        self._begin(tile, passes[index])
         return network(tile)
+
+    def _begin(self, tile: Tile, pass_: _Pass | None) -> None:
+        self._pace.tile, self._pace.pass_, self._pace.calls = tile, pass_, Counter()
 
     def _check_complete(self) -> None:
         """Make sure that no layer took the map of a single tile, without a word."""
@@ -156,7 +168,7 @@ class SharedMaps:
         missing = [name for name in self.layers if name not in made]
         if missing:
             raise Csa2GlmhaError(
-                f"{len(missing)} of {len(self.layers)} attention layers made no map of the whole image, "
+                f"{len(missing)} of {len(self.layers)} layers made no map of the whole image, "
                 f"first {missing[0]}: {_ADVICE}"
             )
 
@@ -179,19 +191,26 @@ def _core(tile: Tile, maps: Tensor) -> Tensor:
 def lockstep(model: RestorationModel) -> Iterator[SharedMaps]:
     """Let tiles share attention maps, as long as the block lasts; not for training.
 
-    The attention modules stay where they are, but their calls go to the maps.
+    The modules stay where they are, but their calls go to the maps.
     """
     layers = shared_layers(model)
     maps = SharedMaps(layers)
+    calls: list[tuple[nn.Module, Callable[..., Tensor]]] = [
+        (model.get_submodule(name), partial(maps.attend, name)) for name in layers
+    ]
+    calls += [
+        (module, partial(maps.place, module))
+        for module in model.modules()
+        if isinstance(module, PlacedModule)
+    ]
     replaced: list[tuple[nn.Module, Any]] = []
     try:
-        for name in layers:
-            module = model.get_submodule(name)
+        for module, call in calls:
             replaced.append((module, vars(module).get("forward")))
-            vars(module)["forward"] = partial(maps.attend, name)
+            vars(module)["forward"] = call
         yield maps
     finally:
-        for module, forward in replaced:
+        for module, forward in reversed(replaced):
             if forward is None:
                 vars(module).pop("forward", None)
             else:

@@ -6,6 +6,7 @@ import copy
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psutil
@@ -85,19 +86,23 @@ def tile_needs(
         nonlocal waiting
         waiting = max(waiting, memory.now)
 
-    def one(size: tuple[int, int], allocations: _Allocations) -> Tensor:
+    def one(allocations: _Allocations, place: Tile) -> Tensor:
         with allocations, torch.no_grad():
-            return skeleton(*_inputs(model, *size, 1))
+            return skeleton(*_inputs(model, place.rows.length, place.columns.length, 1))
 
     with lockstep(skeleton) as maps:
         maps.on_layer = on_layer
-        rows, columns = (divide_axis(side, side, 0, 1)[0] for side in sample)
-        maps.make(lambda _: one(sample, memory), [Tile(rows, columns)], lambda *_: None)
+        maps.make(partial(one, memory), [_only_tile(sample)], lambda *_: None)
         single = _Allocations(skeleton)
-        maps.alone(lambda: one(tile, single))
+        maps.alone(partial(one, single), _only_tile(tile))
     # While one tile computes, the others wait: each at the layer where that takes most, at worst.
     fixed = _overhead(memory.peak - waiting)
     return MemoryNeeds(_overhead(single.peak), fixed, int(waiting * WAITING_OVERHEAD))
+
+
+def _only_tile(size: tuple[int, int]) -> Tile:
+    rows, columns = (divide_axis(side, side, 0, 1)[0] for side in size)
+    return Tile(rows, columns)
 
 
 def available_bytes(device: torch.device) -> int:

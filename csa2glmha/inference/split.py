@@ -1,4 +1,4 @@
-"""The attention layers of a network as tiles share them: see :mod:`csa2glmha.attention.core`."""
+"""The layers of a network that tiles share: see :mod:`csa2glmha.attention.core`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ from typing import Any
 
 from torch import Tensor
 
-from csa2glmha.attention.core import Moments, Region, SharedAttention, applied, everywhere
+from csa2glmha.attention.core import Moments, Region, SharedLayer, applied, everywhere
 from csa2glmha.networks import RestorationModel
-from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers
+from csa2glmha.reading.layers import AttentionLayer, attention_layers
 
 
-def shared_layers(model: RestorationModel) -> dict[str, SharedAttention]:
-    """All attention layers of a network, converted or not, by the names of their modules.
+def shared_layers(model: RestorationModel) -> dict[str, SharedLayer]:
+    """All layers of a network that look at all pixels at once, by the names of their modules.
 
-    Converted ones have the three steps themselves; the others are read.
+    Converted attention has the three steps itself, and so have layers that are none; other attention is read.
     """
-    layers: dict[str, SharedAttention] = {
+    layers: dict[str, SharedLayer] = {
         name: UnconvertedAttention(layer) for name, layer in attention_layers(model).items()
     }
-    return layers | glmha_layers(model)
+    for name, module in model.named_modules():
+        if isinstance(module, SharedLayer):
+            layers[name] = module
+    return layers
 
 
 class UnconvertedAttention:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,9 +36,15 @@ def restore_separately(
     Returns:
         (1, C', H, W) on the CPU.
     """
+    return _one_by_one(lambda tile: network(cut(inputs, tile)), inputs, tiles, on_tile)
+
+
+def _one_by_one(
+    network: Callable[[Tile], Tensor], inputs: Inputs, tiles: Sequence[Tile], on_tile: Callable[[], object]
+) -> Tensor:
     result: Tensor | None = None
     for tile in tiles:
-        output = network(cut(inputs, tile))
+        output = network(tile)
         if result is None:
             result = torch.empty(1, output.shape[1], *inputs[0].shape[-2:])
         paste(result, output, tile)
@@ -67,14 +74,14 @@ def restore_globally(
         inputs: as for :func:`restore_separately`, of sizes that the network does not pad.
         tiles: that divide the image, all of one size.
         sample: tiles of one size that overlap only outside of their cores: some of ``tiles``, or others.
-        on_layer: called after each attention layer of the first pass.
+        on_layer: called after each layer of the first pass that makes a map.
         on_tile: called after each tile of the second.
 
     Returns:
         (1, C', H, W) on the CPU.
 
     Raises:
-        Csa2GlmhaError: an attention layer took part in the first pass without making its map.
+        Csa2GlmhaError: a layer took part in the first pass without making its map.
     """
     everything = set(sample) == set(tiles)
     result: Tensor | None = None
@@ -87,12 +94,15 @@ def restore_globally(
             paste(result, output, tile)
             on_tile()
 
+    def network(tile: Tile) -> Tensor:
+        return run(model, cut(inputs, tile))
+
     with lockstep(model) as maps:
         maps.on_layer = on_layer
-        maps.make(lambda tile: run(model, cut(inputs, tile)), sample, on_output)
+        maps.make(network, sample, on_output)
         if result is not None:
             return result
-        return restore_separately(lambda tile: maps.alone(lambda: run(model, tile)), inputs, tiles, on_tile)
+        return _one_by_one(partial(maps.alone, network), inputs, tiles, on_tile)
 
 
 def cut(inputs: Inputs, tile: Tile) -> Inputs:

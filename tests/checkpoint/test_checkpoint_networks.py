@@ -18,6 +18,7 @@ from csa2glmha.checkpoint.student import load, load_model
 from csa2glmha.core.errors import CheckpointError, UsageError
 from csa2glmha.families.restormer.network import Restormer
 from tests.conftest import MakeRestormer
+from tests.subjects import family_names
 
 State = dict[str, Tensor]
 Wrap = Callable[[State, State], dict[str, Any]]
@@ -379,7 +380,7 @@ VARIANTS: dict[str, tuple[State, str]] = {
 def test_variants_are_named(tmp_path: Path, variant: State, what: str, prefix: str) -> None:
     message = error_of(tmp_path, {"state_dict": prefixed(prefix, variant)})
     assert what in message
-    assert "which is not supported. Supported: restormer, mst, mst_plus_plus" in message
+    assert f"which is not supported. Supported: {', '.join(family_names())}" in message
 
 
 def test_modules_are_wrapped_as_these_names_say(tiny_restormer: Restormer) -> None:

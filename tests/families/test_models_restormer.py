@@ -19,6 +19,7 @@ from csa2glmha.metrics.complexity import Complexity, count_complexity
 from csa2glmha.networks import reflect_pad_to_multiple
 from csa2glmha.reading.layers import attention_layers, replace_layers
 from tests.conftest import MakeRestormer
+from tests.subjects import family_names
 
 
 def image(*shape: int, seed: int = 0) -> Tensor:
@@ -185,7 +186,7 @@ def test_unknown_architecture_names_the_closest_and_what_differs(tiny_restormer:
     assert "closest is restormer" in message
     assert "has no latent.0.attn.temperature, output.weight" in message
     assert "patch_embed.proj.weight" in message  # what it does begin with
-    assert "Supported: restormer, mst, mst_plus_plus" in message
+    assert f"Supported: {', '.join(family_names())}" in message
 
 
 def test_nothing_in_common_with_any_architecture() -> None:

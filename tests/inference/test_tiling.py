@@ -222,7 +222,7 @@ def test_a_layer_in_two_places_shares_maps_in_both() -> None:
 @pytest.mark.parametrize(
     ("block", "words"),
     [
-        (UnusedBlock, r"1 of 8 attention layers made no map of the whole image, first latent\.0\.attn"),
+        (UnusedBlock, r"1 of 8 layers made no map of the whole image, first latent\.0\.attn"),
         (SwappedBlock, r"some tiles come to latent\.0\.attn and latent\.0\.other while others do not"),
         (CountingBlock, r"some tiles come to decoder_level3\.0\.attn and latent\.0\.attn \(call 2\)"),
     ],

@@ -1,0 +1,45 @@
+"""Resized maps of a part of an image are that part of the resized maps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csa2glmha.families.resizing import ResizeLike
+from csa2glmha.reading.placed import Part, Place
+
+
+@given(
+    size=st.integers(1, 9),
+    whole=st.integers(1, 40),
+    start=st.integers(0, 39),
+    length=st.integers(1, 40),
+    level=st.sampled_from([1, 4]),
+)
+def test_a_part_of_maps_resized_like_the_image(
+    size: int, whole: int, start: int, length: int, level: int
+) -> None:
+    """Also where an image is smaller than the maps, or one pixel wide."""
+    start = min(start, whole - 1)
+    length = min(length, whole - start)
+    maps = torch.rand(2, 3, size, 5, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(maps, (whole, 7), mode="bilinear", align_corners=False)
+    place = Place(Part(level * start, level * length, level * whole), Part(0, 7 * level, 7 * level))
+    like = torch.empty(2, 1, length, 7)
+    part = ResizeLike().forward_at(place, maps, like)
+    torch.testing.assert_close(part, expected[:, :, start : start + length], rtol=1e-5, atol=1e-5)
+
+
+def test_the_whole_image_is_a_part_too() -> None:
+    maps, like = torch.rand(1, 2, 4, 6), torch.empty(1, 3, 9, 11)
+    place = Place(Part(0, 9, 9), Part(0, 11, 11))
+    torch.testing.assert_close(ResizeLike().forward_at(place, maps, like), ResizeLike()(maps, like))
+
+
+def test_a_part_between_the_pixels_of_maps_is_an_error() -> None:
+    assert Part(8, 16, 40).of_maps(4) == Part(2, 4, 10)
+    with pytest.raises(ValueError, match="16 pixels became 4"):
+        Part(6, 16, 40).of_maps(4)
