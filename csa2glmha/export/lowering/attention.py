@@ -119,12 +119,15 @@ class DeployedCore(nn.Module):
 
     def attention(self, logits: Tensor | None, strengths: Tensor | None) -> Tensor:
         """Softmax of corrected logits; without logits there are the corrections alone."""
-        terms = [] if logits is None else [logits]
+        terms: list[Tensor] = []
         if self.static is not None:
             terms.append(self.static)
         if strengths is not None and self.left is not None and self.right is not None:
             strength = strengths.view(-1, 1, 1, self.config.guide_width)
             terms.append((self.left * strength) @ self.right)
+        # Last: with two sums behind the logits OpenVINO 2026.4 runs out of registers and compiles nothing.
+        if logits is not None:
+            terms.append(logits)
         total = terms[0]
         for term in terms[1:]:
             total = total + term
