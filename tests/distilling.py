@@ -38,7 +38,7 @@ class Crops:
     """Training batches of smooth images; ``bad`` are steps whose images are ``value``."""
 
     seed: int = 0
-    truth: bool = False
+    ground_truth: bool = False
     bad: range = range(0)
     value: float = float("nan")
 
@@ -46,7 +46,7 @@ class Crops:
         inputs = torch.stack([image(self.seed + 10 + number) for number in range(first, first + count)])
         if step in self.bad:
             inputs = torch.full_like(inputs, self.value)
-        return Batch((inputs,), inputs.flip(-1) if self.truth else None)
+        return Batch((inputs,), inputs.flip(-1) if self.ground_truth else None)
 
 
 def make_pair(make_restormer: MakeRestormer) -> tuple[Restormer, Restormer]:

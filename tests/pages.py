@@ -109,6 +109,7 @@ def choices(report: dict[str, Any]) -> list[dict[str, Any]]:
                     "layer": layer["name"], "side": side, "ranks": ranks,
                     "rank_q": rank_q, "rank_k": rank_k, "rank_v": rank_v,
                     "error": 0.0 if full else 10 ** (-psnr / 10), "psnr_to_teacher": None if full else psnr,
+                    "predicted": None,
                     "macs_saved": 0 if full else 1_500_000, "params_saved": 0 if full else -1500,
                     "picked": ranks in ("q full k 4", "v 8"),
                 }
@@ -121,14 +122,14 @@ def page_of_values(values: dict[str, Any], images: Sequence[Comparison] = ()) ->
     return html_page(parse_report(values), images)
 
 
-def example_images(count: int = 2, spectral: bool = False, truth: bool = True) -> list[Comparison]:
+def example_images(count: int = 2, spectral: bool = False, ground_truth: bool = True) -> list[Comparison]:
     """Comparisons of random images of 24 x 32 pixels."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for number in range(count):
         clean = torch.rand(7 if spectral else 3, 24, 32, generator=generator)
         before = (0.9 * clean).clamp(0, 1)
-        example = Example(f"photo {number}.png", (clean.unsqueeze(0),), clean if truth else None)
+        example = Example(f"photo {number}.png", (clean.unsqueeze(0),), clean if ground_truth else None)
         found.append(compare_image(example, before, (before + 0.01).clamp(0, 1), spectral))
     return found
 

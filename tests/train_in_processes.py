@@ -19,7 +19,9 @@ class BadInOneProcess(Crops):
     """Of a bad step, the first process's share alone is bad."""
 
     def batch(self, step: int, first: int, count: int) -> Any:
-        share = Crops(self.seed, self.truth, self.bad if os.environ["RANK"] == "0" else range(0), self.value)
+        share = Crops(
+            self.seed, self.ground_truth, self.bad if os.environ["RANK"] == "0" else range(0), self.value
+        )
         return share.batch(step, first, count)
 
 

@@ -23,7 +23,7 @@ from csa2glmha.core.progress import say, telling
 from csa2glmha.data.batches import Data
 from csa2glmha.data.inputs.kind import facts_of
 from csa2glmha.data.open import input_kind, open_data
-from csa2glmha.distill.job import check_training, check_truth, identity_of
+from csa2glmha.distill.job import check_ground_truth, check_training, identity_of
 from csa2glmha.distill.processes import launched_processes
 from csa2glmha.families.registry import specialise_of
 from csa2glmha.metrics.evaluate import check_sizes
@@ -124,7 +124,7 @@ def check_data(teacher: RestorationModel, data: Data, options: ConvertOptions) -
         UsageError: a ground truth is needed and not there, or the budget cannot be met.
         DataError: a held-out image cannot be judged on.
     """
-    check_truth(options, data, teacher.out_channels)
+    check_ground_truth(options, data, teacher.out_channels)
     check_sizes(data.examples(options.input_size, options.seed))
     finish = _finish(data, options)
     return RankSearch.prepare(teacher, data, options, finish) if options.automatic else None

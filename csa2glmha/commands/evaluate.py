@@ -73,7 +73,7 @@ def evaluate_file(
     for note in notes:
         say(note)
     # Read to the first that is fit for it, before any is run on.
-    if other is None and all(example.truth is None for example in examples):
+    if other is None and all(example.ground_truth is None for example in examples):
         raise UsageError(
             f"{options.data}: no ground truth to compare with; give --teacher to compare with its outputs"
         )
@@ -96,13 +96,13 @@ class _Meters:
     """What was measured of the images.
 
     Attributes:
-        input, truth: inputs and outputs against the ground truth.
+        input, ground_truth: inputs and outputs against the ground truth.
         teacher: outputs against the teacher's.
         beyond: outputs that reach far beyond [0, 1].
     """
 
     input: QualityMeter
-    truth: QualityMeter
+    ground_truth: QualityMeter
     teacher: QualityMeter
     beyond: int = 0
 
@@ -110,18 +110,18 @@ class _Meters:
 def _measure(
     run: Restore, reference: Restore | None, examples: Sequence[Example], spectral: bool, of_luma: bool
 ) -> _Meters:
-    input_, truth, teacher = (QualityMeter(spectral, of_luma=of_luma) for _ in range(3))
-    meters = _Meters(input_, truth, teacher)
+    input_, ground_truth, teacher = (QualityMeter(spectral, of_luma=of_luma) for _ in range(3))
+    meters = _Meters(input_, ground_truth, teacher)
     for index in progress(range(len(examples)), what="evaluating", unit="image"):
         example = examples[index]
         output = run(example.inputs)
         meters.beyond += int(spectral and out_of_range(output))
         output = output.clamp(0, 1)
-        if example.truth is not None:
-            meters.truth.add(example.name, output, example.truth)
+        if example.ground_truth is not None:
+            meters.ground_truth.add(example.name, output, example.ground_truth)
             given = example.inputs[0][0]
-            if given.shape == example.truth.shape:
-                meters.input.add(example.name, given.clamp(0, 1), example.truth)
+            if given.shape == example.ground_truth.shape:
+                meters.input.add(example.name, given.clamp(0, 1), example.ground_truth)
         if reference is not None:
             meters.teacher.add(example.name, output, reference(example.inputs).clamp(0, 1))
     if meters.beyond:
@@ -131,7 +131,7 @@ def _measure(
 
 def _figures_of(meters: _Meters, spectral: bool) -> dict[str, Any]:
     """What was measured of each kind, where anything was, as JSON values."""
-    named = {"input": meters.input, "truth": meters.truth, "teacher": meters.teacher}
+    named = {"input": meters.input, "ground_truth": meters.ground_truth, "teacher": meters.teacher}
     beyond: dict[str, Any] = {"outputs_out_of_range": meters.beyond} if spectral else {}
     return beyond | {name: _figures(meter, spectral) for name, meter in named.items() if meter.images}
 
@@ -151,8 +151,8 @@ def _figures(meter: QualityMeter, spectral: bool) -> dict[str, Any]:
 def describe_evaluation(found: dict[str, Any]) -> str:
     """The same for people."""
     labels = {
-        "input": "input against truth",
-        "truth": "output against truth",
+        "input": "input against ground truth",
+        "ground_truth": "output against ground truth",
         "teacher": "output against teacher",
     }
     known = [key for key in labels if key in found]

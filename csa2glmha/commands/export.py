@@ -220,7 +220,7 @@ def _loss(loaded: LoadedModel, file: Path, data: Data, options: ConvertOptions) 
         len(examples),
         data.source,
         data.degradation,
-        judged["exact"].truth.get("psnr"),
-        judged["lower"].truth.get("psnr"),
+        judged["exact"].ground_truth.get("psnr"),
+        judged["lower"].ground_truth.get("psnr"),
         judged["lower"].teacher["psnr"],
     )

@@ -197,7 +197,7 @@ def describe_sweep(found: Sweep) -> str:
         "ratio",
         "time",
         "PSNR to teacher",
-        "PSNR to truth",
+        "PSNR to ground truth",
     )
     return render_table(rows, header)
 

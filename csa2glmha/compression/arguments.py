@@ -18,7 +18,7 @@ from csa2glmha.data.batches import Data, Example
 from csa2glmha.data.given import GivenBatches, read_samples
 from csa2glmha.data.open import open_data
 from csa2glmha.distill import DistillSettings
-from csa2glmha.distill.job import check_truth, options_of
+from csa2glmha.distill.job import check_ground_truth, options_of
 from csa2glmha.metrics.evaluate import check_sizes
 from csa2glmha.networks import RestorationModel, run
 from csa2glmha.reading.layers import glmha_layers
@@ -101,7 +101,7 @@ def data_from(
         if held_out is not None:
             raise UsageError("held_out: of a folder some images are held out by themselves; leave it out")
         data = open_data(model, options.model_copy(update={"data": Path(calibration)}))
-        check_truth(options, data, model.out_channels)
+        check_ground_truth(options, data, model.out_channels)
         return data
     if options.degrade is not None or options.targets is not None:
         raise UsageError("degrade and targets are for folders; give batches as the network takes them")

@@ -203,11 +203,11 @@ class DrawPictures(Always[FileRun]):
         example, folder = run.examples[0], run.workspace.folder
         before, after = restore(run.teacher)(example.inputs), restore(run.student)(example.inputs)
         if run.data.spectral:
-            write_image(folder / PICTURE_FILE, spectral_comparison(before, after, example.truth))
+            write_image(folder / PICTURE_FILE, spectral_comparison(before, after, example.ground_truth))
             with atomic_path(folder / SPECTRA_FILE) as temporary:
-                plot_spectra(temporary, before, after, example.truth)
+                plot_spectra(temporary, before, after, example.ground_truth)
         else:
-            picture = comparison(example.inputs[0][0], before, after, example.truth)
+            picture = comparison(example.inputs[0][0], before, after, example.ground_truth)
             write_image(folder / PICTURE_FILE, picture)
 
 

@@ -35,7 +35,10 @@ class RankOptions(Options):
         None, description="Budget of --rank auto: a share of its parameters, or 20M."
     )
     max_drop: Annotated[float | None, Affects.WEIGHTS] = Field(
-        None, gt=0, le=100, description="Budget of --rank auto: dB of PSNR to the truth, before distillation."
+        None,
+        gt=0,
+        le=100,
+        description="Budget of --rank auto: dB of PSNR to the ground truth, before distillation.",
     )
     latency: Annotated[float | None, Affects.WEIGHTS] = Field(
         None,

@@ -24,16 +24,16 @@ class Batch:
     """Inputs and the ground truth (B, C', H, W) of the output, None where it is not known."""
 
     inputs: Inputs
-    truth: Tensor | None
+    ground_truth: Tensor | None
 
 
 @dataclass(frozen=True)
 class Example:
-    """One image to judge on: inputs with a batch axis of one, and the truth (C', H, W), where known."""
+    """One image to judge on: inputs with a batch axis of one; the ground truth (C', H, W), where known."""
 
     name: str
     inputs: Inputs
-    truth: Tensor | None
+    ground_truth: Tensor | None
 
 
 class TrainingBatches(Protocol):

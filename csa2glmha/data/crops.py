@@ -87,8 +87,8 @@ class TrainingCrops:
         images, degradation: see the module's three kinds of data.
         size: side of the crops.
         seed: of everything random.
-        clean_is_truth: the network's output for a degraded image should be the clean one. (It should not
-            where a network turns colours into spectra.)
+        clean_is_ground_truth: the network's output for a degraded image should be the clean one. (It
+            should not where a network turns colours into spectra.)
 
     Raises:
         UsageError: a size below one, or a degradation for images that come with targets.
@@ -99,16 +99,16 @@ class TrainingCrops:
     degradation: Degradation | None
     size: int
     seed: int
-    clean_is_truth: bool = True
+    clean_is_ground_truth: bool = True
 
     def __post_init__(self) -> None:
         _check(self.images, self.size, 1)
 
     def batch(self, step: int, first: int, count: int) -> Batch:
         """As :meth:`csa2glmha.data.batches.TrainingBatches.batch`; samples share nothing."""
-        inputs, truth = _stack([self.sample(number) for number in range(first, first + count)])
-        known = truth is not None and (self.degradation is None or self.clean_is_truth)
-        return Batch((inputs,), truth if known else None)
+        inputs, ground_truth = _stack([self.sample(number) for number in range(first, first + count)])
+        known = ground_truth is not None and (self.degradation is None or self.clean_is_ground_truth)
+        return Batch((inputs,), ground_truth if known else None)
 
     def sample(self, number: int) -> tuple[Tensor, Tensor | None]:
         """Input (C, size, size) and reference, or None."""

@@ -22,8 +22,8 @@ def describe_images(data: Data, examples: Sequence[Example]) -> dict[str, Any]:
     """
     digest = hashlib.sha256()
     for example in examples:
-        parts = [] if example.truth is None else [example.truth]
-        if example.truth is None or data.degradation is None:
+        parts = [] if example.ground_truth is None else [example.ground_truth]
+        if example.ground_truth is None or data.degradation is None:
             parts.append(example.inputs[0])
         for part in parts:
             digest.update(str(tuple(part.shape)).encode())

@@ -201,7 +201,7 @@ class ImageSet:
         if self.copies:
             said += (
                 f"{folder}: {self.copies} of {len(self)} inputs are equal to their targets, pixel for pixel: "
-                "figures against the truth say nothing of restoration there",
+                "figures against the ground truth say nothing of restoration there",
             )
         return said
 

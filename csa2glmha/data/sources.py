@@ -35,7 +35,7 @@ class ImageData:
         train, held_out: disjoint sets of images.
         degrade: makes inputs of clean images; None where the images are inputs already.
         source, notes: as in :class:`csa2glmha.data.batches.Data`.
-        has_truth: a reference exists for the outputs.
+        has_ground_truth: a reference exists for the outputs.
         spectral: the outputs' channels are bands of a spectrum.
         stretched: each whole image is brought to [0, 1] first.
     """
@@ -45,7 +45,7 @@ class ImageData:
     degrade: Degradation | None
     source: str
     notes: tuple[str, ...]
-    has_truth: bool
+    has_ground_truth: bool
     spectral: bool = False
     stretched: bool = False
 
@@ -94,7 +94,7 @@ def image_example(
     degradation: Degradation | None,
     seed: int,
     size: int | None,
-    clean_is_truth: bool = True,
+    clean_is_ground_truth: bool = True,
 ) -> Example:
     """One image to judge on; degraded with a generator of its own, so that order does not matter.
 
@@ -104,14 +104,14 @@ def image_example(
         degradation: makes the input.
         seed: of the degradation.
         size: cut to the central square of at most this side; None keeps whole images.
-        clean_is_truth: the network's output for a degraded image should be the clean one.
+        clean_is_ground_truth: the network's output for a degraded image should be the clean one.
     """
-    name, image, truth = images.read(index)
-    image, truth = _centre(image, size), None if truth is None else _centre(truth, size)
+    name, image, ground_truth = images.read(index)
+    image, ground_truth = _centre(image, size), None if ground_truth is None else _centre(ground_truth, size)
     if degradation is not None:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        image, truth = degradation(image, generator), _wanted(image) if clean_is_truth else None
-    return Example(name, (image.unsqueeze(0),), truth)
+        image, ground_truth = degradation(image, generator), _wanted(image) if clean_is_ground_truth else None
+    return Example(name, (image.unsqueeze(0),), ground_truth)
 
 
 def _wanted(clean: Tensor) -> Tensor | None:
@@ -156,7 +156,7 @@ def open_inputs(
 ) -> tuple[ImageSource, tuple[str, ...]]:
     """Inputs of a network that makes ``bands`` channels of ``channels``, and notes on what was skipped.
 
-    Inputs are images, or cubes where no image has that many channels. Truth, where the bands are a
+    Inputs are images, or cubes where no image has that many channels. Ground truth, where the bands are a
     spectrum, is a folder of cubes.
 
     Raises:

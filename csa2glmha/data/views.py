@@ -26,11 +26,11 @@ class DualViews:
 
     Attributes:
         left: images whose "target" is the right view, or no target: then both views are the same.
-        targets: name to index in ``truth``.
+        targets: name to index in ``ground_truth``.
     """
 
     left: ImageSource
-    truth: dict[str, tuple[ImageSource, int]]
+    ground_truth: dict[str, tuple[ImageSource, int]]
 
     def __len__(self) -> int:
         return len(self.left)
@@ -39,8 +39,8 @@ class DualViews:
         """Name, input (6, H, W), target (3, H, W) or None."""
         name, left, right = self.left.read(index)
         target = None
-        if name in self.truth:
-            source, position = self.truth[name]
+        if name in self.ground_truth:
+            source, position = self.ground_truth[name]
             target = source.read(position)[2]
         return name, torch.cat((left, left if right is None else right)), target
 
@@ -58,11 +58,11 @@ def open_views(folder: Path, targets: Path | None, pair: str | None) -> tuple[Im
             notes = views.notes(left)
             if targets is not None:
                 pairs = ImageSet.find(left, 3, targets, pair=pair, smallest=SSIM_WINDOW)
-                truth: dict[str, tuple[ImageSource, int]] = {
+                ground_truth: dict[str, tuple[ImageSource, int]] = {
                     name: (pairs, index) for index, name in enumerate(pairs.names)
                 }
-                known = tuple(index for index, name in enumerate(views.names) if name in truth)
-                return DualViews(Subset(views, known), truth), notes + pairs.notes(left)
+                known = tuple(index for index, name in enumerate(views.names) if name in ground_truth)
+                return DualViews(Subset(views, known), ground_truth), notes + pairs.notes(left)
             return DualViews(views, {}), notes
     expected = ", ".join(f"{left}/ and {right}/" for left, right in VIEW_FOLDERS)
     raise DataError(

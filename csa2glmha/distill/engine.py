@@ -71,7 +71,7 @@ def distill(
         log: a record, not open yet.
 
     Raises:
-        UsageError: a precision that the device lacks, or a weight for a truth that is not there.
+        UsageError: a precision that the device lacks, or a weight for a ground truth that is not there.
         CheckpointError: the state does not fit the student.
     """
     processes = Processes(next(student.parameters()).device, settings.precision)
@@ -340,8 +340,8 @@ class _Training:
         """PSNR to the teacher, and the score that decides what is kept: the student's, as it is now."""
         began = time.monotonic()
         processes, weight = self.processes, self.settings.truth_weight
-        to_teacher, to_truth = errors(self.student, self.held_out, processes.index, processes.count)
-        both = (to_teacher + weight * to_truth) / (1 + weight)
+        to_teacher, to_ground_truth = errors(self.student, self.held_out, processes.index, processes.count)
+        both = (to_teacher + weight * to_ground_truth) / (1 + weight)
         sums = [decibels(to_teacher).sum(), decibels(both).sum(), to_teacher.new_tensor(len(to_teacher))]
         psnr, score, images = processes.total(torch.stack(sums)).tolist()
         self.at.evaluation_seconds = time.monotonic() - began

@@ -18,20 +18,20 @@ class HeldOut:
 
     Attributes:
         inputs, teacher: one entry a batch.
-        truth: likewise, where it takes part in the training; None where it does not.
+        ground_truth: likewise, where it takes part in the training; None where it does not.
     """
 
     inputs: Sequence[Inputs]
     teacher: Sequence[Tensor]
-    truth: Sequence[Tensor] | None = None
+    ground_truth: Sequence[Tensor] | None = None
 
 
 def teacher_outputs(
-    teacher: nn.Module, inputs: Sequence[Inputs], truth: Sequence[Tensor] | None = None
+    teacher: nn.Module, inputs: Sequence[Inputs], ground_truth: Sequence[Tensor] | None = None
 ) -> HeldOut:
     """Held-out inputs with the teacher's outputs, on the CPU."""
     with torch.no_grad():
-        return HeldOut(inputs, [run(teacher, each).cpu() for each in inputs], truth)
+        return HeldOut(inputs, [run(teacher, each).cpu() for each in inputs], ground_truth)
 
 
 def agreement(model: nn.Module, held_out: HeldOut) -> float:
@@ -40,21 +40,21 @@ def agreement(model: nn.Module, held_out: HeldOut) -> float:
 
 
 def errors(model: nn.Module, held_out: HeldOut, first: int = 0, every: int = 1) -> tuple[Tensor, Tensor]:
-    """Mean squared errors of every image to the teacher and to the truth (zero without), float64.
+    """Mean squared errors of every image to the teacher and to the ground truth (zero without), float64.
 
     Args:
         model: in eval mode.
         held_out: what to look at.
         first, every: of its batches look at number ``first``, ``first + every``, ... only.
     """
-    to_teacher, to_truth = [torch.zeros(0).double()], [torch.zeros(0).double()]
+    to_teacher, to_ground_truth = [torch.zeros(0).double()], [torch.zeros(0).double()]
     with torch.no_grad():
         for index in range(first, len(held_out.inputs), every):
             output = run(model, held_out.inputs[index]).cpu()
             to_teacher.append(_mean_square(output - held_out.teacher[index]))
-            truth = output if held_out.truth is None else held_out.truth[index]
-            to_truth.append(_mean_square(output - truth))
-    return torch.cat(to_teacher), torch.cat(to_truth)
+            ground_truth = output if held_out.ground_truth is None else held_out.ground_truth[index]
+            to_ground_truth.append(_mean_square(output - ground_truth))
+    return torch.cat(to_teacher), torch.cat(to_ground_truth)
 
 
 def decibels(error: Tensor) -> Tensor:

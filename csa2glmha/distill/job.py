@@ -28,7 +28,7 @@ from csa2glmha.distill.log import TrainingLog, check_tensorboard
 from csa2glmha.distill.processes import check_precision, launched_processes
 from csa2glmha.distill.result import DistillResult
 from csa2glmha.distill.settings import LAYERS, DistillSettings
-from csa2glmha.distill.stages import known_truth
+from csa2glmha.distill.stages import known_ground_truth
 from csa2glmha.distill.state import State, StateFolder
 from csa2glmha.distill.state_files import INITIAL_FILE
 from csa2glmha.families.registry import specialise_of
@@ -96,12 +96,12 @@ def check_apart(output: Path, options: DataOptions) -> None:
             )
 
 
-def check_truth(options: ConvertOptions, data: Data, channels: int) -> None:
+def check_ground_truth(options: ConvertOptions, data: Data, channels: int) -> None:
     """Raise UsageError if a ground truth of so many channels is to be learned and there is none."""
     if options.truth_weight and options.distill_stages != LAYERS:
         sample = data.training(options.crop, options.seed + 2).batch(0, 0, 1)
         height_and_width = sample.inputs[0].shape[-2:]
-        known_truth(sample, torch.empty(1, channels, *height_and_width))
+        known_ground_truth(sample, torch.empty(1, channels, *height_and_width))
 
 
 def identity_of(options: ConvertOptions, data: Data, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,12 +239,14 @@ class DistillJob:
         return result
 
     def _held_out(self, teacher: nn.Module) -> HeldOut:
-        """Crops of the held-out images; images with their truth where that takes part."""
+        """Crops of the held-out images; images with their ground truth where that takes part."""
         options = self.options
         if options.truth_weight:
             examples = self.data.examples(options.calibration_size, options.seed + 1)
-            truths = [example.truth.unsqueeze(0) for example in examples if example.truth is not None]
-            known = truths if len(truths) == len(examples) else None
+            ground_truths = [
+                example.ground_truth.unsqueeze(0) for example in examples if example.ground_truth is not None
+            ]
+            known = ground_truths if len(ground_truths) == len(examples) else None
             return teacher_outputs(teacher, [example.inputs for example in examples], known)
         count, seed = HELD_OUT_CROPS, options.seed + 1
         side = self.data.judging_size(options.calibration_size)

@@ -129,10 +129,10 @@ class LayerStage:
 
 
 class EndStage:
-    """The student learns the teacher's output, and the truth where that has a weight.
+    """The student learns the teacher's output, and the ground truth where that has a weight.
 
     Raises:
-        UsageError: the truth has a weight, and a batch has none (on its first use).
+        UsageError: the ground truth has a weight, and a batch has none (on its first use).
     """
 
     title = "end to end"
@@ -154,7 +154,7 @@ class EndStage:
         difference = output - expected.float()
         loss = self._loss(difference)
         if self._truth_weight:
-            loss = loss + self._truth_weight * self._loss(output - known_truth(batch, output))
+            loss = loss + self._truth_weight * self._loss(output - known_ground_truth(batch, output))
         backward(loss)
         return loss.detach(), difference.detach().square().mean()
 
@@ -164,18 +164,18 @@ class EndStage:
             del module.forward
 
 
-def known_truth(batch: Batch, output: Tensor) -> Tensor:
-    """The truth of a batch, (B, C, H, W) as the output and where that is.
+def known_ground_truth(batch: Batch, output: Tensor) -> Tensor:
+    """The ground truth of a batch, (B, C, H, W) as the output and where that is.
 
     Raises:
         UsageError: there is none.
     """
-    if batch.truth is None or batch.truth.shape != output.shape:
+    if batch.ground_truth is None or batch.ground_truth.shape != output.shape:
         raise UsageError(
             "--truth-weight: these images come without a ground truth; give --targets, or --degrade for "
             "clean images, or leave the weight out"
         )
-    return batch.truth.to(output.device)
+    return batch.ground_truth.to(output.device)
 
 
 def output_deviations(

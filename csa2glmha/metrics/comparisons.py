@@ -27,7 +27,8 @@ LONGEST_SIDE = 384
 class Panel:
     """One picture (C, H, W), C = 1 or 3.
 
-    ``role`` is "input", "teacher", "student", "difference" or "truth"; ``note`` says what is seen of it.
+    ``role`` is "input", "teacher", "student", "difference" or "ground_truth"; ``note`` says what is seen
+    of it.
     """
 
     role: str
@@ -72,28 +73,30 @@ def compare_image(example: Example, before: Tensor, after: Tensor, spectral: boo
 
     PSNR is that of the whole image, pictures and spectra are of its middle where it is large.
     """
-    before, after, truth = before.clamp(0, 1), after.clamp(0, 1), example.truth
+    before, after, ground_truth = before.clamp(0, 1), after.clamp(0, 1), example.ground_truth
     figures: dict[str, Any] = {"name": example.name, "psnr_to_teacher": json_number(psnr(after, before))}
-    if truth is not None:
+    if ground_truth is not None:
         figures |= {
-            "teacher_psnr": json_number(psnr(before, truth)),
-            "student_psnr": json_number(psnr(after, truth)),
+            "teacher_psnr": json_number(psnr(before, ground_truth)),
+            "student_psnr": json_number(psnr(after, ground_truth)),
         }
     given, before, after = (_middle(each) for each in (example.inputs[0][0], before, after))
-    truth = None if truth is None else _middle(truth)
+    ground_truth = None if ground_truth is None else _middle(ground_truth)
     figures |= {"shown_height": before.shape[-2], "shown_width": before.shape[-1]}
     if not spectral:
-        view = _view("image", Panel("input", _colour(given)), before, after, truth, _colour)
+        view = _view("image", Panel("input", _colour(given)), before, after, ground_truth, _colour)
         return Comparison((view,), figures)
-    figures["spectra"] = spectra_at(before, after, truth)
-    return Comparison(tuple(_spectral_views(given, before, after, truth)), figures)
+    figures["spectra"] = spectra_at(before, after, ground_truth)
+    return Comparison(tuple(_spectral_views(given, before, after, ground_truth)), figures)
 
 
-def spectra_at(teacher: Tensor, student: Tensor, truth: Tensor | None) -> list[dict[str, Any]]:
+def spectra_at(teacher: Tensor, student: Tensor, ground_truth: Tensor | None) -> list[dict[str, Any]]:
     """Spectra (bands, H, W) at the most colourful pixels that are apart from each other, as JSON values."""
     found = []
     for row, column in colourful_pixels(teacher, PIXELS_SHOWN):
-        values = {"teacher": teacher, "student": student} | ({} if truth is None else {"truth": truth})
+        values = {"teacher": teacher, "student": student} | (
+            {} if ground_truth is None else {"ground_truth": ground_truth}
+        )
         found.append(
             {"row": row, "column": column}
             | {
@@ -104,7 +107,7 @@ def spectra_at(teacher: Tensor, student: Tensor, truth: Tensor | None) -> list[d
     return found
 
 
-def _spectral_views(given: Tensor, before: Tensor, after: Tensor, truth: Tensor | None) -> list[View]:
+def _spectral_views(given: Tensor, before: Tensor, after: Tensor, ground_truth: Tensor | None) -> list[View]:
     """False colours and a few bands, each with a brightness of its own: that of the teacher's output."""
     shown_input = Panel("input", given)
     if len(given) not in (1, 3):
@@ -113,7 +116,9 @@ def _spectral_views(given: Tensor, before: Tensor, after: Tensor, truth: Tensor 
     bands = len(before)
     white = _white(before)
     views = [
-        _view("false colour", shown_input, before, after, truth, lambda cube: _false_colour(cube) / white)
+        _view(
+            "false colour", shown_input, before, after, ground_truth, lambda cube: _false_colour(cube) / white
+        )
     ]
     for band in spread_evenly(bands, BANDS_SHOWN):
         views.append(
@@ -122,7 +127,7 @@ def _spectral_views(given: Tensor, before: Tensor, after: Tensor, truth: Tensor 
                 shown_input,
                 before[band : band + 1],
                 after[band : band + 1],
-                None if truth is None else truth[band : band + 1],
+                None if ground_truth is None else ground_truth[band : band + 1],
                 partial(_divided, _white(before[band])),
             )
         )
@@ -134,7 +139,7 @@ def _view(
     given: Panel,
     before: Tensor,
     after: Tensor,
-    truth: Tensor | None,
+    ground_truth: Tensor | None,
     show: Callable[[Tensor], Tensor],
 ) -> View:
     difference = after - before
@@ -144,8 +149,8 @@ def _view(
         Panel("student", show(after)),
         Panel("difference", 0.5 + DIFFERENCE_GAIN * _as_shown(difference)),
     ]
-    if truth is not None:
-        panels.append(Panel("truth", show(truth)))
+    if ground_truth is not None:
+        panels.append(Panel("ground_truth", show(ground_truth)))
     return View(title, tuple(replace(each, image=each.image.clamp(0, 1)) for each in panels))
 
 

@@ -41,22 +41,22 @@ class Judged:
     """Quality of one model's outputs, means over images; values clipped to [0, 1] first.
 
     Attributes:
-        truth: metrics against the ground truth, empty if there is none.
+        ground_truth: metrics against the ground truth, empty if there is none.
         teacher: metrics against the teacher's output, empty for the teacher itself.
-        truth_bands, teacher_bands: of spectra, the metrics that have a value for every band.
+        ground_truth_bands, teacher_bands: of spectra, the metrics that have a value for every band.
         out_of_range: of spectra, how many outputs reached far beyond [0, 1] before that.
     """
 
-    truth: dict[str, float]
+    ground_truth: dict[str, float]
     teacher: dict[str, float]
-    truth_bands: dict[str, list[float]] = field(default_factory=dict)
+    ground_truth_bands: dict[str, list[float]] = field(default_factory=dict)
     teacher_bands: dict[str, list[float]] = field(default_factory=dict)
     out_of_range: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; infinities as text."""
-        means = {"truth": self.truth, "teacher": self.teacher}
-        bands = {"truth_bands": self.truth_bands, "teacher_bands": self.teacher_bands}
+        means = {"ground_truth": self.ground_truth, "teacher": self.teacher}
+        bands = {"ground_truth_bands": self.ground_truth_bands, "teacher_bands": self.teacher_bands}
         found: dict[str, Any] = {
             key: {name: json_number(value) for name, value in values.items()}
             for key, values in means.items()
@@ -82,10 +82,10 @@ def check_sizes(examples: Sequence[Example]) -> None:
             )
 
 
-def psnr_to_truth(model: Restore, examples: Sequence[Example]) -> float:
-    """Mean PSNR of the outputs to the truth, where that is known, as :func:`judge` gives it."""
-    known = [(each.inputs, each.truth) for each in examples if each.truth is not None]
-    values = [psnr(model(inputs).clamp(0, 1), truth) for inputs, truth in known]
+def psnr_to_ground_truth(model: Restore, examples: Sequence[Example]) -> float:
+    """Mean PSNR of the outputs to the ground truth, where that is known, as :func:`judge` gives it."""
+    known = [(each.inputs, each.ground_truth) for each in examples if each.ground_truth is not None]
+    values = [psnr(model(inputs).clamp(0, 1), ground_truth) for inputs, ground_truth in known]
     return sum(values) / len(values)
 
 
@@ -100,7 +100,7 @@ def judge(
         reference: the name of the model that the others are compared with, the teacher.
         spectral: the outputs' channels are bands of a spectrum.
     """
-    against_truth = {name: QualityMeter(spectral) for name in models}
+    against_ground_truth = {name: QualityMeter(spectral) for name in models}
     against_teacher = {name: QualityMeter(spectral) for name in models}
     beyond = dict.fromkeys(models, 0)
     order = sorted(models, key=lambda name: name != reference)
@@ -113,8 +113,8 @@ def judge(
                 output = output.clamp(0, 1)
                 if name == reference:
                     expected = output
-                if example.truth is not None:
-                    against_truth[name].add(example.name, output, example.truth)
+                if example.ground_truth is not None:
+                    against_ground_truth[name].add(example.name, output, example.ground_truth)
                 if name != reference and expected is not None:
                     against_teacher[name].add(example.name, output, expected)
                 bar.update()
@@ -129,7 +129,7 @@ def judge(
         return meter.mean() if meter.images else {}
 
     return {
-        name: Judged(means(truth), means(teacher), truth.bands(), teacher.bands(), beyond[name])
+        name: Judged(means(ground_truth), means(teacher), ground_truth.bands(), teacher.bands(), beyond[name])
         for name in models
-        for truth, teacher in [(against_truth[name], against_teacher[name])]
+        for ground_truth, teacher in [(against_ground_truth[name], against_teacher[name])]
     }

@@ -22,12 +22,17 @@ _GAP = 6
 
 
 def comparison(
-    input_image: Tensor, teacher: Tensor, student: Tensor, truth: Tensor | None, gain: int = DIFFERENCE_GAIN
+    input_image: Tensor,
+    teacher: Tensor,
+    student: Tensor,
+    ground_truth: Tensor | None,
+    gain: int = DIFFERENCE_GAIN,
 ) -> Tensor:
-    """Input, teacher, student, amplified difference and truth side by side, with captions.
+    """Input, teacher, student, amplified difference and ground truth side by side, with captions.
 
     Args:
-        input_image, teacher, student, truth: (C, H, W) in [0, 1], C = 1 or 3 (of 6 the first 3 are shown).
+        input_image, teacher, student, ground_truth: (C, H, W) in [0, 1], C = 1 or 3 (of 6 the first 3 are
+            shown).
         gain: the difference is shown as 0.5 + gain * (student - teacher).
 
     Returns:
@@ -39,20 +44,20 @@ def comparison(
         ("student", student),
         (f"difference x{gain}", 0.5 + gain * (student - teacher)),
     ]
-    if truth is not None:
-        panels.append(("truth", truth))
+    if ground_truth is not None:
+        panels.append(("ground truth", ground_truth))
     return _row(panels)
 
 
 def spectral_comparison(
-    teacher: Tensor, student: Tensor, truth: Tensor | None, gain: int = DIFFERENCE_GAIN
+    teacher: Tensor, student: Tensor, ground_truth: Tensor | None, gain: int = DIFFERENCE_GAIN
 ) -> Tensor:
-    """A few bands of teacher, student, amplified difference and truth: a row a band, with captions.
+    """A few bands of teacher, student, amplified difference and ground truth: a row a band, with captions.
 
     Every row has a brightness of its own, that of the teacher's brightest pixels in that band.
 
     Args:
-        teacher, student, truth: (bands, H, W), not below 0.
+        teacher, student, ground_truth: (bands, H, W), not below 0.
         gain: the difference is shown as 0.5 + gain * (student - teacher), in the data's own units.
 
     Returns:
@@ -67,16 +72,16 @@ def spectral_comparison(
             ("student", student[band : band + 1] / white),
             (f"difference x{gain}", 0.5 + gain * (student - teacher)[band : band + 1]),
         ]
-        if truth is not None:
-            panels.append(("truth", truth[band : band + 1] / white))
+        if ground_truth is not None:
+            panels.append(("ground truth", ground_truth[band : band + 1] / white))
         if rows:
             rows.append(torch.ones(3, _GAP, rows[0].shape[2]))
         rows.append(_row(panels))
     return torch.cat(rows, 1)
 
 
-def plot_spectra(path: Path, teacher: Tensor, student: Tensor, truth: Tensor | None) -> None:
-    """Write a PNG of the spectra of teacher, student and truth (bands, H, W) at a few pixels.
+def plot_spectra(path: Path, teacher: Tensor, student: Tensor, ground_truth: Tensor | None) -> None:
+    """Write a PNG of the spectra of teacher, student and ground truth (bands, H, W) at a few pixels.
 
     They are the most colourful pixels that are apart from each other.
     """
@@ -96,8 +101,14 @@ def plot_spectra(path: Path, teacher: Tensor, student: Tensor, truth: Tensor | N
         image.annotate(
             letter, (column, row), (7, -4), textcoords="offset points", color="#e4572e", weight="bold"
         )
-        if truth is not None:
-            plot.plot(bands, truth[:, row, column].numpy(), color="#9a9a9a", linewidth=3, label="truth")
+        if ground_truth is not None:
+            plot.plot(
+                bands,
+                ground_truth[:, row, column].numpy(),
+                color="#9a9a9a",
+                linewidth=3,
+                label="ground truth",
+            )
         plot.plot(bands, teacher[:, row, column].numpy(), color="#1b4965", linewidth=1.6, label="teacher")
         plot.plot(
             bands, student[:, row, column].numpy(), "--", color="#e4572e", linewidth=1.6, label="student"

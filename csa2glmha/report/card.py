@@ -129,7 +129,7 @@ def card_metadata(report: Report, name: str) -> dict[str, Any]:
 def _metrics(report: Report) -> list[dict[str, str | float]]:
     """The student's figures that are finite numbers."""
     comparisons: tuple[tuple[Against, str], ...] = (
-        ("truth", "to the ground truth"),
+        ("ground_truth", "to the ground truth"),
         ("teacher", "to the teacher's output"),
     )
     return [

@@ -16,7 +16,7 @@ Row = tuple[str, str, str, str]
 #: How reports name the stages of distillation.
 STAGE_TITLES = {"start": "start", "layers": "layer by layer", "end": "end to end"}
 
-#: Metrics in the order of the headline: name, label, unit, digits to the teacher and to the truth.
+#: Metrics in the order of the headline: name, label, unit, digits to the teacher and to the ground truth.
 METRICS = (
     ("psnr", "PSNR", " dB", 2, 3),
     ("ssim", "SSIM", "", 4, 4),
@@ -57,7 +57,7 @@ def headline_rows(report: Report) -> list[Row]:
     if latency:
         teacher, student = (f"{latency[name].median:.0f} ms" for name in ("teacher", "student"))
         rows.append(("ONNX latency", teacher, student, f"{time_share(latency):.3f}"))
-    return rows + _agreement_rows(report) + _truth_rows(report)
+    return rows + _agreement_rows(report) + _ground_truth_rows(report)
 
 
 def _agreement_rows(report: Report) -> list[Row]:
@@ -71,15 +71,17 @@ def _agreement_rows(report: Report) -> list[Row]:
     return rows
 
 
-def _truth_rows(report: Report) -> list[Row]:
+def _ground_truth_rows(report: Report) -> list[Row]:
     rows: list[Row] = []
-    against: Against = "truth"
+    against: Against = "ground_truth"
     for metric, label, unit, _, digits in metrics_of(channel_of(report)):
         own, value = (report.figure(name, against, metric) for name in ("teacher", "student"))
         if own is None or value is None or not math.isfinite(own) or not math.isfinite(value):
             continue
         change = f"{value - own:+.{digits}f}{unit}"
-        rows.append((f"{label} to truth", f"{own:.{digits}f}{unit}", f"{value:.{digits}f}{unit}", change))
+        rows.append(
+            (f"{label} to ground truth", f"{own:.{digits}f}{unit}", f"{value:.{digits}f}{unit}", change)
+        )
     return rows
 
 

@@ -14,10 +14,10 @@ from pydantic import Field, JsonValue
 from csa2glmha.report.part import Count, Figure, Part
 from csa2glmha.report.schema_search import Baseline, Pareto, Search
 
-SCHEMA = 1
+SCHEMA = 2
 
 #: What outputs are compared with.
-Against = Literal["teacher", "truth"]
+Against = Literal["teacher", "ground_truth"]
 
 
 class Teacher(Part):
@@ -135,10 +135,10 @@ class DataUsed(Part):
 class ModelQuality(Part):
     """Means over the held-out images by metric; of spectra, also by band."""
 
-    truth: dict[str, Figure] | None = None
+    ground_truth: dict[str, Figure] | None = None
     teacher: dict[str, Figure] | None = None
     outputs_out_of_range: int | None = None
-    truth_bands: dict[str, tuple[Figure, ...]] | None = None
+    ground_truth_bands: dict[str, tuple[Figure, ...]] | None = None
     teacher_bands: dict[str, tuple[Figure, ...]] | None = None
 
 
@@ -214,7 +214,7 @@ class Spectrum(Part):
     column: int
     teacher: tuple[Figure, ...]
     student: tuple[Figure, ...]
-    truth: tuple[Figure, ...] | None = None
+    ground_truth: tuple[Figure, ...] | None = None
 
 
 class ImageFigures(Part):
@@ -240,7 +240,7 @@ class Comparisons(Part):
 class Report(Part):
     """All that a conversion measured; what it did not is None."""
 
-    version: Literal[1] = Field(default=1, alias="schema")
+    version: Literal[2] = Field(default=2, alias="schema")
     tool: str
     versions: dict[str, str]
     device: str
@@ -269,28 +269,30 @@ class Report(Part):
         quality = (self.quality or {}).get(network)
         if quality is None:
             return None
-        return ((quality.truth if against == "truth" else quality.teacher) or {}).get(metric)
+        return ((quality.ground_truth if against == "ground_truth" else quality.teacher) or {}).get(metric)
 
     def bands(self, network: str, against: Against, metric: str) -> tuple[Figure, ...]:
         """The same for every band of spectra; empty where it was not measured."""
         quality = (self.quality or {}).get(network)
         if quality is None:
             return ()
-        return ((quality.truth_bands if against == "truth" else quality.teacher_bands) or {}).get(metric, ())
+        return (
+            (quality.ground_truth_bands if against == "ground_truth" else quality.teacher_bands) or {}
+        ).get(metric, ())
 
     @property
     def psnr_drop(self) -> float | None:
-        """The student's PSNR to the truth minus the teacher's; None where one of them is not finite."""
+        """The student's PSNR to the ground truth minus the teacher's; None where one is not finite."""
         return self.psnr_drop_of("student")
 
     def psnr_drop_of(self, network: str) -> float | None:
         """The same of the student or its initialisation."""
-        own, other = (self.figure(name, "truth", "psnr") for name in ("teacher", network))
+        own, other = (self.figure(name, "ground_truth", "psnr") for name in ("teacher", network))
         if own is None or other is None or not math.isfinite(own) or not math.isfinite(other):
             return None
         return other - own
 
     @property
-    def knows_truth(self) -> bool:
+    def knows_ground_truth(self) -> bool:
         """There was a ground truth to compare with."""
-        return bool(self.quality and self.quality["teacher"].truth)
+        return bool(self.quality and self.quality["teacher"].ground_truth)

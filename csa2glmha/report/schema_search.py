@@ -111,7 +111,7 @@ class Search(Part):
 
 
 class BaselineQuality(Part):
-    """PSNR in dB to the teacher, and the change of that to the truth."""
+    """PSNR in dB to the teacher, and the change of that to the ground truth."""
 
     psnr_to_teacher: Figure
     psnr_drop: Figure
@@ -135,7 +135,7 @@ class ParetoPoint(Part):
     Attributes:
         kind: "teacher", "uniform" (one rank), "auto" (ranks that were searched for) or "baseline".
         time_ratio: over the teacher's time.
-        psnr_drop: change of the PSNR to the truth, in dB.
+        psnr_drop: change of the PSNR to the ground truth, in dB.
         folder: of its results, within the sweep's.
     """
 

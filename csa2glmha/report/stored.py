@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,5 +98,29 @@ def _search_with_all_fields(search: Values) -> Values:
     return missing | search | {"predicted": predicted, "choices": choices}
 
 
+def _from_schema_1(report: Values) -> Values:
+    """Names of fields that schema 2 changed."""
+    report = report | {"schema": 2}
+    if report.get("quality") is not None:
+        report["quality"] = {name: _renamed(each, _QUALITY) for name, each in report["quality"].items()}
+    if report.get("comparisons") is not None:
+        images = [_with_ground_truth(image) for image in report["comparisons"]["images"]]
+        report["comparisons"] = report["comparisons"] | {"images": images}
+    return report
+
+
+def _with_ground_truth(image: Values) -> Values:
+    spectra = image.get("spectra")
+    return image if spectra is None else image | {"spectra": [_renamed(each, _SPECTRUM) for each in spectra]}
+
+
+def _renamed(values: Values, names: Mapping[str, str]) -> Values:
+    return {names.get(key, key): value for key, value in values.items()}
+
+
+#: Old name to new name of a field: of the quality of one network, and of the spectra at one pixel.
+_QUALITY = {"truth": "ground_truth", "truth_bands": "ground_truth_bands"}
+_SPECTRUM = {"truth": "ground_truth"}
+
 #: Step n makes reports of schema n into reports of schema n + 1; schema 0 is that of reports that name none.
-MIGRATIONS: tuple[Callable[[Values], Values], ...] = (_from_unversioned,)
+MIGRATIONS: tuple[Callable[[Values], Values], ...] = (_from_unversioned, _from_schema_1)

@@ -108,11 +108,11 @@ class BaselineJob:
         counted = count_complexity(student, *shapes)
 
         def quality(name: str) -> dict[str, Any]:
-            own, truth = judged["teacher"].to_json(), judged[name].to_json()
-            before, after = own.get("truth", {}).get("psnr"), truth.get("truth", {}).get("psnr")
+            own, found = judged["teacher"].to_json(), judged[name].to_json()
+            before, after = (each.get("ground_truth", {}).get("psnr") for each in (own, found))
             known = isinstance(before, float) and isinstance(after, float)
             return {
-                "psnr_to_teacher": truth.get("teacher", {}).get("psnr"),
+                "psnr_to_teacher": found.get("teacher", {}).get("psnr"),
                 "psnr_drop": after - before if known else None,
             }
 

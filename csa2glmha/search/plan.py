@@ -25,7 +25,7 @@ from csa2glmha.data.folders import digest_of
 from csa2glmha.distill.held_out import teacher_outputs
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.student import Needs, Statistics, gather_statistics
-from csa2glmha.metrics.evaluate import psnr_to_truth, restore
+from csa2glmha.metrics.evaluate import psnr_to_ground_truth, restore
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.search.choices import Choice, all_choices
@@ -78,7 +78,7 @@ class RankSearch:
             raise UsageError(
                 "no channel attention in this model that can be converted; csa2glmha inspect shows what it is"
             )
-        if budget.kind == MAX_DROP and data.examples(64, 0)[0].truth is None:
+        if budget.kind == MAX_DROP and data.examples(64, 0)[0].ground_truth is None:
             raise UsageError(
                 f"{budget}: needs the ground truth of the images; give --targets, or clean images and "
                 "--degrade"
@@ -110,12 +110,12 @@ class RankSearch:
             # The figures that the report gives, so that what was asked for is what it shows.
             examples = self.data.examples(self.options.input_size, self.options.seed)
 
-            def truth(configs: Configs) -> float:
+            def psnr_of(configs: Configs) -> float:
                 student, _ = initialise_student(self.teacher, configs, batches, statistics)
-                return psnr_to_truth(restore(student), examples)
+                return psnr_to_ground_truth(restore(student), examples)
 
-            own = psnr_to_truth(restore(self.teacher), examples)
-            return search_drop(self.teacher, space, self.budget, own, truth), statistics
+            own = psnr_to_ground_truth(restore(self.teacher), examples)
+            return search_drop(self.teacher, space, self.budget, own, psnr_of), statistics
         return search_amount(self.teacher, space, self.budget), statistics
 
     def _within_time(

@@ -29,14 +29,14 @@ def search_drop(
     own: float,
     judge: Callable[[Configs], float],
 ) -> FoundRanks:
-    """The ranks that cost least and lose at most so many decibels of PSNR to the truth, before distillation.
+    """The ranks that cost least and lose at most so many decibels of PSNR to the ground truth.
 
-    Errors to the teacher foretell the loss to the truth roughly, so students are built and judged until one
-    keeps to the budget and comes close to it.
+    The loss is that before distillation. Errors to the teacher foretell it roughly, so students are built and
+    judged until one keeps to the budget and comes close to it.
 
     Args:
         teacher, space, budget: of MAX_DROP.
-        own: the teacher's PSNR to the truth.
+        own: the teacher's PSNR to the ground truth.
         judge: a student's.
     """
     amounts, losses = space.amounts(MACS), space.losses()

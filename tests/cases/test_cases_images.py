@@ -109,4 +109,4 @@ def test_psnr_of_rgb_and_of_y(shared: Path, identity: Path) -> None:
     for channel, wanted in (("rgb", 20.497), ("y", 21.87)):
         found = evaluate_file(identity, options, None, None, channel)
         assert found["channel"] == channel
-        assert found["truth"]["mean"]["psnr"] == pytest.approx(wanted, abs=0.005)
+        assert found["ground_truth"]["mean"]["psnr"] == pytest.approx(wanted, abs=0.005)

@@ -83,12 +83,12 @@ def test_evaluate(checkpoint: Path, image: Path) -> None:
         return float(found[reference]["mean"]["psnr"])
 
     same = evaluate_file(checkpoint, make_options(weights="params", **data), None, None)
-    assert psnr(same, "truth") == psnr(same, "input")
+    assert psnr(same, "ground_truth") == psnr(same, "input")
     other = evaluate_file(checkpoint, make_options(**data), None, None)
-    assert psnr(other, "truth") != psnr(other, "input")
+    assert psnr(other, "ground_truth") != psnr(other, "input")
     # With a teacher it is the teacher's that are chosen.
     against = evaluate_file(checkpoint, make_options(weights="params", **data), checkpoint, None)
-    assert psnr(against, "truth") == psnr(other, "truth")
+    assert psnr(against, "ground_truth") == psnr(other, "ground_truth")
     assert psnr(against, "teacher") < 60
     against = evaluate_file(checkpoint, make_options(weights="params_ema", **data), checkpoint, None)
     assert psnr(against, "teacher") == float("inf")

@@ -87,7 +87,9 @@ def converted(checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathF
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (
-        "parameters" in done.stdout and "ONNX latency" in done.stdout and "PSNR (RGB) to truth" in done.stdout
+        "parameters" in done.stdout
+        and "ONNX latency" in done.stdout
+        and "PSNR (RGB) to ground truth" in done.stdout
     )
     assert str(output / "report.html") in done.stdout
     return output
@@ -107,7 +109,7 @@ def test_convert_writes_everything(converted: Path, checkpoint: Path) -> None:
     page = (converted / "report.html").read_text(encoding="utf-8")
     shown = report["comparisons"]["images"]
     assert 1 <= len(shown) <= 3 and all(image["name"] in page for image in shown)
-    assert page.count("data:image/webp;base64,") == 5 * len(shown)  # with the truth
+    assert page.count("data:image/webp;base64,") == 5 * len(shown)  # with the ground truth
 
 
 def test_onnx_agrees_with_the_student_file(converted: Path) -> None:
@@ -187,10 +189,10 @@ def test_evaluate_every_kind_of_file(
         assert code == 0, err
         means[model.suffix] = json.loads(out)
     assert means[".pth"]["teacher"]["mean"]["psnr"] == "inf"
-    assert means[".onnx"]["truth"]["mean"]["psnr"] == pytest.approx(
-        means[".safetensors"]["truth"]["mean"]["psnr"], abs=1e-3
+    assert means[".onnx"]["ground_truth"]["mean"]["psnr"] == pytest.approx(
+        means[".safetensors"]["ground_truth"]["mean"]["psnr"], abs=1e-3
     )
-    assert len(means[".pth"]["truth"]["per_image"]) == 3
+    assert len(means[".pth"]["ground_truth"]["per_image"]) == 3
 
 
 def test_distill_and_export(

@@ -83,14 +83,21 @@ def test_convert_bakes_the_mask_in(converted: Path) -> None:
     assert report["complexity"]["after"]["constants"] > 0
     assert report["complexity"]["after"]["macs"] < report["complexity"]["before"]["macs"]
     assert report["distillation"]["after"] >= report["distillation"]["before"]
-    assert set(report["quality"]["student"]["truth"]) == {"psnr", "ssim", "psnr_bands", "sam", "mrae", "rmse"}
+    assert set(report["quality"]["student"]["ground_truth"]) == {
+        "psnr",
+        "ssim",
+        "psnr_bands",
+        "sam",
+        "mrae",
+        "rmse",
+    }
     assert len(report["quality"]["student"]["teacher_bands"]["ssim"]) == BANDS
     (pixel, *_), *_ = (image["spectra"] for image in report["comparisons"]["images"])
-    assert len(pixel["teacher"]) == len(pixel["student"]) == len(pixel["truth"]) == BANDS
+    assert len(pixel["teacher"]) == len(pixel["student"]) == len(pixel["ground_truth"]) == BANDS
     page = (converted / "report.html").read_text(encoding="utf-8")
     assert f"row {pixel['row']}, column {pixel['column']}" in page
     text = (converted / "report.md").read_text()
-    assert "constants of the mask" in text and "spectral angle to truth" in text
+    assert "constants of the mask" in text and "spectral angle to ground truth" in text
 
 
 def test_onnx_has_one_input_and_agrees_with_the_student(converted: Path, place: Path) -> None:
@@ -151,7 +158,7 @@ def test_without_a_mask_the_student_keeps_two_inputs(
         command = ["evaluate", tmp_path / file, "--data", place / "rgb", "--json", "--mask"]
         code, out, err = run(*command, place / "mask.npy", capsys=capsys)
         assert code == 0, err
-        assert len(json.loads(out)["truth"]["per_image"]) == 3
+        assert len(json.loads(out)["ground_truth"]["per_image"]) == 3
 
 
 def test_evaluate_distill_and_export_a_baked_student(
@@ -164,8 +171,10 @@ def test_evaluate_distill_and_export_a_baked_student(
         code, out, err = run("evaluate", file, *data_of(place), *teacher, "--json", capsys=capsys)
         assert code == 0, err
         found.append(json.loads(out))
-    assert found[0]["truth"]["mean"]["sam"] == pytest.approx(found[1]["truth"]["mean"]["sam"], rel=1e-3)
-    assert len(found[0]["truth"]["bands"]["psnr"]) == BANDS
+    assert found[0]["ground_truth"]["mean"]["sam"] == pytest.approx(
+        found[1]["ground_truth"]["mean"]["sam"], rel=1e-3
+    )
+    assert len(found[0]["ground_truth"]["bands"]["psnr"]) == BANDS
     code, out, err = run("evaluate", student, *data_of(place), capsys=capsys)
     assert code == 0 and "spectral angle" in out, err
 
@@ -188,7 +197,7 @@ def test_mst_plus_plus(place: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     arguments = ["convert", place / "mstpp.pth", "--data", place / "rgb", *QUICK, "--rank-pos", "4"]
     code, out, err = run(*arguments, "--input-size", "32", "-o", tmp_path / "out", capsys=capsys)
     assert code == 0, err
-    assert "spectral angle to teacher" in out and "to truth" not in out
+    assert "spectral angle to teacher" in out and "to ground truth" not in out
     layers = json.loads((tmp_path / "out" / "report.json").read_text())["layers"]
     assert {layer["rank_k"] for layer in layers} == {2}
     assert all("projection's Gram matrix (rank 2)" in layer["route"] for layer in layers)

@@ -70,7 +70,7 @@ def test_cubes(cubes: Path, mask: Path) -> None:
         (1, BANDS, 24, 32 + SPREAD),
     ]
     stored = torch.from_numpy(np.load(cubes / example.name)).permute(2, 0, 1)[:, 8:32, 6:38]
-    assert example.truth is not None and torch.equal(example.truth, stored)
+    assert example.ground_truth is not None and torch.equal(example.ground_truth, stored)
     torch.testing.assert_close(example.inputs[0][0], initial_cube(measure(stored, data.mask), BANDS))
     assert torch.equal(example.inputs[1], shifted_mask(data.mask, BANDS))
 
@@ -82,7 +82,7 @@ def test_recorded_measurements(recorded: Path, mask: Path) -> None:
     assert "mask of another camera.npy (5x5, the mask needs 24x42)" in data.notes[1]
     assert "taken as relative to white" in data.notes[0]
     (example,) = data.examples(0, 0)
-    assert example.truth is None
+    assert example.ground_truth is None
     stored = torch.from_numpy(np.load(recorded / example.name))
     for band in range(BANDS):  # band i of the initial cube begins at column 2 i
         torch.testing.assert_close(example.inputs[0][0, band], stored[:, 2 * band : 2 * band + 32])
@@ -170,9 +170,9 @@ def test_crops_obey_the_cameras_geometry() -> None:
         window = dispersed[0, 0, :, :12]
         for band in range(BANDS):  # the mask input is the same window, shifted
             assert torch.equal(dispersed[0, band, :, 2 * band : 2 * band + 12], window)
-        assert batch.truth is not None
-        for sample, truth in zip(start, batch.truth, strict=True):
-            torch.testing.assert_close(sample, initial_cube(measure(truth, window), BANDS))
+        assert batch.ground_truth is not None
+        for sample, ground_truth in zip(start, batch.ground_truth, strict=True):
+            torch.testing.assert_close(sample, initial_cube(measure(ground_truth, window), BANDS))
         seen.add(tuple(window.flatten().tolist()))
     assert len(seen) > 6  # different parts of the mask
 
@@ -182,7 +182,7 @@ def test_crops_of_recorded_measurements_stay_under_their_mask() -> None:
     measurement = torch.arange(24 * (32 + SPREAD)).view(1, 24, 32 + SPREAD) / 1000
     crops = CassiCrops(MemoryImages([("a", measurement)]), True, aperture, BANDS, 8, 0)
     batch = crops.batch(5, 0, 1)
-    assert batch.truth is None
+    assert batch.ground_truth is None
     top, left = divmod(int(batch.inputs[1][0, 0, 0, 0] * 1000 + 0.5), 32)
     torch.testing.assert_close(
         batch.inputs[0][0], initial_cube(measurement[0, top : top + 8, left : left + 8 + SPREAD], BANDS)
@@ -246,12 +246,12 @@ def test_rgb_to_spectra_pairs(tmp_path: Path) -> None:
     assert data.spectral
     batch = data.training(16, 0).batch(0, 0, 2)
     assert batch.inputs[0].shape == (2, 3, 16, 16)
-    assert batch.truth is not None and batch.truth.shape == (2, 5, 16, 16)
+    assert batch.ground_truth is not None and batch.ground_truth.shape == (2, 5, 16, 16)
     (example,) = data.examples(16, 0)
-    assert example.truth is not None and example.truth.shape == (5, 16, 16)
+    assert example.ground_truth is not None and example.ground_truth.shape == (5, 16, 16)
     # Without cubes nothing says what the spectra should be, not even for a clean image.
     alone = open_data(model, make_options(data=tmp_path / "rgb", degrade="noise:10"))
-    assert alone.training(16, 0).batch(0, 0, 2).truth is None
-    assert alone.examples(16, 0)[0].truth is None
+    assert alone.training(16, 0).batch(0, 0, 2).ground_truth is None
+    assert alone.examples(16, 0)[0].ground_truth is None
     bundled = open_data(model, make_options())
-    assert bundled.degradation is None and bundled.examples(16, 0)[0].truth is None
+    assert bundled.degradation is None and bundled.examples(16, 0)[0].ground_truth is None

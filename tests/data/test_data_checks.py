@@ -54,7 +54,9 @@ def test_what_cannot_be_judged_on_is_told_first(tiny_restormer: Restormer) -> No
         pipeline.check_data(tiny_restormer, data, make_options(rank=4))
 
 
-def test_evaluate_tells_first_that_there_is_no_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_tells_first_that_there_is_no_ground_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Two different views, degraded: neither is what should come out.
     for side in ("left", "right"):
         photos(tmp_path / side, 2)

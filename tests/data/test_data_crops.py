@@ -184,19 +184,19 @@ def test_training_uses_every_image_once_per_pass_in_changing_order():
 def test_training_kinds_of_data_and_augmentation():
     for step in range(10):
         batch = TrainingCrops(Pairs(3), None, 8, seed=0).batch(step, 2 * step, 2)
-        assert torch.equal(batch.inputs[0], 2 * batch.truth)
-    assert TrainingCrops(Counting(3), None, 8, seed=0).batch(0, 0, 2).truth is None
+        assert torch.equal(batch.inputs[0], 2 * batch.ground_truth)
+    assert TrainingCrops(Counting(3), None, 8, seed=0).batch(0, 0, 2).ground_truth is None
     square = MemoryImages([("a", numbered(4, 4))])
     (inputs,) = TrainingCrops(square, NONE, 4, seed=0).batch(0, 0, 64).inputs
     assert len({tuple(one.flatten().tolist()) for one in inputs}) == 8
 
 
-def test_clean_images_are_no_truth_of_spectra():
+def test_clean_images_are_no_ground_truth_of_spectra():
     clean = MemoryImages([("a", torch.rand(3, 9, 9))])
-    assert TrainingCrops(clean, NONE, 4, 0).batch(0, 0, 1).truth is not None
-    assert TrainingCrops(clean, NONE, 4, 0, clean_is_truth=False).batch(0, 0, 1).truth is None
-    batch = TrainingCrops(Pairs(2), None, 4, 0, clean_is_truth=False).batch(0, 0, 1)
-    assert torch.equal(batch.inputs[0], 2 * batch.truth)
+    assert TrainingCrops(clean, NONE, 4, 0).batch(0, 0, 1).ground_truth is not None
+    assert TrainingCrops(clean, NONE, 4, 0, clean_is_ground_truth=False).batch(0, 0, 1).ground_truth is None
+    batch = TrainingCrops(Pairs(2), None, 4, 0, clean_is_ground_truth=False).batch(0, 0, 1)
+    assert torch.equal(batch.inputs[0], 2 * batch.ground_truth)
 
 
 def test_training_depends_on_seed_and_numbers_only():
@@ -207,7 +207,7 @@ def test_training_depends_on_seed_and_numbers_only():
     whole = crops.batch(3, 12, 4)
     parts = [TrainingCrops(images, degradation, 8, seed=1).batch(3, first, 2) for first in (14, 12)]
     assert torch.equal(whole.inputs[0], torch.cat([parts[1].inputs[0], parts[0].inputs[0]]))
-    assert torch.equal(whole.truth, torch.cat([parts[1].truth, parts[0].truth]))
+    assert torch.equal(whole.ground_truth, torch.cat([parts[1].ground_truth, parts[0].ground_truth]))
     other = TrainingCrops(images, degradation, 8, seed=2).batch(3, 12, 4)
     assert not torch.equal(whole.inputs[0], other.inputs[0])
 

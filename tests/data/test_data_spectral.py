@@ -289,13 +289,13 @@ def test_scenes_are_the_centre_of_each_cube():
     large, small = torch.rand(3, 12, 9), torch.rand(3, 5, 20)
     scenes = CassiScenes(MemoryImages([("large", large), ("small", small)]), mask)
     assert len(scenes) == 2
-    name, start, truth = scenes.read(0)
+    name, start, ground_truth = scenes.read(0)
     assert name == "large"
-    assert torch.equal(truth, large[:, 2:10, :8])
-    assert torch.equal(start, initial_cube(measure(truth, mask), 3))
-    truth = scenes.read(1)[2]
-    assert torch.equal(truth[:, :5], small[:, :, 6:14])
-    assert torch.equal(truth[:, 5:], small[:, [3, 2, 1], 6:14])
+    assert torch.equal(ground_truth, large[:, 2:10, :8])
+    assert torch.equal(start, initial_cube(measure(ground_truth, mask), 3))
+    ground_truth = scenes.read(1)[2]
+    assert torch.equal(ground_truth[:, :5], small[:, :, 6:14])
+    assert torch.equal(ground_truth[:, 5:], small[:, [3, 2, 1], 6:14])
 
 
 def test_windows_cover_everything_and_fit_the_model():
@@ -365,13 +365,13 @@ def test_mst_s_reconstructs_synthetic_spectra_of_photographs(shared):
     mask = load_mask(shared / "data/cassi/simu_mask.mat")
     photographs = ImageSet.find(shared / "data/rain100l/target", 3)
     scenes = CassiScenes(SyntheticSpectra(photographs), mask)
-    name, start, truth = scenes.read(0)
-    assert truth is not None, name
+    name, start, ground_truth = scenes.read(0)
+    assert ground_truth is not None, name
     with torch.no_grad():
         output = model(start[None], shifted_mask(mask))[0]
     # It saw no such spectra in training, so 35 dB and more, as on its own data, cannot be expected.
-    assert 22 < psnr(output.clamp(0, 1), truth) < 34
-    assert psnr(output.clamp(0, 1), truth) > psnr(start.clamp(0, 1), truth) + 5
+    assert 22 < psnr(output.clamp(0, 1), ground_truth) < 34
+    assert psnr(output.clamp(0, 1), ground_truth) > psnr(start.clamp(0, 1), ground_truth) + 5
 
 
 def test_what_a_file_holds_is_told_in_a_line(tmp_path: Path) -> None:

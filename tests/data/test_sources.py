@@ -75,18 +75,18 @@ def test_one_image_is_not_enough(tmp_path: Path, count: int) -> None:
 def test_clean_images_with_a_degradation(tmp_path: Path) -> None:
     data = prepare_images(folder_of(tmp_path, 4), None, "noise:25", 3, 0)
     assert data.degradation is not None
-    assert (data.degradation, data.has_truth) == ("noise:25", True)
+    assert (data.degradation, data.has_ground_truth) == ("noise:25", True)
     assert data.source == str(tmp_path)
     assert data.notes == ()
-    inputs, truth = calibration_crops(data.train, data.degrade, 16, 4, 0)
-    assert truth is not None
-    assert 0.05 < float((inputs - truth).std()) < 0.15
+    inputs, ground_truth = calibration_crops(data.train, data.degrade, 16, 4, 0)
+    assert ground_truth is not None
+    assert 0.05 < float((inputs - ground_truth).std()) < 0.15
 
 
 def test_pairs(tmp_path: Path) -> None:
     inputs, targets = folder_of(tmp_path / "in", 5), folder_of(tmp_path / "out", 5, first=100)
     data = prepare_images(inputs, targets, None, 3, 0)
-    assert (data.degradation, data.has_truth) == (None, True)
+    assert (data.degradation, data.has_ground_truth) == (None, True)
     for source in (data.train, data.held_out):
         for index in range(len(source)):
             name, image, target = source.read(index)
@@ -96,7 +96,7 @@ def test_pairs(tmp_path: Path) -> None:
 
 def test_inputs_alone(tmp_path: Path) -> None:
     data = prepare_images(folder_of(tmp_path, 4), None, None, 3, 0)
-    assert (data.degradation, data.has_truth) == (None, False)
+    assert (data.degradation, data.has_ground_truth) == (None, False)
     assert data.train.read(0)[2] is None
 
 
@@ -175,7 +175,7 @@ def test_dual_views_are_stacked(tmp_path: Path, left: str, right: str) -> None:
     folder_of(tmp_path / right, 4, first=50)
     targets = folder_of(tmp_path / "target", 4, first=100)
     data = prepare_images(tmp_path, targets, None, 6, 0)
-    assert data.has_truth
+    assert data.has_ground_truth
     for index in range(len(data.train)):
         name, image, target = data.train.read(index)
         assert image.shape == (6, 20, 24)
@@ -184,14 +184,14 @@ def test_dual_views_are_stacked(tmp_path: Path, left: str, right: str) -> None:
         assert [level(part) for part in (image[:3], image[3:], target)] == [number, 50 + number, 100 + number]
     batch = data.training(16, 0).batch(0, 0, 2)
     assert batch.inputs[0].shape == (2, 6, 16, 16)
-    assert batch.truth is not None and batch.truth.shape == (2, 3, 16, 16)
+    assert batch.ground_truth is not None and batch.ground_truth.shape == (2, 3, 16, 16)
 
 
 def test_dual_views_without_targets(tmp_path: Path) -> None:
     folder_of(tmp_path / "left", 3)
     folder_of(tmp_path / "right", 3)
     data = prepare_images(tmp_path, None, None, 6, 0)
-    assert not data.has_truth
+    assert not data.has_ground_truth
     assert data.train.read(0)[2] is None
 
 

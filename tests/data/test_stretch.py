@@ -90,7 +90,7 @@ def test_crops_are_cut_from_stretched_images(place: Path) -> None:
         (data.examples(32, 0)[0].inputs[0], plain.examples(32, 0)[0].inputs[0]),
     ):
         torch.testing.assert_close(one, (other - low) / (high - low), atol=1e-5, rtol=0)
-    first, second = (each.training(16, 0).batch(0, 0, 2).truth for each in (data, plain))
+    first, second = (each.training(16, 0).batch(0, 0, 2).ground_truth for each in (data, plain))
     assert first is not None and second is not None and torch.equal(first, second)
     assert open_data(model, make_options()).stretched  # photographs that come with the tool, too
 
@@ -120,7 +120,7 @@ def test_students_keep_to_how_they_were_made(
         assert code == 0, err
         found[name] = json.loads(out)
     assert [each["stretched"] for each in found.values()] == [stretched, stretched, False, stretched]
-    rmse = {name: each["truth"]["mean"]["rmse"] for name, each in found.items()}
+    rmse = {name: each["ground_truth"]["mean"]["rmse"] for name, each in found.items()}
     assert rmse["student"] == pytest.approx(rmse["onnx"], rel=1e-3)
     assert (rmse["student"] == pytest.approx(rmse["off"], rel=1e-3)) == (not stretched)
     (written,) = run_files(onnx, [place / "rgb" / "0.png"], tmp_path / "run").written

@@ -189,17 +189,17 @@ def test_precisions_can_follow_each_other_in_one_process(pair: Pair, held_out: H
 # --- ground truth
 
 
-def test_truth_has_its_weight(pair: Pair, held_out: HeldOut) -> None:
+def test_ground_truth_has_its_weight(pair: Pair, held_out: HeldOut) -> None:
     teacher, student = pair
-    truth = [inputs[0].flip(-1) for inputs in held_out.inputs]
-    known = HeldOut(held_out.inputs, held_out.teacher, truth)
+    ground_truth = [inputs[0].flip(-1) for inputs in held_out.inputs]
+    known = HeldOut(held_out.inputs, held_out.teacher, ground_truth)
     before = errors(student, known)[1].mean()
     changes = {"steps": 40, "stages": "end", "learning_rate": 1e-2}
-    train((teacher, student), known, Crops(truth=True), truth_weight=100.0, **changes)
+    train((teacher, student), known, Crops(ground_truth=True), truth_weight=100.0, **changes)
     assert errors(student, known)[1].mean() < 0.9 * before
 
 
-def test_truth_that_is_not_there(pair: Pair, held_out: HeldOut) -> None:
+def test_ground_truth_that_is_not_there(pair: Pair, held_out: HeldOut) -> None:
     with pytest.raises(UsageError, match="--truth-weight: these images come without a ground truth"):
         train(pair, held_out, truth_weight=0.1)
 

@@ -488,7 +488,7 @@ def test_a_budget_replaces_that_of_the_recipe(
     assert "/no/such" in complaint(capsys, 1, *arguments, "-o", tmp_path / "out")
 
 
-def test_a_truth_that_is_not_there_is_missed_before_any_work(
+def test_a_ground_truth_that_is_not_there_is_missed_before_any_work(
     checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"

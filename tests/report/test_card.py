@@ -61,7 +61,7 @@ def test_without_measurements() -> None:
 def test_figures_that_are_no_numbers_stay_out_of_the_metadata() -> None:
     found = example()
     found["quality"]["student"]["teacher"] = {"psnr": "inf", "ssim": 1.0}
-    found["quality"]["student"]["truth"] = {"psnr": float("nan")}
+    found["quality"]["student"]["ground_truth"] = {"psnr": float("nan")}
     (result,) = card_metadata(parse_report(found), "x")["model-index"][0]["results"]
     assert [metric["type"] for metric in result["metrics"]] == ["ssim"]
 

@@ -43,7 +43,7 @@ def test_denoises_as_measured(shared: Path) -> None:
     with embedded_teacher() as path:
         model = load(path)
     quality = judge({"teacher": restore(model)}, cbsd68_crops(shared, 12, 160))
-    assert quality["teacher"].truth["psnr"] > 30.0
+    assert quality["teacher"].ground_truth["psnr"] > 30.0
 
 
 def test_rank_8_initialisation_of_the_shared_denoiser(shared: Path) -> None:
@@ -59,6 +59,6 @@ def test_rank_8_initialisation_of_the_shared_denoiser(shared: Path) -> None:
         cbsd68_crops(shared, 10, 128),
         reference="teacher",
     )
-    drop = quality["teacher"].truth["psnr"] - quality["student"].truth["psnr"]
+    drop = quality["teacher"].ground_truth["psnr"] - quality["student"].ground_truth["psnr"]
     assert drop < 0.10
     assert quality["student"].teacher["psnr"] == pytest.approx(50, abs=3)

@@ -18,7 +18,17 @@ from csa2glmha.report.stored import parse_report, read_record, write_record
 from tests.pages import example_report
 
 #: Written by version 0.1.0 before reports named a schema; some layers are left out.
-REPORTS = sorted((Path(__file__).parent / "reports").glob("*.json"))
+UNVERSIONED = sorted((Path(__file__).parent / "reports").glob("*.json"))
+#: The same of reports of schema 1.
+SCHEMA_1 = Path(__file__).parent / "reports" / "schema1" / "mst.json"
+REPORTS = [*UNVERSIONED, SCHEMA_1]
+IDS = [f"{path.parent.name}-{path.stem}" for path in REPORTS]
+
+#: Names in earlier reports, wherever they stand, and those of today.
+RENAMED = {
+    "truth": "ground_truth",
+    "truth_bands": "ground_truth_bands",
+}
 
 
 def stored(path: Path) -> dict[str, Any]:
@@ -26,18 +36,32 @@ def stored(path: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
-def test_reports_without_a_schema_keep_all_they_say(path: Path, tmp_path: Path) -> None:
+def renamed(value: Any) -> Any:
+    """JSON values with today's names in place of earlier ones."""
+    if isinstance(value, list):
+        return [renamed(each) for each in value]
+    if isinstance(value, dict):
+        return {RENAMED.get(key, key): renamed(each) for key, each in value.items()}
+    return value
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=IDS)
+def test_earlier_reports_keep_all_they_say(path: Path, tmp_path: Path) -> None:
     values = stored(path)
-    assert "schema" not in values
+    assert values.get("schema") == (1 if path == SCHEMA_1 else None)
     report = parse_report(values)
-    assert report.to_json() == values | {"schema": SCHEMA}
+    assert report.to_json() == renamed(values) | {"schema": SCHEMA}
     write_record(tmp_path, report)
     assert read_record(tmp_path) == report
 
 
-@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
-def test_reports_without_a_schema_are_rendered(path: Path) -> None:
+def test_a_report_of_schema_1_has_all_that_was_renamed() -> None:
+    text = SCHEMA_1.read_text(encoding="utf-8")
+    assert all(f'"{name}": ' in text for name in RENAMED)
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=IDS)
+def test_earlier_reports_are_rendered(path: Path) -> None:
     values = stored(path)
     report = parse_report(values)
     for text in (markdown(report), html_page(report)):
@@ -47,7 +71,7 @@ def test_reports_without_a_schema_are_rendered(path: Path) -> None:
 
 def test_the_first_reports_say_less() -> None:
     """What they lack is not known; single layers that were not measured in decibels are no choices."""
-    values = stored(REPORTS[-1])
+    values = stored(UNVERSIONED[-1])
     for layer in values["layers"]:
         del layer["rank_pos"], layer["embedded_error"]
     del values["data"]["channel"], values["data"]["held_out_names"], values["comparisons"]["webp_quality"]
@@ -64,7 +88,7 @@ def test_the_first_reports_say_less() -> None:
 
 def test_the_schema_comes_first_in_the_file(tmp_path: Path) -> None:
     write_record(tmp_path, parse_report(example_report()))
-    assert (tmp_path / "report.json").read_text().startswith('{\n  "schema": 1,\n  "tool"')
+    assert (tmp_path / "report.json").read_text().startswith(f'{{\n  "schema": {SCHEMA},\n  "tool"')
 
 
 def test_infinite_and_unknown_figures() -> None:

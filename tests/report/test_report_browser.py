@@ -175,7 +175,7 @@ def test_choices_change_the_pictures(browser: Any, pages: dict[str, Path]) -> No
     }
     for selector in (
         "[name=show-left][value=input]",
-        "[name=show-right][value=truth]",
+        "[name=show-right][value=ground_truth]",
         "[name=show-view][value='2']",
         "[name=show-image][value='1']",
     ):

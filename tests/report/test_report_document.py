@@ -35,10 +35,12 @@ from csa2glmha.report import headline as rows_of
 from csa2glmha.report.document import render_table, write_report
 from csa2glmha.report.html import html_page
 from csa2glmha.report.markdown import markdown as markdown_of
+from csa2glmha.report.schema import SCHEMA
 from csa2glmha.report.stored import parse_report, read_record
 from tests.conftest import MakeRestormer
 
 REPORT: dict[str, Any] = {
+    "schema": SCHEMA,
     "tool": "csa2glmha 0.1.0",
     "versions": {"python": "3.11.0", "torch": "2.6.0"},
     "device": "cpu",
@@ -59,7 +61,7 @@ REPORT: dict[str, Any] = {
     "layers": [
         {
             "name": "latent.0.attn", "heads": 8, "head_channels": 48, "rank_q": 48, "rank_k": 8, "rank_v": 8,
-            "route": "logits from maps",
+            "rank_pos": None, "embedded_error": [], "route": "logits from maps",
             "macs_before": 612_000_000, "macs_after": 200_000_000,
             "params_before": 602_000, "params_after": 190_000,
             "key_error": [0.01, 0.25, 0.1], "row_error": [], "value_error": [0.02],
@@ -67,7 +69,8 @@ REPORT: dict[str, Any] = {
         },
         {
             "name": "refinement.0.attn", "heads": 1, "head_channels": 8, "rank_q": 8, "rank_k": 8,
-            "rank_v": 8, "route": "as it was", "macs_before": 1000, "macs_after": 900,
+            "rank_v": 8, "rank_pos": None, "embedded_error": [], "route": "as it was",
+            "macs_before": 1000, "macs_after": 900,
             "params_before": 100, "params_after": 100,
             "key_error": [], "row_error": [], "value_error": [], "logit_error": 0.0, "guide_explained": 0.0,
         },
@@ -76,12 +79,17 @@ REPORT: dict[str, Any] = {
     "data": {
         "source": "photos", "training_images": 28, "held_out_images": 4, "judged_images": 4,
         "judged_on": "central 256 x 256 pixels of held-out images", "degradation": "noise:25",
+        "channel": None,
         "notes": ["photos: 1 file skipped (1 empty): a.png (empty)"],
     },
     "quality": {
-        "teacher": {"truth": {"psnr": 31.25, "ssim": 0.9}},
-        "initialisation": {"truth": {"psnr": 31.1, "ssim": 0.895}, "teacher": {"psnr": 49.5, "ssim": 0.999}},
-        "student": {"truth": {"psnr": 31.23, "ssim": 0.8995}, "teacher": {"psnr": 55.0, "ssim": 0.9995}},
+        "teacher": {"ground_truth": {"psnr": 31.25, "ssim": 0.9}},
+        "initialisation": {
+            "ground_truth": {"psnr": 31.1, "ssim": 0.895}, "teacher": {"psnr": 49.5, "ssim": 0.999},
+        },
+        "student": {
+            "ground_truth": {"psnr": 31.23, "ssim": 0.8995}, "teacher": {"psnr": 55.0, "ssim": 0.9995},
+        },
     },
     "distillation": {
         "steps": 240, "seconds": 360.0, "before": 49.0, "after": 54.0, "best_step": 210, "skipped": 0,
@@ -138,8 +146,8 @@ def test_headline_rows() -> None:
         ("ONNX latency", "3000 ms", "2000 ms", "0.667"),
         ("PSNR to teacher", "", "55.00 dB", "49.50 before distillation"),
         ("SSIM to teacher", "", "0.9995", "0.9990 before distillation"),
-        ("PSNR to truth", "31.250 dB", "31.230 dB", "-0.020 dB"),
-        ("SSIM to truth", "0.9000", "0.8995", "-0.0005"),
+        ("PSNR to ground truth", "31.250 dB", "31.230 dB", "-0.020 dB"),
+        ("SSIM to ground truth", "0.9000", "0.8995", "-0.0005"),
     ]
 
 
@@ -150,17 +158,17 @@ def test_rows_say_what_psnr_is_of(channel: str | None, label: str) -> None:
     known = report()
     known["data"]["channel"] = channel
     rows = [row[0] for row in headline_rows(known)]
-    assert f"{label} to teacher" in rows and f"{label} to truth" in rows
-    assert f"| {label} to truth |" in markdown(known)
+    assert f"{label} to teacher" in rows and f"{label} to ground truth" in rows
+    assert f"| {label} to ground truth |" in markdown(known)
     for made in (markdown(known), html_page(parse_report(known))):
-        assert f"{label} to the truth" in made and f"{label} to the teacher" in made
+        assert f"{label} to the ground truth" in made and f"{label} to the teacher" in made
 
 
 def test_rows_without_measurements_are_left_out() -> None:
     assert [row[0] for row in headline_rows(report(*OPTIONAL))] == ["parameters", "MACs", "FLOPs"]
     unknown = report()
     for judged in unknown["quality"].values():
-        judged.pop("truth", None)
+        judged.pop("ground_truth", None)
     del unknown["quality"]["initialisation"]
     rows = headline_rows(unknown)[4:]
     assert rows == [("PSNR to teacher", "", "55.00 dB", ""), ("SSIM to teacher", "", "0.9995", "")]
@@ -260,14 +268,14 @@ def test_markdown_without_what_was_not_measured(missing: tuple[str, ...]) -> Non
         assert "None: the student is the initialisation." in text
 
 
-def test_markdown_without_truth() -> None:
+def test_markdown_without_ground_truth() -> None:
     unknown = report()
     unknown["data"]["degradation"] = None
     for judged in unknown["quality"].values():
-        judged.pop("truth", None)
+        judged.pop("ground_truth", None)
     text = markdown(unknown)
     assert "- degradation: none, the images are inputs as they are\n- ground truth: none" in text
-    assert "to truth" not in text
+    assert "to ground truth" not in text
 
 
 def spectral_report() -> dict[str, Any]:
@@ -277,8 +285,13 @@ def spectral_report() -> dict[str, Any]:
     values = {"psnr": 40.0, "ssim": 0.99, "psnr_bands": 41.0, "sam": 1.25, "mrae": 0.04, "rmse": 0.01}
     bands = {"psnr": [40.0, 42.0], "ssim": [0.98, 1.0]}
     spectral["quality"] = {
-        "teacher": {"truth": values, "truth_bands": bands},
-        "student": {"truth": values, "teacher": values, "truth_bands": bands, "teacher_bands": bands},
+        "teacher": {"ground_truth": values, "ground_truth_bands": bands},
+        "student": {
+            "ground_truth": values,
+            "teacher": values,
+            "ground_truth_bands": bands,
+            "teacher_bands": bands,
+        },
     }
     return spectral
 
@@ -286,8 +299,8 @@ def spectral_report() -> dict[str, Any]:
 def test_spectral_reports_have_their_metrics_and_pictures() -> None:
     rows = {row[0]: row[1:] for row in headline_rows(spectral_report())}
     assert rows["spectral angle to teacher"] == ("", "1.250 deg", "")
-    assert rows["PSNR, mean of bands to truth"] == ("41.000 dB", "41.000 dB", "+0.000 dB")
-    assert rows["MRAE to truth"] == ("0.0400", "0.0400", "+0.0000")
+    assert rows["PSNR, mean of bands to ground truth"] == ("41.000 dB", "41.000 dB", "+0.000 dB")
+    assert rows["MRAE to ground truth"] == ("0.0400", "0.0400", "+0.0000")
     assert rows["constants of the mask"] == ("", "11.90 M", "")
     text = markdown(spectral_report())
     assert "(comparison.png)" in text and "(spectra.png)" in text
@@ -324,7 +337,7 @@ def test_names_that_are_not_unicode_are_written(tmp_path: Path) -> None:
 
 def test_infinities_and_nan_of_judged_models_as_json() -> None:
     judged = Judged({"psnr": math.inf, "ssim": math.nan}, {})
-    assert judged.to_json() == {"truth": {"psnr": "inf", "ssim": None}}
+    assert judged.to_json() == {"ground_truth": {"psnr": "inf", "ssim": None}}
     json.dumps(judged.to_json(), allow_nan=False)
 
 
@@ -343,21 +356,21 @@ def test_judge_by_hand() -> None:
     ]
     models = {"student": lambda x: x[0][0] + 0.01, "teacher": lambda x: x[0][0]}
     found = judge(models, images, "teacher")
-    # Teacher: no error on a, 0.1 on b, c has no truth. Student: 0.01 and 0.09.
-    assert found["teacher"].truth["psnr"] == math.inf
+    # Teacher: no error on a, 0.1 on b, c has no ground truth. Student: 0.01 and 0.09.
+    assert found["teacher"].ground_truth["psnr"] == math.inf
     assert found["teacher"].teacher == {}
     by_hand = (-20 * math.log10(0.01) - 20 * math.log10(0.09)) / 2
-    assert found["student"].truth["psnr"] == pytest.approx(by_hand, abs=1e-3)
+    assert found["student"].ground_truth["psnr"] == pytest.approx(by_hand, abs=1e-3)
     assert found["student"].teacher["psnr"] == pytest.approx(40, abs=1e-3)
 
 
 def test_judge_clips_outputs() -> None:
     images = [Example("a", (gray(0.5).unsqueeze(0),), gray(1.0))]
     found = judge({"m": lambda x: x[0][0] + 5, "reference": lambda x: x[0][0] + 7}, images, "reference")
-    assert found["m"].truth["psnr"] == found["m"].teacher["psnr"] == math.inf
+    assert found["m"].ground_truth["psnr"] == found["m"].teacher["psnr"] == math.inf
 
 
-def test_judge_without_truth_or_reference() -> None:
+def test_judge_without_ground_truth_or_reference() -> None:
     found = judge({"m": lambda x: x[0][0]}, [Example("a", (gray(0.5).unsqueeze(0),), None)])
     assert found["m"] == Judged({}, {})
     assert found["m"].to_json() == {}
@@ -377,15 +390,15 @@ def test_examples_do_not_depend_on_their_neighbours() -> None:
     again = examples(items[:2], noise, seed=1, size=16)
     other = examples(items, noise, seed=2, size=16)
     for index, image in enumerate(found):
-        assert image.truth is not None
-        assert torch.equal(image.truth, items[index][1][:, 2:18, 7:23])  # the centre
+        assert image.ground_truth is not None
+        assert torch.equal(image.ground_truth, items[index][1][:, 2:18, 7:23])  # the centre
         assert image.inputs[0].shape == (1, 3, 16, 16)
         assert not torch.equal(image.inputs[0], other[index].inputs[0])
         if index < 2:
             assert torch.equal(image.inputs[0], again[index].inputs[0])
     whole = examples(items, None, seed=0)
     assert [tuple(image.inputs[0].shape) for image in whole] == [(1, 3, 20, 30)] * 3
-    assert [image.truth for image in whole] == [None] * 3
+    assert [image.ground_truth for image in whole] == [None] * 3
 
 
 def test_dual_pixel_models_can_be_judged(make_restormer: MakeRestormer) -> None:
@@ -394,25 +407,25 @@ def test_dual_pixel_models_can_be_judged(make_restormer: MakeRestormer) -> None:
     view = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
     items = [("same", torch.cat((view, view))), ("other", torch.cat((view, view.flip(2))))]
     same, other = examples(items, parse_degradation("blur:1"), 0)
-    assert same.truth is not None
-    assert torch.equal(same.truth, view)
-    assert other.truth is None
-    assert judge({"teacher": restore(model)}, [same, other])["teacher"].truth["psnr"] > 0
+    assert same.ground_truth is not None
+    assert torch.equal(same.ground_truth, view)
+    assert other.ground_truth is None
+    assert judge({"teacher": restore(model)}, [same, other])["teacher"].ground_truth["psnr"] > 0
 
 
 # --- pictures
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(3, 3), (1, 1), (6, 3)])
-@pytest.mark.parametrize("with_truth", [False, True])
-def test_comparison_shows_the_panels_side_by_side(inputs: int, outputs: int, with_truth: bool) -> None:
+@pytest.mark.parametrize("with_ground_truth", [False, True])
+def test_comparison_shows_the_panels_side_by_side(inputs: int, outputs: int, with_ground_truth: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     first = torch.rand(inputs, 40, 150, generator=generator)
     teacher = torch.rand(outputs, 40, 150, generator=generator)
-    truth = torch.rand(outputs, 40, 150, generator=generator) if with_truth else None
+    ground_truth = torch.rand(outputs, 40, 150, generator=generator) if with_ground_truth else None
     student = teacher + 0.01
-    picture = comparison(first, teacher, student, truth, gain=20)
-    count = 4 + with_truth
+    picture = comparison(first, teacher, student, ground_truth, gain=20)
+    count = 4 + with_ground_truth
     assert picture.shape[0] == 3
     assert picture.shape[2] == count * 150 + (count - 1) * ((picture.shape[2] - count * 150) // (count - 1))
     gap = (picture.shape[2] - count * 150) // (count - 1)
@@ -420,8 +433,8 @@ def test_comparison_shows_the_panels_side_by_side(inputs: int, outputs: int, wit
     assert torch.equal(panels[0], first[:3].expand(3, -1, -1) if inputs == 1 else first[:3])
     assert torch.equal(panels[1], teacher.expand(3, -1, -1))
     torch.testing.assert_close(panels[3], torch.full((3, 40, 150), 0.7))  # 0.5 + 20 x 0.01
-    if truth is not None:
-        assert torch.equal(panels[4], truth.expand(3, -1, -1))
+    if ground_truth is not None:
+        assert torch.equal(panels[4], ground_truth.expand(3, -1, -1))
     captions = picture[:, :-40]
     assert (captions < 0.5).any()  # something is written
     assert float(picture.min()) >= 0

@@ -167,7 +167,7 @@ def test_names_that_are_not_unicode_are_written(tmp_path: Path) -> None:
 def test_unknown_values() -> None:
     report = example_report(optional=True)
     report["quality"]["student"]["teacher"]["psnr"] = "inf"
-    report["quality"]["student"]["truth"]["psnr"] = None
+    report["quality"]["student"]["ground_truth"]["psnr"] = None
     report["distillation"]["curve"][1]["psnr"] = "inf"
     report["distillation"]["after"] = None
     for point in report["pareto"]["points"]:
@@ -201,11 +201,11 @@ def test_lead_sentence() -> None:
     def lead() -> str:
         return lead_sentence(parse_report(report))
 
-    quality["student"]["truth"]["psnr"] = 31.266
+    quality["student"]["ground_truth"]["psnr"] = 31.266
     assert lead().endswith("parameters, with 0.016 dB more PSNR.")
-    quality["student"]["truth"]["psnr"] = 31.2502
+    quality["student"]["ground_truth"]["psnr"] = 31.2502
     assert lead().endswith("parameters, at the same PSNR.")
-    del quality["teacher"]["truth"]
+    del quality["teacher"]["ground_truth"]
     assert lead().endswith(", with outputs that agree with the teacher's to 55.0 dB.")
     report["complexity"]["after"] = {"params": 27_000_000, "macs": 154_900_000_000, "flops": 1}
     assert lead().startswith("as many multiply-accumulates and 3.3 % more parameters, ")
@@ -231,7 +231,7 @@ def test_search_sentence() -> None:
 
 def test_search_without_its_measurements() -> None:
     """Sensitivities need choices, the curves predictions."""
-    report = example_report(optional=True)
+    report = example_report("schema", optional=True)
     for each in report["search"]["choices"]:
         del each["psnr_to_teacher"]  # as in reports of an earlier version, whose pages a sweep makes anew
     assert "Sensitivity of every layer" not in Page(page_of_values(report)).text
@@ -263,16 +263,16 @@ def test_pareto_front() -> None:
 # --- comparisons
 
 
-@pytest.mark.parametrize("truth", [False, True])
-def test_comparison_of_an_image(truth: bool) -> None:
-    (image,) = example_images(1, truth=truth)
+@pytest.mark.parametrize("ground_truth", [False, True])
+def test_comparison_of_an_image(ground_truth: bool) -> None:
+    (image,) = example_images(1, ground_truth=ground_truth)
     (view,) = image.views
-    roles = ["input", "teacher", "student", "difference", *(["truth"] if truth else [])]
+    roles = ["input", "teacher", "student", "difference", *(["ground_truth"] if ground_truth else [])]
     assert [panel.role for panel in view.panels] == roles
     difference = view.panels[3].image
     torch.testing.assert_close(difference, torch.full((3, 24, 32), 0.7))  # 0.5 + 20 x 0.01
     assert image.figures["psnr_to_teacher"] == pytest.approx(40, abs=0.01)
-    assert ("student_psnr" in image.figures) == truth
+    assert ("student_psnr" in image.figures) == ground_truth
     assert "spectra" not in image.figures
 
 
@@ -288,9 +288,9 @@ def test_comparison_of_spectra() -> None:
     assert {len(panel.image) for view in image.views[1:] for panel in view.panels} == {1}
     assert len(image.figures["spectra"]) == 3
     for pixel in image.figures["spectra"]:
-        teacher, truth = pixel["teacher"], pixel["truth"]
+        teacher, ground_truth = pixel["teacher"], pixel["ground_truth"]
         assert len(teacher) == len(pixel["student"]) == 7
-        assert np.allclose(teacher, 0.9 * np.array(truth), atol=2e-5)
+        assert np.allclose(teacher, 0.9 * np.array(ground_truth), atol=2e-5)
     for panel in (panel for view in image.views for panel in view.panels):
         assert 0 <= float(panel.image.min()) <= float(panel.image.max()) <= 1
 

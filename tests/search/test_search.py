@@ -481,7 +481,7 @@ def test_convert_within_decibels(checkpoint: Path, measured: Path) -> None:
     found = convert(checkpoint, max_drop=0.05, output=measured / "drop", latency=False, **QUICK)
     # The loss that was judged is the one that the report shows.
     quality, drop = found.report["quality"], found.report["search"]["reached"]["drop"]
-    shown = quality["teacher"]["truth"]["psnr"] - quality["initialisation"]["truth"]["psnr"]
+    shown = quality["teacher"]["ground_truth"]["psnr"] - quality["initialisation"]["ground_truth"]["psnr"]
     assert drop == pytest.approx(shown, abs=1e-6) and drop <= 0.05
     after = found.report["complexity"]
     assert after["after"]["macs"] < after["before"]["macs"]

@@ -171,11 +171,11 @@ class CassiData:
     def example(self, scenes: ImageSource, index: int) -> Example:
         """One of the scenes, cut to the mask's size from its centre."""
         if self.recorded:
-            name, measurement, truth = scenes.read(index)
+            name, measurement, ground_truth = scenes.read(index)
             cube = initial_cube(measurement[0], self.bands)
         else:
-            name, cube, truth = CassiScenes(scenes, self.mask).read(index)
-        return Example(name, (cube.unsqueeze(0), self.dispersed_mask), truth)
+            name, cube, ground_truth = CassiScenes(scenes, self.mask).read(index)
+        return Example(name, (cube.unsqueeze(0), self.dispersed_mask), ground_truth)
 
 
 def prepare_cassi(

@@ -85,7 +85,7 @@ class ImageInputs:
         """All images of a folder, or the photographs that come with scikit-image."""
         refuse_cassi_options(network.name, options)
         stretched, spectral = self.stretches(network, options), self.spectral(network)
-        if options.data is not None:  # before the question for a truth of images that are not there
+        if options.data is not None:  # before the question for a ground truth of images that are not there
             wanted = "images" if network.channels in IMAGE_CHANNELS else "cubes"
             check_folder(options.data, "folder", wanted)
         if options.targets is None and not teacher and (options.degrade is None or spectral):
@@ -98,7 +98,7 @@ class ImageInputs:
         if stretched:
             images, notes = Stretched(images), (*notes, STRETCH_NOTE)
         read = partial(image_example, images, degradation=degradation, seed=options.seed, size=crop)
-        return LazyExamples(len(images), lambda index: read(index, clean_is_truth=not spectral)), notes
+        return LazyExamples(len(images), lambda index: read(index, clean_is_ground_truth=not spectral)), notes
 
     def open_files(self, network: NetworkFacts, options: ConvertOptions, cube_suffix: str) -> FileInputs:
         """Image files, two views of each, or cubes."""

@@ -19,18 +19,18 @@ TITLES = {
     "teacher": "Teacher",
     "student": "Student",
     "difference": f"Difference {TIMES}{DIFFERENCE_GAIN}",
-    "truth": "Truth",
+    "ground_truth": "Ground truth",
 }
 _ALT = {
     "input": "What the networks were given: {}",
     "teacher": "The teacher's output: {}",
     "student": "The student's output: {}",
     "difference": f"Student minus teacher, amplified {DIFFERENCE_GAIN} times around grey: {{}}",
-    "truth": "The ground truth: {}",
+    "ground_truth": "The ground truth: {}",
 }
 _LETTERS = "abcdefgh"
 _LINES = (
-    ("truth", "var(--truth)", 5.0),
+    ("ground_truth", "var(--ground-truth)", 5.0),
     ("teacher", "var(--teacher)", 2.4),
     ("student", "var(--student)", 2.0),
 )
@@ -120,7 +120,7 @@ def _facts(entry: ImageFigures) -> list[tuple[str, str]]:
         text = f"{fixed(teacher, 3)} → {fixed(student, 3, ' dB')}"
         if teacher is not None and finite(teacher) is not None and finite(student) is not None:
             text += f" ({signed(student - teacher, 3)})"
-        facts.append(("PSNR to the truth", text))
+        facts.append(("PSNR to the ground truth", text))
     return facts
 
 

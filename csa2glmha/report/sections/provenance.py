@@ -18,7 +18,7 @@ def data_blocks(report: Report) -> list[Block]:
     facts = [
         ("source", data.source),
         ("degradation", data.degradation or "none, the images are inputs as they are"),
-        ("ground truth", "known" if report.knows_truth else "none"),
+        ("ground truth", "known" if report.knows_ground_truth else "none"),
         ("calibration and distillation", f"{data.training_images} images"),
         ("held out", f"{data.held_out_images} images"),
         ("judged on", f"{data.judged_images} images, {data.judged_on}"),

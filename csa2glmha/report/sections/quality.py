@@ -11,13 +11,17 @@ from csa2glmha.report.sections.numbers import finite, fixed
 _BAND_COLUMNS: tuple[tuple[str, Against, str, str, int], ...] = (
     ("student", "teacher", "psnr", "PSNR to teacher, dB", 2),
     ("student", "teacher", "ssim", "SSIM to teacher", 4),
-    ("teacher", "truth", "psnr", "teacher's PSNR to truth, dB", 2),
-    ("student", "truth", "psnr", "student's PSNR to truth, dB", 2),
-    ("teacher", "truth", "ssim", "teacher's SSIM to truth", 4),
-    ("student", "truth", "ssim", "student's SSIM to truth", 4),
+    ("teacher", "ground_truth", "psnr", "teacher's PSNR to ground truth, dB", 2),
+    ("student", "ground_truth", "psnr", "student's PSNR to ground truth, dB", 2),
+    ("teacher", "ground_truth", "ssim", "teacher's SSIM to ground truth", 4),
+    ("student", "ground_truth", "ssim", "student's SSIM to ground truth", 4),
 )
 _BAND_CHARTS: tuple[tuple[str, Against, tuple[tuple[str, str], ...]], ...] = (
-    ("PSNR to the truth, dB", "truth", (("teacher", "var(--teacher)"), ("student", "var(--student)"))),
+    (
+        "PSNR to the ground truth, dB",
+        "ground_truth",
+        (("teacher", "var(--teacher)"), ("student", "var(--student)")),
+    ),
     (
         "PSNR to the teacher, dB",
         "teacher",
@@ -37,14 +41,17 @@ def quality_blocks(report: Report) -> list[Block]:
 
 def _metrics(report: Report) -> list[Block]:
     rows: list[list[str]] = []
-    comparisons: tuple[tuple[Against, str], ...] = (("teacher", "to the teacher"), ("truth", "to the truth"))
+    comparisons: tuple[tuple[Against, str], ...] = (
+        ("teacher", "to the teacher"),
+        ("ground_truth", "to the ground truth"),
+    )
     for against, words in comparisons:
-        for metric, label, unit, to_teacher, to_truth in metrics_of(channel_of(report)):
+        for metric, label, unit, to_teacher, to_ground_truth in metrics_of(channel_of(report)):
             values = [
                 report.figure(name, against, metric) for name in ("teacher", "initialisation", "student")
             ]
             if any(value is not None for value in values):
-                digits = to_teacher if against == "teacher" else to_truth
+                digits = to_teacher if against == "teacher" else to_ground_truth
                 cells = ["" if value is None else fixed(value, digits) for value in values]
                 rows.append([f"{label} {words}{',' + unit if unit else ''}", *cells])
     if not rows:

@@ -139,9 +139,11 @@ def _quality_cards(report: Report) -> list[Card]:
     psnr = metrics_of(channel_of(report))[0][1]
     cards = []
     if report.psnr_drop is not None:
-        own, student = (fixed(report.figure(name, "truth", "psnr"), 3) for name in ("teacher", "student"))
+        own, student = (
+            fixed(report.figure(name, "ground_truth", "psnr"), 3) for name in ("teacher", "student")
+        )
         cards.append(
-            _card(f"{psnr} to the truth", signed(report.psnr_drop, 3, " dB"), f"{own} → {student} dB")
+            _card(f"{psnr} to the ground truth", signed(report.psnr_drop, 3, " dB"), f"{own} → {student} dB")
         )
     agreement = report.figure("student", "teacher", "psnr")
     if agreement is not None:

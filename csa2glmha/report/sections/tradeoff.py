@@ -16,7 +16,7 @@ _KINDS = {
     "teacher": ("teacher", "var(--teacher)", "diamond"),
     "uniform": ("one rank everywhere", "var(--rank-k)", "circle"),
     "auto": ("ranks chosen per layer", "var(--student)", "square"),
-    "baseline": ("other methods", "var(--truth)", "triangle"),
+    "baseline": ("other methods", "var(--ground-truth)", "triangle"),
 }
 
 
@@ -35,19 +35,23 @@ def pareto_blocks(report: Report) -> list[Block]:
     if not points:
         return []
     students = [point for point in points if point.kind != "teacher"]
-    to_truth = any(finite(point.psnr_drop) is not None for point in students)
-    label = f"PSNR to the truth, student {MINUS} teacher, dB" if to_truth else "PSNR to the teacher, dB"
-    drawn: list[Block] = [_scatter(points, to_truth, False, "MACs, share of the teacher's", label)]
+    to_ground_truth = any(finite(point.psnr_drop) is not None for point in students)
+    label = (
+        f"PSNR to the ground truth, student {MINUS} teacher, dB"
+        if to_ground_truth
+        else "PSNR to the teacher, dB"
+    )
+    drawn: list[Block] = [_scatter(points, to_ground_truth, False, "MACs, share of the teacher's", label)]
     if any(point.time_ratio is not None for point in students):
-        drawn.append(_scatter(points, to_truth, True, "time, share of the teacher's", label))
+        drawn.append(_scatter(points, to_ground_truth, True, "time, share of the teacher's", label))
     note = (
         "Each point is a student: the further up and to the left, the better. The line joins those that no "
         "other beats in both respects."
     )
-    return [Note(note), *drawn, Fold("Points as a table", [_point_table(points, to_truth)])]
+    return [Note(note), *drawn, Fold("Points as a table", [_point_table(points, to_ground_truth)])]
 
 
-def _point_table(points: Sequence[ParetoPoint], to_truth: bool) -> Table:
+def _point_table(points: Sequence[ParetoPoint], to_ground_truth: bool) -> Table:
     rows = [
         (
             point.label,
@@ -57,34 +61,36 @@ def _point_table(points: Sequence[ParetoPoint], to_truth: bool) -> Table:
             format_params(round(point.params)),
             fixed(1.0 if point.kind == "teacher" else point.time_ratio, 3),
             fixed(point.psnr_to_teacher, 2),
-            signed(0.0 if point.kind == "teacher" and to_truth else point.psnr_drop, 3),
+            signed(0.0 if point.kind == "teacher" and to_ground_truth else point.psnr_drop, 3),
         )
         for point in points
     ]
     costs = ("MACs", "ratio", "parameters", "time ratio")
-    header = ("", "kind", *costs, "PSNR to teacher, dB", "PSNR to truth, change")
+    header = ("", "kind", *costs, "PSNR to teacher, dB", "PSNR to ground truth, change")
     return Table(header, rows, "Students and what they cost", text_columns=2)
 
 
-def _places(points: Sequence[ParetoPoint], to_truth: bool, timed: bool) -> list[_Place]:
+def _places(points: Sequence[ParetoPoint], to_ground_truth: bool, timed: bool) -> list[_Place]:
     found = []
     for point in points:
         cost = point.time_ratio if timed else point.macs_ratio
-        quality = finite(point.psnr_drop if to_truth else point.psnr_to_teacher)
+        quality = finite(point.psnr_drop if to_ground_truth else point.psnr_to_teacher)
         if point.kind == "teacher":  # whatever was left out: it is what the others are compared with
-            cost, quality = 1.0, 0.0 if to_truth else quality
+            cost, quality = 1.0, 0.0 if to_ground_truth else quality
         if cost is not None and quality is not None:
             found.append(_Place(point, cost, quality))
     return found
 
 
-def _scatter(points: Sequence[ParetoPoint], to_truth: bool, timed: bool, x_label: str, y_label: str) -> Block:
-    shown = _places(points, to_truth, timed)
+def _scatter(
+    points: Sequence[ParetoPoint], to_ground_truth: bool, timed: bool, x_label: str, y_label: str
+) -> Block:
+    shown = _places(points, to_ground_truth, timed)
     y = _quality_axis(shown, y_label)
     x = axis_of(x_label, [place.cost for place in shown], least=0.1)
     front = pareto_front([(each.cost, each.quality) for each in shown if each.point.kind != "teacher"])
     series = [Series("best at their cost", front, "var(--front)", dashed=True, width=1.6)]
-    digits = 3 if to_truth else 2
+    digits = 3 if to_ground_truth else 2
     for kind, (name, colour, dots) in _KINDS.items():
         inside = [each for each in shown if each.point.kind == kind and each.quality >= y.low]
         below = [each for each in shown if each.point.kind == kind and each.quality < y.low]
@@ -131,8 +137,8 @@ def baseline_blocks(report: Report) -> list[Block]:
     ]
     header = (
         *("method", "MACs", "change", "parameters"),
-        *("before distillation: PSNR to teacher, dB", "change to truth, dB"),
-        *("after it: PSNR to teacher, dB", "change to truth, dB"),
+        *("before distillation: PSNR to teacher, dB", "change to ground truth, dB"),
+        *("after it: PSNR to teacher, dB", "change to ground truth, dB"),
     )
     return [Table(header, rows, "This student and other methods")]
 
