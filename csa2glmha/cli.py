@@ -349,7 +349,7 @@ def export(
 @click.argument("model", type=MODEL)
 @settings(*DATA)
 @click.option("--teacher", type=MODEL, metavar="CKPT", help="Also compare with this model's outputs.")
-@click.option("--crop", type=int, metavar="N", help="Judge on the central square of this side only.")
+@click.option("--crop", type=int, metavar="N", help="Evaluate on the central square of this side only.")
 @click.option(
     "--channel",
     type=click.Choice(["rgb", "y"]),

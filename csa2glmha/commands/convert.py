@@ -122,7 +122,7 @@ def check_data(teacher: RestorationModel, data: Data, options: ConvertOptions) -
 
     Raises:
         UsageError: a ground truth is needed and not there, or the budget cannot be met.
-        DataError: a held-out image cannot be judged on.
+        DataError: a held-out image cannot be evaluated on.
     """
     check_ground_truth(options, data, teacher.out_channels)
     check_sizes(data.examples(options.input_size, options.seed))

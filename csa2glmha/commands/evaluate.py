@@ -50,7 +50,7 @@ def evaluate_file(
         model: checkpoint, student or ONNX file.
         options: of them those on weights, data, device and seed.
         teacher: also compare with this model's outputs.
-        crop: judge on the central square of this side; None takes whole images.
+        crop: evaluate on the central square of this side; None takes whole images.
         channel: "rgb", or "y": PSNR and SSIM of :func:`~csa2glmha.metrics.quality.luma`.
 
     Raises:

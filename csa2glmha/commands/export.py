@@ -20,11 +20,11 @@ from csa2glmha.export.metadata import metadata_of
 from csa2glmha.export.onnx import PRECISIONS, ExportReport, check_opset, export_onnx
 from csa2glmha.export.quantize import quantize
 from csa2glmha.export.runtime import OnnxModel
-from csa2glmha.metrics.evaluate import judge, restore
+from csa2glmha.metrics.evaluate import evaluate, restore
 
 #: Held-out images that the loss of a lower precision is measured on, at most.
-JUDGED_IMAGES = 8
-#: Options on the data that int8 is calibrated on, and that it and fp16 are judged on.
+EVALUATED_IMAGES = 8
+#: Options on the data that int8 is calibrated on, and that it and fp16 are evaluated on.
 _DATA = ("data", "targets", "pair", "degrade", "mask", "mask_key", "measurement_scale", "mat_key", "stretch")
 _CALIBRATION = ("calibration_crops", "calibration_size")
 
@@ -88,10 +88,10 @@ def export_file(
     """
     _check_choices(choices)
     loaded = load_model(model, options.weights)
-    judged = choices.precision == "int8" or (
+    evaluated = choices.precision == "int8" or (
         choices.precision == "fp16" and not options.model_fields_set.isdisjoint(_DATA)
     )
-    if loaded.model.fixed_size is not None and judged:
+    if loaded.model.fixed_size is not None and evaluated:
         raise UsageError(
             f"{model}: has a mask baked in; int8 and --data need a model that takes its mask as an input: "
             "convert without --mask"
@@ -99,23 +99,23 @@ def export_file(
     output = _output_file(model, output)
     with exclusive_file(output):
         ensure_writable(output, choices.overwrite)
-        return _written(loaded, output, choices, options, judged)
+        return _written(loaded, output, choices, options, evaluated)
 
 
 def _written(
-    loaded: LoadedModel, output: Path, choices: ExportChoices, options: ConvertOptions, judged: bool
+    loaded: LoadedModel, output: Path, choices: ExportChoices, options: ConvertOptions, evaluated: bool
 ) -> tuple[ExportReport, PrecisionLoss | None]:
     """Make the file, once nothing is in the way."""
     for note in loaded.checkpoint.notes:
         say(note)
     _say_unused(choices.precision, options)
-    if not judged:
+    if not evaluated:
         return _export(loaded, output, choices), None
     options = as_trained(loaded.checkpoint.metadata, _with_task(loaded, options))
     data = open_data(loaded.model, options)
     for note in data.notes:
         say(note)
-    # Elsewhere at first: what cannot be judged must not be left under the name that was asked for.
+    # Elsewhere at first: what cannot be evaluated must not be left under the name that was asked for.
     with scratch_folder(2 * weight_bytes(loaded.model), output.parent) as folder:
         draft = folder / "draft.onnx"
         if choices.precision == "int8":
@@ -212,15 +212,15 @@ def _export_int8(
 def _loss(loaded: LoadedModel, file: Path, data: Data, options: ConvertOptions) -> PrecisionLoss:
     """Compare the file with the network in PyTorch on held-out images."""
     lower = OnnxModel(file)
-    examples = data.examples(options.input_size, options.seed)[:JUDGED_IMAGES]
+    examples = data.examples(options.input_size, options.seed)[:EVALUATED_IMAGES]
     taken = len(lower.input_names)
     models = {"exact": restore(loaded.model), "lower": lambda inputs: lower(*inputs[:taken])[0]}
-    judged = judge(models, examples, "exact", data.spectral)
+    evaluated = evaluate(models, examples, "exact", data.spectral)
     return PrecisionLoss(
         len(examples),
         data.source,
         data.degradation,
-        judged["exact"].ground_truth.get("psnr"),
-        judged["lower"].ground_truth.get("psnr"),
-        judged["lower"].teacher["psnr"],
+        evaluated["exact"].ground_truth.get("psnr"),
+        evaluated["lower"].ground_truth.get("psnr"),
+        evaluated["lower"].teacher["psnr"],
     )

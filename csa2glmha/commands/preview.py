@@ -144,7 +144,7 @@ def _stages(
     approximate: bool,
     distilled: bool,
 ) -> list[Stage]:
-    size = data.judging_size(options.calibration_size)
+    size = data.evaluation_size(options.calibration_size)
     each = _seconds_a_crop(teacher, size)
     pixels = size * size
     stages = []

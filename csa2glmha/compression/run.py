@@ -19,7 +19,7 @@ from csa2glmha.initialize import LayerFit
 from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.initialize.student import Statistics
 from csa2glmha.metrics.complexity import Complexity
-from csa2glmha.metrics.evaluate import Judged
+from csa2glmha.metrics.evaluate import Evaluation
 from csa2glmha.reading.layers import AttentionLayer
 from csa2glmha.search.plan import RankSearch
 from csa2glmha.search.sensitivity import SensitivityCache
@@ -101,7 +101,7 @@ class Run(Generic[ModelT]):
     found: dict[str, Any] | None = None
     initial: ModelT | None = None
     distillation: DistillResult | None = None
-    quality: dict[str, Judged] = field(default_factory=dict)
+    quality: dict[str, Evaluation] = field(default_factory=dict)
     before: Complexity = field(init=False)
     after: Complexity = field(init=False)
 

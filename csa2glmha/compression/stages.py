@@ -14,7 +14,7 @@ from csa2glmha.distill.job import DistillJob
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import layer_config
 from csa2glmha.metrics.complexity import count_complexity
-from csa2glmha.metrics.evaluate import judge, restore
+from csa2glmha.metrics.evaluate import evaluate, restore
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.search.plan import measured_ranks
 
@@ -100,14 +100,14 @@ class Distil(Always[Run[Any]]):
 class Evaluate(Always[Run[Any]]):
     """Measure teacher and student on the held-out images."""
 
-    name = "judge"
+    name = "evaluate"
 
     def __call__(self, run: Run[Any]) -> None:
         """Finishes ``student``; sets ``quality``."""
         run.student = run.finish(run.student)
         networks = {"teacher": run.teacher, "initialisation": run.initial, "student": run.student}
         candidates = {name: restore(network) for name, network in networks.items() if network is not None}
-        run.quality = judge(candidates, run.examples, "teacher", run.data.spectral)
+        run.quality = evaluate(candidates, run.examples, "teacher", run.data.spectral)
 
 
 class Count(Always[Run[Any]]):

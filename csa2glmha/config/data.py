@@ -15,7 +15,7 @@ class DataOptions(Options):
     """The data, and what is done to them."""
 
     data: Annotated[FilePath | None, Affects.MEASUREMENTS] = Field(
-        None, description="Folder to calibrate, distil and judge on: images, for CASSI networks also cubes."
+        None, description="Folder to calibrate, distil, evaluate on: images, for CASSI networks also cubes."
     )
     targets: Annotated[FilePath | None, Affects.MEASUREMENTS] = Field(
         None, description="Folder of their ground truth, paired by file name; from RGB to spectra, cubes."

@@ -13,7 +13,7 @@ CONVERSION = {
     "ranks": "choosing ranks",
     "initialise": "statistics and initialisation",
     "distill": "distillation",
-    "judge": "evaluation",
+    "evaluate": "evaluation",
     "baselines": "other methods",
     "export": "ONNX export",
     "latency": "timing",

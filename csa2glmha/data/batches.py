@@ -1,4 +1,4 @@
-"""What networks are trained and judged on, whatever it is made from.
+"""What networks are trained and evaluated on, whatever it is made from.
 
 Training batches are random access: batch and sample are functions of their numbers and a seed alone, with
 no state between them. So training can stop anywhere and go on exactly, and any number of processes can
@@ -29,7 +29,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Example:
-    """One image to judge on: inputs with a batch axis of one; the ground truth (C', H, W), where known."""
+    """One image to evaluate on: inputs with a batch axis of one; the ground truth (C', H, W), where known."""
 
     name: str
     inputs: Inputs
@@ -79,7 +79,7 @@ class Data(Protocol):
         """Height and width of the examples where a side of ``size`` is asked for."""
         ...
 
-    def judging_size(self, size: int) -> int:
+    def evaluation_size(self, size: int) -> int:
         """Side of the crops that decide which weights are kept, where calibration takes ``size``."""
         ...
 

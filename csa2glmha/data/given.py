@@ -105,7 +105,7 @@ class GivenBatches:
         shape = self.held_out[0][0].shape
         return (shape[-2], shape[-1]) if len(shape) > 2 else (1, shape[-1])
 
-    def judging_size(self, size: int) -> int:
+    def evaluation_size(self, size: int) -> int:
         """As asked for; samples are used whole."""
         return size
 

@@ -14,7 +14,7 @@ def describe_images(data: Data, examples: Sequence[Example]) -> dict[str, Any]:
 
     Args:
         data: opened.
-        examples: the held-out images, as they are judged on.
+        examples: the held-out images, as they are evaluated on.
 
     Returns:
         ``training_images``, ``held_out_images``, ``held_out_names`` and ``held_out_sha256``. The checksum is

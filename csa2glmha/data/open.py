@@ -1,4 +1,4 @@
-"""The data that a network is converted, trained and judged on, from what the user names."""
+"""The data that a network is converted, trained and evaluated on, from what the user names."""
 
 from __future__ import annotations
 

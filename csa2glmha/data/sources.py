@@ -66,7 +66,7 @@ class ImageData:
         """A square."""
         return size, size
 
-    def judging_size(self, size: int) -> int:
+    def evaluation_size(self, size: int) -> int:
         """The same: any size will do."""
         return size
 
@@ -96,7 +96,7 @@ def image_example(
     size: int | None,
     clean_is_ground_truth: bool = True,
 ) -> Example:
-    """One image to judge on; degraded with a generator of its own, so that order does not matter.
+    """One image to evaluate on; degraded with a generator of its own, so that order does not matter.
 
     Args:
         images: clean ones if there is a degradation, otherwise inputs.

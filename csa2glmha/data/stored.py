@@ -69,7 +69,7 @@ def checked_samples(pixels: Pixels) -> Pixels:
 
 
 def check_room(width: int, height: int, bytes_per_pixel: int, room: int | None) -> None:
-    """Judge an image by its header, before it is decoded.
+    """Check an image by its header, before it is decoded.
 
     Args:
         width, height: in pixels.

@@ -37,7 +37,8 @@ def split(images: ImageSource, source: str, seed: int) -> tuple[Subset, Subset]:
     """
     if len(images) < 2:
         raise DataError(
-            f"{source}: only {len(images)} usable image; give at least 2, since some are held out for judging"
+            f"{source}: only {len(images)} usable image; give at least 2, since some are held out to "
+            "evaluate on"
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
     count = max(1, min(MAX_HELD_OUT, len(images) // 8))

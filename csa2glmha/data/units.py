@@ -87,7 +87,7 @@ def refuse_unknown(path: Path, extent: Extent) -> None:
         )
 
 
-def judge_cubes(extents: Mapping[Path, Extent]) -> White:
+def white_of_cubes(extents: Mapping[Path, Extent]) -> White:
     """The value that floats of all these cubes have where there is white: 1, or the largest count.
 
     Whole numbers beyond 1 are counts, and the number of bits follows from the largest of them in all files.

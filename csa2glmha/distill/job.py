@@ -197,7 +197,7 @@ class DistillJob:
 
     Attributes:
         options: of them those on distillation, data, device and seed.
-        data: to train on, and to judge on while training.
+        data: to train on, and to evaluate on while training.
         states: where they are kept; None keeps none.
         log: path of the record; None keeps none.
         settings: None: those of the options.
@@ -249,6 +249,6 @@ class DistillJob:
             known = ground_truths if len(ground_truths) == len(examples) else None
             return teacher_outputs(teacher, [example.inputs for example in examples], known)
         count, seed = HELD_OUT_CROPS, options.seed + 1
-        side = self.data.judging_size(options.calibration_size)
+        side = self.data.evaluation_size(options.calibration_size)
         inputs = self.data.calibration(side, count, seed, held_out=True)
         return teacher_outputs(teacher, inputs)

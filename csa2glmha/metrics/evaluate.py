@@ -37,7 +37,7 @@ def restore(model: torch.nn.Module) -> Restore:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Evaluation:
     """Quality of one model's outputs, means over images; values clipped to [0, 1] first.
 
     Attributes:
@@ -72,26 +72,26 @@ class Judged:
 
 
 def check_sizes(examples: Sequence[Example]) -> None:
-    """Raise DataError for an image that :func:`judge` could not measure, before there is work to lose."""
+    """Raise DataError for an image that :func:`evaluate` could not measure, before there is work to lose."""
     for example in examples:
         height, width = example.inputs[0].shape[-2:]
         if min(height, width) < SSIM_WINDOW:
             raise DataError(
-                f"{example.name}: {width}x{height} pixels are too few to judge on, SSIM needs "
+                f"{example.name}: {width}x{height} pixels are too few to evaluate on, SSIM needs "
                 f"{SSIM_WINDOW}x{SSIM_WINDOW}; leave it out"
             )
 
 
 def psnr_to_ground_truth(model: Restore, examples: Sequence[Example]) -> float:
-    """Mean PSNR of the outputs to the ground truth, where that is known, as :func:`judge` gives it."""
+    """Mean PSNR of the outputs to the ground truth, where that is known, as :func:`evaluate` gives it."""
     known = [(each.inputs, each.ground_truth) for each in examples if each.ground_truth is not None]
     values = [psnr(model(inputs).clamp(0, 1), ground_truth) for inputs, ground_truth in known]
     return sum(values) / len(values)
 
 
-def judge(
+def evaluate(
     models: dict[str, Restore], examples: list[Example], reference: str | None = None, spectral: bool = False
-) -> dict[str, Judged]:
+) -> dict[str, Evaluation]:
     """Run every model over every image.
 
     Args:
@@ -104,7 +104,7 @@ def judge(
     against_teacher = {name: QualityMeter(spectral) for name in models}
     beyond = dict.fromkeys(models, 0)
     order = sorted(models, key=lambda name: name != reference)
-    with manual_progress(what="judging", unit="image", total=len(examples) * len(models)) as bar:
+    with manual_progress(what="evaluating", unit="image", total=len(examples) * len(models)) as bar:
         for example in examples:
             expected = None
             for name in order:
@@ -129,7 +129,9 @@ def judge(
         return meter.mean() if meter.images else {}
 
     return {
-        name: Judged(means(ground_truth), means(teacher), ground_truth.bands(), teacher.bands(), beyond[name])
+        name: Evaluation(
+            means(ground_truth), means(teacher), ground_truth.bands(), teacher.bands(), beyond[name]
+        )
         for name in models
         for ground_truth, teacher in [(against_ground_truth[name], against_teacher[name])]
     }

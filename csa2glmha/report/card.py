@@ -164,20 +164,20 @@ def _summary(report: Report) -> list[str]:
 def _notes(report: Report) -> list[str]:
     height, width = report.input_size
     data = report.data
-    judged = "" if data is None else _judged(report, data)
+    evaluated = "" if data is None else _evaluated(report, data)
     latency = " Latency: ONNX Runtime on the CPU of one machine." if report.latency_ms else ""
     return [
         f"At {height} x {width}. MACs count one multiply-add of convolutions and matrix products as one."
-        f"{judged}{latency} All figures are in [report.md](report.md) and report.json."
+        f"{evaluated}{latency} All figures are in [report.md](report.md) and report.json."
     ]
 
 
-def _judged(report: Report, data: DataUsed) -> str:
-    count = data.judged_images
+def _evaluated(report: Report, data: DataUsed) -> str:
+    count = data.evaluated_images
     degradation = data.degradation or "none, the images are inputs as they are"
     return (
         f" Quality: means over {count} held-out image{'' if count == 1 else 's'} of "
-        f"{markdown_text(_data_name(report))}, {data.judged_on}; "
+        f"{markdown_text(_data_name(report))}, {data.evaluated_on}; "
         f"degradation: {markdown_text(degradation)}."
     )
 

@@ -23,7 +23,7 @@ from csa2glmha.export.onnx import ExportReport
 from csa2glmha.initialize import LayerFit
 from csa2glmha.metrics.comparisons import Comparison
 from csa2glmha.metrics.complexity import Complexity
-from csa2glmha.metrics.evaluate import Judged
+from csa2glmha.metrics.evaluate import Evaluation
 from csa2glmha.metrics.pictures import DIFFERENCE_GAIN
 from csa2glmha.metrics.quality import CHANNEL_NAMES
 from csa2glmha.report.html.pictures import all_pictures, choose_quality
@@ -60,7 +60,7 @@ class Measurements:
     seconds: dict[str, float]
     frame: tuple[int, int]
     distillation: DistillResult | None = None
-    quality: dict[str, Judged] | None = None
+    quality: dict[str, Evaluation] | None = None
     images: dict[str, Any] = field(default_factory=dict)
     export: ExportReport | None = None
     latency: FileTimings | None = None
@@ -169,8 +169,8 @@ def _data(data: Data, measured: Measurements) -> DataUsed:
     return DataUsed(
         source=data.source,
         **measured.images,
-        judged_images=len(measured.images["held_out_names"]),
-        judged_on=f"central {height} x {width} pixels of held-out images",
+        evaluated_images=len(measured.images["held_out_names"]),
+        evaluated_on=f"central {height} x {width} pixels of held-out images",
         degradation=data.degradation,
         spectral=data.spectral,
         stretched=data.stretched,
@@ -183,8 +183,8 @@ def _baselines(found: Sequence[Mapping[str, object]] | None) -> tuple[Baseline, 
     return None if found is None else tuple(Baseline.model_validate(each) for each in found)
 
 
-def _quality(quality: dict[str, Judged]) -> dict[str, ModelQuality]:
-    return {name: ModelQuality.model_validate(judged.to_json()) for name, judged in quality.items()}
+def _quality(quality: dict[str, Evaluation]) -> dict[str, ModelQuality]:
+    return {name: ModelQuality.model_validate(each.to_json()) for name, each in quality.items()}
 
 
 def _distillation(result: DistillResult) -> Distillation:

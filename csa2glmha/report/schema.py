@@ -123,8 +123,8 @@ class DataUsed(Part):
     held_out_images: int
     held_out_names: tuple[str, ...] | None = None
     held_out_sha256: str | None = None
-    judged_images: int
-    judged_on: str
+    evaluated_images: int
+    evaluated_on: str
     degradation: str | None
     spectral: bool = False
     stretched: bool = False

@@ -101,6 +101,9 @@ def _search_with_all_fields(search: Values) -> Values:
 def _from_schema_1(report: Values) -> Values:
     """Names of fields that schema 2 changed."""
     report = report | {"schema": 2}
+    report["seconds"] = _renamed(report["seconds"], {"judge": "evaluate"})
+    if report.get("data") is not None:
+        report["data"] = _renamed(report["data"], _DATA)
     if report.get("quality") is not None:
         report["quality"] = {name: _renamed(each, _QUALITY) for name, each in report["quality"].items()}
     if report.get("comparisons") is not None:
@@ -118,7 +121,8 @@ def _renamed(values: Values, names: Mapping[str, str]) -> Values:
     return {names.get(key, key): value for key, value in values.items()}
 
 
-#: Old name to new name of a field: of the quality of one network, and of the spectra at one pixel.
+#: Old name to new name: of the data, of the quality of one network, of the spectra at one pixel.
+_DATA = {"judged_images": "evaluated_images", "judged_on": "evaluated_on"}
 _QUALITY = {"truth": "ground_truth", "truth_bands": "ground_truth_bands"}
 _SPECTRUM = {"truth": "ground_truth"}
 

@@ -25,7 +25,7 @@ from csa2glmha.initialize.baselines import (
     supported,
 )
 from csa2glmha.metrics.complexity import count_complexity
-from csa2glmha.metrics.evaluate import Restore, judge, restore
+from csa2glmha.metrics.evaluate import Restore, evaluate, restore
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.search.costs import Finish, count_configs
@@ -43,11 +43,11 @@ class BaselineJob:
     Attributes:
         teacher: on its device.
         options, data: of the conversion; the steps of distillation are those that the student took.
-        examples: to judge on.
+        examples: to evaluate on.
         batches: calibration inputs.
         identity: what a state to resume from must share, beside the method.
         output: folder of the results.
-        finish: what is done to a student before it is judged.
+        finish: what is done to a student before it is evaluated.
     """
 
     teacher: RestorationModel
@@ -71,7 +71,7 @@ class BaselineJob:
             StateFolder(folder, {}).clear()
 
     def run(self, macs: int) -> list[dict[str, Any]]:
-        """Make, distil and judge every method that the teacher's layers allow.
+        """Make, distil and evaluate every method that the teacher's layers allow.
 
         Args:
             macs: of the student, which the methods are to come close to.
@@ -103,12 +103,12 @@ class BaselineJob:
             DistillJob(self.options, self.data, states, log).run(student, self.teacher, state)
         student = self.finish(student).eval()
         candidates["after"] = restore(student)
-        judged = judge(candidates, self.examples, "teacher", self.data.spectral)
+        evaluated = evaluate(candidates, self.examples, "teacher", self.data.spectral)
         shapes = student.input_shapes(*self.data.frame(self.options.input_size))
         counted = count_complexity(student, *shapes)
 
         def quality(name: str) -> dict[str, Any]:
-            own, found = judged["teacher"].to_json(), judged[name].to_json()
+            own, found = evaluated["teacher"].to_json(), evaluated[name].to_json()
             before, after = (each.get("ground_truth", {}).get("psnr") for each in (own, found))
             known = isinstance(before, float) and isinstance(after, float)
             return {

@@ -69,7 +69,7 @@ class RankSearch:
         """All that can be checked before any work.
 
         Raises:
-            UsageError: the budget cannot be met, or not be judged.
+            UsageError: the budget cannot be met, or not be checked.
         """
         budget = options.budget
         assert budget is not None
@@ -150,7 +150,7 @@ def measure_choices(
     cache: SensitivityCache,
 ) -> dict[Key, list[Measured]]:
     """What every choice loses on held-out crops; the cache is opened here."""
-    side = data.judging_size(options.calibration_size)
+    side = data.evaluation_size(options.calibration_size)
     crops = data.calibration(side, CROPS, options.seed + 3, held_out=True)
     cache.open()
     if cache.known:

@@ -185,7 +185,7 @@ def disturbed(profiles: Mapping[str, ModuleProfile], layers: Collection[str]) ->
 
 
 def _calm_runs(profiles: Mapping[str, ModuleProfile], layers: Collection[str]) -> dict[str, list[_Run]]:
-    """The faster half of the runs of every network, judged by what all networks share."""
+    """The faster half of the runs of every network, told by what all networks share."""
     owners = _owners(list(profiles.values()), layers)
 
     def divided(run: Mapping[str, float]) -> _Run:

@@ -12,8 +12,8 @@ from csa2glmha.search.search import FoundRanks, configs_of, found_ranks, unreach
 from csa2glmha.search.space import Configs, SearchSpace
 from csa2glmha.search.timing import Times
 
-#: Students that are built and judged at most.
-JUDGED = 8
+#: Students that are built and evaluated at most.
+EVALUATED = 8
 #: A loss this close to what was asked for, on the right side, is taken as it is.
 CLOSE = 0.98
 #: Students that are exported and timed at most.
@@ -27,17 +27,17 @@ def search_drop(
     space: SearchSpace,
     budget: Budget,
     own: float,
-    judge: Callable[[Configs], float],
+    psnr_of: Callable[[Configs], float],
 ) -> FoundRanks:
     """The ranks that cost least and lose at most so many decibels of PSNR to the ground truth.
 
     The loss is that before distillation. Errors to the teacher foretell it roughly, so students are built and
-    judged until one keeps to the budget and comes close to it.
+    evaluated until one keeps to the budget and comes close to it.
 
     Args:
         teacher, space, budget: of MAX_DROP.
         own: the teacher's PSNR to the ground truth.
-        judge: a student's.
+        psnr_of: a student's.
     """
     amounts, losses = space.amounts(MACS), space.losses()
     least = sum(map(min, amounts))
@@ -47,11 +47,11 @@ def search_drop(
     tried: list[dict[str, float]] = []
     drops: dict[tuple[int, ...], float] = {tuple(nothing): 0.0}
     low, high = 0.0, float("inf")
-    while len(tried) < JUDGED and (high - low) > (1 - CLOSE) * low:
+    while len(tried) < EVALUATED and (high - low) > (1 - CLOSE) * low:
         found = allocate(amounts, losses, room)
         picks = tuple(found.picks)
         if picks not in drops:
-            drops[picks] = own - judge(configs_of(teacher, space, found))
+            drops[picks] = own - psnr_of(configs_of(teacher, space, found))
             tried.append({"error": found.cost, "drop": drops[picks]})
         drop = drops[picks]
         if drop <= budget.target:

@@ -1,4 +1,4 @@
-"""Array files that are hostile, odd or ambiguous: judged by what they declare; no way to other files."""
+"""Array files that are hostile, odd or ambiguous: checked by what they declare; no way to other files."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_chains_of_directories_that_lead_nowhere(tmp_path: Path, bigtiff: bool) 
     assert "65535 tags" in refused(read_cube, path, 4)
 
 
-def test_sizes_are_judged_before_memory_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_are_checked_before_memory_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with h5py.File(tmp_path / "a.mat", "w") as file:
         file.create_dataset("cube", (10**6, 10**6, 4), "f8", chunks=(64, 64, 4))
     header = io.BytesIO()

@@ -47,10 +47,10 @@ def test_images_too_small_for_ssim_are_left_out(tmp_path: Path) -> None:
     assert len(found) == 2 and "small.png (too small: 6x30, at least 7x7 pixels are needed)" in note
 
 
-def test_what_cannot_be_judged_on_is_told_first(tiny_restormer: Restormer) -> None:
+def test_what_cannot_be_evaluated_on_is_told_first(tiny_restormer: Restormer) -> None:
     images = MemoryImages([("tiny", torch.rand(3, 20, 5))])
     data = ImageData(images, images, None, "here", (), False)
-    with pytest.raises(DataError, match="tiny: 5x20 pixels are too few to judge on, SSIM needs 7x7"):
+    with pytest.raises(DataError, match="tiny: 5x20 pixels are too few to evaluate on, SSIM needs 7x7"):
         pipeline.check_data(tiny_restormer, data, make_options(rank=4))
 
 

@@ -220,7 +220,7 @@ def test_what_follows_the_first_image_is_told(tmp_path: Path) -> None:
     )
 
 
-# --- judged by the header
+# --- checked by the header
 
 
 @pytest.mark.parametrize("kind", ["png", "tif", "bmp", "ppm"])

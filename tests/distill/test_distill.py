@@ -82,7 +82,7 @@ def test_either_stage_can_be_skipped(pair: Pair, held_out: HeldOut, stage: str) 
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
-def test_short_runs_are_judged_too(pair: Pair, held_out: HeldOut, steps: int) -> None:
+def test_short_runs_are_evaluated_too(pair: Pair, held_out: HeldOut, steps: int) -> None:
     result = train(pair, held_out, steps=steps, learning_rate=1e-4)
     assert result.steps == steps
     assert result.curve[-1]["step"] == steps

@@ -120,7 +120,7 @@ def test_int8_says_what_it_is_calibrated_on(student: Path, tmp_path: Path, capsy
     assert "1 file skipped" in err and "dB to float32" in out
 
 
-def test_fp16_is_judged_where_options_on_data_are_given(checkpoint: Path, tmp_path: Path, capsys) -> None:
+def test_fp16_is_evaluated_where_options_on_data_are_given(checkpoint: Path, tmp_path: Path, capsys) -> None:
     arguments = [checkpoint, "--precision", "fp16", "--input-size", 32]
     out, err = run(*arguments, "-o", tmp_path / "a.onnx", capsys=capsys)
     assert "PSNR" not in out and "no --data" not in err
@@ -143,13 +143,13 @@ def test_bad_data_leave_no_file_behind(precision: str, checkpoint: Path, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["small.pth"]
 
 
-def test_what_cannot_be_judged_is_not_published(
+def test_what_cannot_be_evaluated_is_not_published(
     checkpoint: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise DataError("an image is gone")
 
-    monkeypatch.setattr(file, "judge", fail)
+    monkeypatch.setattr(file, "evaluate", fail)
     arguments = [checkpoint, "--precision", "fp16", "--degrade", "noise:25", "-o", tmp_path / "a.onnx"]
     assert "is gone" in complaint(*arguments, capsys=capsys, code=1)
     assert [path.name for path in tmp_path.iterdir()] == ["small.pth"]

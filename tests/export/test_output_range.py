@@ -11,7 +11,7 @@ import torch
 
 from csa2glmha.data.batches import Example
 from csa2glmha.families.registry import build
-from csa2glmha.metrics.evaluate import judge
+from csa2glmha.metrics.evaluate import evaluate
 from csa2glmha.metrics.quality import out_of_range
 from tests.commands.test_cli import run
 
@@ -28,7 +28,7 @@ def test_what_is_out_of_range() -> None:
 
 
 @pytest.mark.parametrize("gain", [1.0, 30.0])
-def test_run_evaluate_and_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str], gain: float) -> None:
+def test_run_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str], gain: float) -> None:
     """A network whose output is its input, and cubes that one scale leaves in range and another does not."""
     torch.manual_seed(0)
     network = build("mst", {"dim": BANDS, "num_blocks": [1, 1, 1]})
@@ -54,6 +54,6 @@ def test_run_evaluate_and_judge(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert json.loads(out)["outputs_out_of_range"] == int(gain > 1)
     example = Example("a", (gain * torch.rand(1, BANDS, 16, 16),), None)
     models = {"teacher": lambda inputs: inputs[0][0], "student": lambda inputs: 0.5 * inputs[0][0]}
-    judged = judge(models, [example], "teacher", spectral=True)
-    assert judged["teacher"].to_json().get("outputs_out_of_range", 0) == int(gain > 1)
+    evaluated = evaluate(models, [example], "teacher", spectral=True)
+    assert evaluated["teacher"].to_json().get("outputs_out_of_range", 0) == int(gain > 1)
     assert (said in capsys.readouterr().err) == (gain > 1)

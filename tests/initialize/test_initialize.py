@@ -631,7 +631,7 @@ def test_compact_pointwise_layers(monkeypatch: pytest.MonkeyPatch, bias: bool) -
 
 @pytest.fixture
 def photographs(shared: Path) -> tuple[Tensor, Tensor]:
-    """Noisy calibration crops, and others to judge on."""
+    """Noisy calibration crops, and others to evaluate on."""
     paths = sorted((shared / "data" / "bsds_train").iterdir())[:12]
     images = [(path.name, read_image(path, 3)) for path in paths]
     noise = parse_degradation("noise:25")

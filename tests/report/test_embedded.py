@@ -16,7 +16,7 @@ from csa2glmha.data.sources import image_example
 from csa2glmha.embedded import demo_options, embedded_teacher
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import plan_layers
-from csa2glmha.metrics.evaluate import judge, restore
+from csa2glmha.metrics.evaluate import evaluate, restore
 from csa2glmha.reading.layers import attention_layers
 from tests.conftest import batches
 
@@ -42,7 +42,7 @@ def test_denoises_as_measured(shared: Path) -> None:
     """31.13 dB on whole CBSD68; on these crops 30.5 must be within reach."""
     with embedded_teacher() as path:
         model = load(path)
-    quality = judge({"teacher": restore(model)}, cbsd68_crops(shared, 12, 160))
+    quality = evaluate({"teacher": restore(model)}, cbsd68_crops(shared, 12, 160))
     assert quality["teacher"].ground_truth["psnr"] > 30.0
 
 
@@ -54,7 +54,7 @@ def test_rank_8_initialisation_of_the_shared_denoiser(shared: Path) -> None:
     inputs, _ = calibration_crops(images, NOISE, size=96, count=12, seed=0)
     configs = plan_layers(attention_layers(teacher), Ranks(k=8, v=8))
     student, _ = initialise_student(teacher, configs, batches(inputs))
-    quality = judge(
+    quality = evaluate(
         {"teacher": restore(teacher), "student": restore(student)},
         cbsd68_crops(shared, 10, 128),
         reference="teacher",

@@ -28,6 +28,9 @@ IDS = [f"{path.parent.name}-{path.stem}" for path in REPORTS]
 RENAMED = {
     "truth": "ground_truth",
     "truth_bands": "ground_truth_bands",
+    "judged_images": "evaluated_images",
+    "judged_on": "evaluated_on",
+    "judge": "evaluate",
 }
 
 

@@ -22,7 +22,7 @@ from csa2glmha.data.sources import image_example
 from csa2glmha.families.restormer.network import Restormer
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import plan_layers
-from csa2glmha.metrics.evaluate import Judged, judge, restore
+from csa2glmha.metrics.evaluate import Evaluation, evaluate, restore
 from csa2glmha.metrics.pictures import (
     colourful_pixels,
     comparison,
@@ -77,8 +77,8 @@ REPORT: dict[str, Any] = {
     ],
     "seconds": {"initialise": 12.5, "distill": 360.0},
     "data": {
-        "source": "photos", "training_images": 28, "held_out_images": 4, "judged_images": 4,
-        "judged_on": "central 256 x 256 pixels of held-out images", "degradation": "noise:25",
+        "source": "photos", "training_images": 28, "held_out_images": 4, "evaluated_images": 4,
+        "evaluated_on": "central 256 x 256 pixels of held-out images", "degradation": "noise:25",
         "channel": None,
         "notes": ["photos: 1 file skipped (1 empty): a.png (empty)"],
     },
@@ -167,8 +167,8 @@ def test_rows_say_what_psnr_is_of(channel: str | None, label: str) -> None:
 def test_rows_without_measurements_are_left_out() -> None:
     assert [row[0] for row in headline_rows(report(*OPTIONAL))] == ["parameters", "MACs", "FLOPs"]
     unknown = report()
-    for judged in unknown["quality"].values():
-        judged.pop("ground_truth", None)
+    for evaluated in unknown["quality"].values():
+        evaluated.pop("ground_truth", None)
     del unknown["quality"]["initialisation"]
     rows = headline_rows(unknown)[4:]
     assert rows == [("PSNR to teacher", "", "55.00 dB", ""), ("SSIM to teacher", "", "0.9995", "")]
@@ -271,8 +271,8 @@ def test_markdown_without_what_was_not_measured(missing: tuple[str, ...]) -> Non
 def test_markdown_without_ground_truth() -> None:
     unknown = report()
     unknown["data"]["degradation"] = None
-    for judged in unknown["quality"].values():
-        judged.pop("ground_truth", None)
+    for evaluated in unknown["quality"].values():
+        evaluated.pop("ground_truth", None)
     text = markdown(unknown)
     assert "- degradation: none, the images are inputs as they are\n- ground truth: none" in text
     assert "to ground truth" not in text
@@ -335,27 +335,27 @@ def test_names_that_are_not_unicode_are_written(tmp_path: Path) -> None:
     )
 
 
-def test_infinities_and_nan_of_judged_models_as_json() -> None:
-    judged = Judged({"psnr": math.inf, "ssim": math.nan}, {})
-    assert judged.to_json() == {"ground_truth": {"psnr": "inf", "ssim": None}}
-    json.dumps(judged.to_json(), allow_nan=False)
+def test_infinities_and_nan_of_evaluated_models_as_json() -> None:
+    evaluated = Evaluation({"psnr": math.inf, "ssim": math.nan}, {})
+    assert evaluated.to_json() == {"ground_truth": {"psnr": "inf", "ssim": None}}
+    json.dumps(evaluated.to_json(), allow_nan=False)
 
 
-# --- judging
+# --- evaluation
 
 
 def gray(value: float, size: int = 16) -> Tensor:
     return torch.full((1, size, size), value)
 
 
-def test_judge_by_hand() -> None:
+def test_evaluate_by_hand() -> None:
     images = [
         Example("a", (gray(0.5).unsqueeze(0),), gray(0.5)),
         Example("b", (gray(0.5).unsqueeze(0),), gray(0.6)),
         Example("c", (gray(0.5).unsqueeze(0),), None),
     ]
     models = {"student": lambda x: x[0][0] + 0.01, "teacher": lambda x: x[0][0]}
-    found = judge(models, images, "teacher")
+    found = evaluate(models, images, "teacher")
     # Teacher: no error on a, 0.1 on b, c has no ground truth. Student: 0.01 and 0.09.
     assert found["teacher"].ground_truth["psnr"] == math.inf
     assert found["teacher"].teacher == {}
@@ -364,15 +364,15 @@ def test_judge_by_hand() -> None:
     assert found["student"].teacher["psnr"] == pytest.approx(40, abs=1e-3)
 
 
-def test_judge_clips_outputs() -> None:
+def test_evaluate_clips_outputs() -> None:
     images = [Example("a", (gray(0.5).unsqueeze(0),), gray(1.0))]
-    found = judge({"m": lambda x: x[0][0] + 5, "reference": lambda x: x[0][0] + 7}, images, "reference")
+    found = evaluate({"m": lambda x: x[0][0] + 5, "reference": lambda x: x[0][0] + 7}, images, "reference")
     assert found["m"].ground_truth["psnr"] == found["m"].teacher["psnr"] == math.inf
 
 
-def test_judge_without_ground_truth_or_reference() -> None:
-    found = judge({"m": lambda x: x[0][0]}, [Example("a", (gray(0.5).unsqueeze(0),), None)])
-    assert found["m"] == Judged({}, {})
+def test_evaluate_without_ground_truth_or_reference() -> None:
+    found = evaluate({"m": lambda x: x[0][0]}, [Example("a", (gray(0.5).unsqueeze(0),), None)])
+    assert found["m"] == Evaluation({}, {})
     assert found["m"].to_json() == {}
 
 
@@ -401,7 +401,7 @@ def test_examples_do_not_depend_on_their_neighbours() -> None:
     assert [image.ground_truth for image in whole] == [None] * 3
 
 
-def test_dual_pixel_models_can_be_judged(make_restormer: MakeRestormer) -> None:
+def test_dual_pixel_models_can_be_evaluated(make_restormer: MakeRestormer) -> None:
     """Of two equal views the clean one is what the model should give; of others that is unknown."""
     model = make_restormer(in_channels=6, dual_pixel=True)
     view = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -410,7 +410,7 @@ def test_dual_pixel_models_can_be_judged(make_restormer: MakeRestormer) -> None:
     assert same.ground_truth is not None
     assert torch.equal(same.ground_truth, view)
     assert other.ground_truth is None
-    assert judge({"teacher": restore(model)}, [same, other])["teacher"].ground_truth["psnr"] > 0
+    assert evaluate({"teacher": restore(model)}, [same, other])["teacher"].ground_truth["psnr"] > 0
 
 
 # --- pictures

@@ -271,7 +271,7 @@ def test_measurements_of_other_data_are_others(checkpoint: Path, tmp_path: Path)
 def test_drop_stays_within_what_was_asked_and_comes_close(
     teacher: RestorationModel, space: SearchSpace
 ) -> None:
-    """The judge here is what a real one is close to: errors that add up, on top of the teacher's own."""
+    """The PSNR here is what a real one is close to: errors that add up, on top of the teacher's own."""
     own = 30.0
     room = 10 ** (-own / 10)
     layers = {
@@ -279,7 +279,7 @@ def test_drop_stays_within_what_was_asked_and_comes_close(
         for key, each in space.choices.items()
     }
 
-    def judge(configs: Configs) -> float:
+    def psnr_of(configs: Configs) -> float:
         # The whole configuration's error, from the two sides that make it.
         total = 0.0
         for name, config in configs.items():
@@ -295,13 +295,13 @@ def test_drop_stays_within_what_was_asked_and_comes_close(
         return -10 * math.log10(room + total)
 
     for target in (0.01, 0.1, 0.3):
-        found = search_drop(teacher, space, Budget("max_drop", target), own, judge).report.reached
+        found = search_drop(teacher, space, Budget("max_drop", target), own, psnr_of).report.reached
         assert 0.5 * target < found.drop <= target
     # Room for everything: the cheapest there is.
-    found = search_drop(teacher, space, Budget("max_drop", 5.0), own, judge).report.reached
+    found = search_drop(teacher, space, Budget("max_drop", 5.0), own, psnr_of).report.reached
     assert found.macs <= space.costs.lossless[0] + sum(map(min, space.amounts("macs"))) and found.drop < 1
     # No room for even the smallest loss: nothing is approximated.
-    found = search_drop(teacher, space, Budget("max_drop", 1e-9), own, judge).report.reached
+    found = search_drop(teacher, space, Budget("max_drop", 1e-9), own, psnr_of).report.reached
     assert found.drop == 0.0 and found.macs == space.costs.lossless[0]
 
 
@@ -479,7 +479,7 @@ def test_convert_within_macs(checkpoint: Path, measured: Path, capsys: pytest.Ca
 
 def test_convert_within_decibels(checkpoint: Path, measured: Path) -> None:
     found = convert(checkpoint, max_drop=0.05, output=measured / "drop", latency=False, **QUICK)
-    # The loss that was judged is the one that the report shows.
+    # The loss that was evaluated is the one that the report shows.
     quality, drop = found.report["quality"], found.report["search"]["reached"]["drop"]
     shown = quality["teacher"]["ground_truth"]["psnr"] - quality["initialisation"]["ground_truth"]["psnr"]
     assert drop == pytest.approx(shown, abs=1e-6) and drop <= 0.05

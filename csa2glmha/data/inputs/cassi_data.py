@@ -1,4 +1,4 @@
-"""Snapshots of a CASSI camera for training and judging: simulated from cubes, or recorded."""
+"""Snapshots of a CASSI camera for training and evaluation: simulated from cubes, or recorded."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from csa2glmha.data.subset import split
 #: Side of the parts that distillation trains on. Of parts of 96 x 96, MST-S learned nothing that held on
 #: whole scenes (45.14 to 45.24 dB in six minutes).
 TRAINING_SIDE = 128
-#: Largest side of what distillation is judged on.
-MAX_JUDGING_SIZE = 256
+#: Largest side of what distillation is evaluated on.
+MAX_EVALUATION_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -141,13 +141,13 @@ class CassiData:
         """Of a square crop that mask and model have room for."""
         return int(min(self.mask.shape)) // self.multiple * self.multiple
 
-    def judging_size(self, size: int) -> int:
+    def evaluation_size(self, size: int) -> int:
         """All of the mask, as far as time allows.
 
         What helps on small parts of it need not help on the whole: on MST-S, 320 steps on parts of 96 x 96
         brought students 1.3 dB closer to the teacher there, and no closer on 256 x 256.
         """
-        return min(*self.mask.shape, MAX_JUDGING_SIZE) // self.multiple * self.multiple
+        return min(*self.mask.shape, MAX_EVALUATION_SIZE) // self.multiple * self.multiple
 
     def calibration(self, size: int, count: int, seed: int, held_out: bool = False) -> list[Inputs]:
         """As :meth:`csa2glmha.data.batches.Data.calibration`, every batch through a part of the mask."""
@@ -200,7 +200,7 @@ def prepare_cassi(
         size: of the mask, if there is no file.
         seed: decides the split, and the random mask.
         mask_key: name of the mask in its file.
-        scale: of recorded measurements, as in :func:`~csa2glmha.data.inputs.recorded.judge_measurements`.
+        scale: of recorded measurements, as in :func:`~csa2glmha.data.inputs.recorded.white_of_measurements`.
 
     Raises:
         DataError, UsageError: nothing usable, fewer than two scenes, or no mask for recorded measurements.

@@ -16,7 +16,7 @@ from torch import Tensor
 from csa2glmha.core.errors import DataError, UnfitError
 from csa2glmha.core.files import atomic_path
 from csa2glmha.data.arrays import find_array, to_float32
-from csa2glmha.data.units import Extent, judge_cubes, refuse_unknown
+from csa2glmha.data.units import Extent, refuse_unknown, white_of_cubes
 
 
 def read_cube(path: Path, bands: int, mat_key: str | None = None, white: float | None = None) -> Tensor:
@@ -26,7 +26,7 @@ def read_cube(path: Path, bands: int, mat_key: str | None = None, white: float |
         path: the file. The bands are its last axis, as usual, or its first; the number of bands tells which.
         bands: expected number of bands.
         mat_key: name of the cube in a .mat or .npz file; without, there must be one 3-D array only.
-        white: what floats are divided by; None: by what :func:`~csa2glmha.data.units.judge_cubes` says of
+        white: what floats are divided by; None: by what :func:`~csa2glmha.data.units.white_of_cubes` says of
             this file alone, 1 for fractions.
 
     Returns:
@@ -37,7 +37,7 @@ def read_cube(path: Path, bands: int, mat_key: str | None = None, white: float |
             or with the bands on the wrong axis, or values that are not finite or of unknown units.
     """
     stored = read_stored_cube(path, bands, mat_key)
-    white = judge_cubes({path: stored.extent}).value if white is None else white
+    white = white_of_cubes({path: stored.extent}).value if white is None else white
     return scale_cube(stored, white)
 
 
@@ -57,7 +57,7 @@ class StoredCube:
 
 
 def read_stored_cube(path: Path, bands: int, mat_key: str | None) -> StoredCube:
-    """Read a cube; what its numbers mean is for the caller to judge.
+    """Read a cube; what its numbers mean is for the caller to say.
 
     Raises:
         DataError: as :func:`read_cube`.

@@ -30,7 +30,7 @@ from csa2glmha.data.inputs.kind import (
 from csa2glmha.data.inputs.refusals import refuse_cassi_options, refuse_no_stretch
 from csa2glmha.data.inputs.stretch import NOTE as STRETCH_NOTE
 from csa2glmha.data.inputs.stretch import Stretched, stretch
-from csa2glmha.data.inputs.units import judge_files
+from csa2glmha.data.inputs.units import white_of_files
 from csa2glmha.data.sources import (
     IMAGE_CHANNELS,
     image_example,
@@ -133,7 +133,7 @@ def _open(network: NetworkFacts, options: ConvertOptions) -> tuple[ImageSource, 
     if channels not in IMAGE_CHANNELS:
         raise UsageError(f"no images of {channels} channels come with this tool: give --data DIR")
     images = MemoryImages(bundled_images(channels))
-    return images, (f"no --data: judging on {len(images)} photographs bundled with scikit-image",)
+    return images, (f"no --data: evaluating on {len(images)} photographs bundled with scikit-image",)
 
 
 def _read_image(files: Files, room: int, channels: int, stretched: bool) -> Source:
@@ -150,5 +150,5 @@ def _read_views(files: Files, room: int) -> Source:
 
 
 def _cube_reader(all_files: Sequence[Files], bands: int, mat_key: str | None) -> Read:
-    white = judge_files([files[0] for files in all_files], bands, mat_key)
+    white = white_of_files([files[0] for files in all_files], bands, mat_key)
     return lambda files, room: Source((read_cube(files[0], bands, mat_key, white).unsqueeze(0),))

@@ -117,7 +117,7 @@ class FileInputs:
 
     Attributes:
         formats: of the files.
-        reader: from all files of a run, whose units are judged together, to what reads some of them.
+        reader: from all files of a run, which together tell the units, to what reads some of them.
     """
 
     formats: Formats

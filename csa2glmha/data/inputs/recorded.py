@@ -42,7 +42,7 @@ class StoredMeasurement:
 
 
 def read_stored_measurement(path: Path, key: str | None = None) -> StoredMeasurement:
-    """Read a measurement; what its numbers mean is for :func:`judge_measurements` to say.
+    """Read a measurement; what its numbers mean is for :func:`white_of_measurements` to say.
 
     Args:
         path: a .mat, .npy, .npz or .tif file.
@@ -67,7 +67,7 @@ def read_stored_measurement(path: Path, key: str | None = None) -> StoredMeasure
     return StoredMeasurement(torch.from_numpy(values), extent)
 
 
-def judge_measurements(
+def white_of_measurements(
     stored: Mapping[Path, StoredMeasurement], mask: Tensor, bands: int, scale: float | None = None
 ) -> White:
     """The stored value that is 1, where 1 is what a white scene gives through a mask that is half open.
@@ -175,7 +175,7 @@ class Measurements:
             mask: (H, W); measurements are of the same height, and wider by the dispersion.
             bands: of the model.
             mat_key: name of the measurement in .mat and .npz files; without, each must hold one 2-D array.
-            scale: as in :func:`judge_measurements`.
+            scale: as in :func:`white_of_measurements`.
 
         Raises:
             DataError: the folder is missing, or nothing in it can be used; the first reason is given.
@@ -200,7 +200,7 @@ class Measurements:
             raise DataError(
                 f"no measurement in {str(folder)!r} fits a mask of {_size(mask)}: {path.name}: {reason}"
             )
-        white = judge_measurements(stored, mask, bands, scale)
+        white = white_of_measurements(stored, mask, bands, scale)
         found.notes = white.notes
         for path, each in stored.items():
             found._entries.append((names[path], scale_measurement(each, white.value, bands)))

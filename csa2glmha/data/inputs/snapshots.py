@@ -32,14 +32,14 @@ from csa2glmha.data.inputs.masks import is_made_for, load_mask, mask_provenance
 from csa2glmha.data.inputs.recorded import (
     USUAL,
     StoredMeasurement,
-    judge_measurements,
     misfit,
     read_stored_measurement,
     scale_measurement,
+    white_of_measurements,
 )
 from csa2glmha.data.inputs.refusals import refuse_image_options, refuse_no_stretch
 from csa2glmha.data.inputs.scenes import open_scenes
-from csa2glmha.data.inputs.units import judge_files
+from csa2glmha.data.inputs.units import white_of_files
 
 
 class CassiSnapshots:
@@ -162,7 +162,7 @@ class _Snapshots:
     scale: float | None
 
     def reader(self, all_files: Sequence[Files]) -> Read:
-        """Judge the units of all inputs together.
+        """Tell the units from all inputs together.
 
         Raises:
             DataError: they cannot be told.
@@ -170,7 +170,7 @@ class _Snapshots:
         """
         paths = [files[0] for files in all_files]
         recorded = {path for path in paths if self._is_measurement(path)}
-        cubes = judge_files([path for path in paths if path not in recorded], self.bands, self.mat_key)
+        cubes = white_of_files([path for path in paths if path not in recorded], self.bands, self.mat_key)
         stored: dict[Path, StoredMeasurement] = {}
         for path in recorded:
             try:
@@ -179,7 +179,7 @@ class _Snapshots:
                 continue  # met again when it is its turn
         if self.scale is not None and not recorded:
             raise UsageError(f"--measurement-scale {self.scale:g}: no input is a measurement; leave it out")
-        white = judge_measurements(dict(sorted(stored.items())), self.mask, self.bands, self.scale)
+        white = white_of_measurements(dict(sorted(stored.items())), self.mask, self.bands, self.scale)
         for note in white.notes:
             say(note)
         dispersed = shifted_mask(self.mask, self.bands)

@@ -21,7 +21,7 @@ from csa2glmha.data.inputs.cubes import (
     scale_cube,
 )
 from csa2glmha.data.pairing import pair_names
-from csa2glmha.data.units import file_names, judge_cubes, refuse_blank
+from csa2glmha.data.units import file_names, refuse_blank, white_of_cubes
 
 
 @dataclass
@@ -85,7 +85,7 @@ class CubeSet:
         if not found._entries:
             reason = found.skipped[0][1] if found.skipped else f"it has no {SUFFIX_LIST} file"
             raise DataError(f"no usable cube in {str(folder)!r}: {reason}")
-        white = judge_cubes(extents)
+        white = white_of_cubes(extents)
         found.white, found.notes = white.value, white.notes + order_note(unordered)
         found._cache = {path: scale_cube(cube, white.value) for path, cube in kept.items()}
         return found

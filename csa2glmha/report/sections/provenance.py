@@ -11,7 +11,7 @@ from csa2glmha.report.sections.numbers import TIMES, short
 
 
 def data_blocks(report: Report) -> list[Block]:
-    """What was learnt from and judged on."""
+    """What was learnt from and evaluated on."""
     data = report.data
     if data is None:
         return []
@@ -21,7 +21,7 @@ def data_blocks(report: Report) -> list[Block]:
         ("ground truth", "known" if report.knows_ground_truth else "none"),
         ("calibration and distillation", f"{data.training_images} images"),
         ("held out", f"{data.held_out_images} images"),
-        ("judged on", f"{data.judged_images} images, {data.judged_on}"),
+        ("evaluated on", f"{data.evaluated_images} images, {data.evaluated_on}"),
         *(("note", note) for note in data.notes),
     ]
     return [Facts(facts)]
