@@ -117,8 +117,8 @@ class GLMHAConfig:
             "subspace": f"logits from a projection's Gram matrix ({size(self.rank_k)})",
             "modes": "static and guided logits",
         }
-        embedding = "" if self.rank_pos is None else f", embedded values {size(self.rank_pos)}"
-        return f"{routes[self.logits]}, values {size(self.rank_v)}{embedding}"
+        branch = "" if self.rank_pos is None else f", branch values {size(self.rank_pos)}"
+        return f"{routes[self.logits]}, values {size(self.rank_v)}{branch}"
 
 
 class CalibrationNetwork(nn.Module):

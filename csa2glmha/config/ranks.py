@@ -35,7 +35,7 @@ class Ranks:
     ) -> Ranks:
         """Read ``--rank`` and its refinements; each a whole number above 0, "full" or None (not given).
 
-        ``rank`` sets keys and values; queries and embedded values stay full unless ``rank_q`` and
+        ``rank`` sets keys and values; queries and the branch's values stay full unless ``rank_q`` and
         ``rank_pos`` say otherwise.
 
         Raises:

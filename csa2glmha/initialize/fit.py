@@ -16,7 +16,7 @@ class LayerFit:
         key_error, query_error, value_error: relative error of each factorisation in its metric, per head;
             empty where the part is full. Where one projection stands for keys and queries, both have its
             error.
-        embedded_error: likewise, of the values that a positional embedding is made from.
+        branch_error: likewise, of the values that the value branch, a positional embedding, is made from.
         logit_error: residual variance of the logits over their variance; of pointwise layers, which are then
             refined for their output, at the start of that.
         guide_explained: share of that residual which the guide explains on left-out images.
@@ -27,7 +27,7 @@ class LayerFit:
     key_error: list[float] = field(default_factory=list)
     query_error: list[float] = field(default_factory=list)
     value_error: list[float] = field(default_factory=list)
-    embedded_error: list[float] = field(default_factory=list)
+    branch_error: list[float] = field(default_factory=list)
     logit_error: float = 0.0
     guide_explained: float = 0.0
     clusters: Tensor | None = None

@@ -20,7 +20,7 @@ from csa2glmha.initialize.corrections import set_corrections
 from csa2glmha.initialize.factorize import SeparableFactors, factorize
 from csa2glmha.initialize.fit import LayerFit
 from csa2glmha.initialize.moments import LayerMoments, Moments
-from csa2glmha.initialize.problems import embedded_problem, moment_value_problem, subspace_problem
+from csa2glmha.initialize.problems import branch_problem, moment_value_problem, subspace_problem
 
 #: Steps of L-BFGS. Measured on MST-S, rank 8, 40 scenes: 30 steps gain 0.9 dB of agreement with the teacher
 #: on other scenes, 100 steps 0.2 dB more.
@@ -52,7 +52,7 @@ def fill_pointwise(
         return
     moments = gathered.freeze()
     if core.config.rank_pos is not None:
-        _fill_embedded(core, moments, fit)
+        _fill_branch(core, moments, fit)
     if core.reduce_values is not None:
         _fill_values(core, moments, fit)
     if core.projection is not None:
@@ -84,16 +84,16 @@ def _fill_values(core: PointwiseGLMHA, moments: Moments, fit: LayerFit) -> None:
     fit.value_error.extend(factors.error.sqrt().tolist())
 
 
-def _fill_embedded(core: PointwiseGLMHA, moments: Moments, fit: LayerFit) -> None:
+def _fill_branch(core: PointwiseGLMHA, moments: Moments, fit: LayerFit) -> None:
     """W_V in two factors."""
     assert core.config.rank_pos is not None and isinstance(core.values, nn.Sequential)
     generate, expand = core.values
     assert isinstance(generate, nn.Conv2d) and isinstance(expand, nn.Conv2d)
     filters = moments.per_head(moments.form.values.pointwise)
-    factors = factorize(*embedded_problem(moments), core.config.rank_pos)
+    factors = factorize(*branch_problem(moments), core.config.rank_pos)
     generate.weight[:, :, 0, 0] = (_mixture(factors).to(filters) @ filters).flatten(0, 1).float()
     expand.weight[:, :, 0, 0] = factors.expand.flatten(0, 1)
-    fit.embedded_error.extend(factors.error.sqrt().tolist())
+    fit.branch_error.extend(factors.error.sqrt().tolist())
 
 
 def _set_corrections(core: PointwiseGLMHA, moments: Moments, fit: LayerFit) -> None:

@@ -54,8 +54,8 @@ def moment_value_problem(moments: Moments) -> LowRankProblem:
     return _of_maps((outputs.transpose(-2, -1) @ outputs).mean(0), moments.head_values())
 
 
-def embedded_problem(moments: Moments) -> LowRankProblem:
-    """Of the values that a positional embedding is made from.
+def branch_problem(moments: Moments) -> LowRankProblem:
+    """Of the values that the value branch, a positional embedding, is made from.
 
     Every channel has an embedding of its own, so none counts for more.
     """

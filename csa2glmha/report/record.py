@@ -153,7 +153,7 @@ def _layer(name: str, config: GLMHAConfig, measured: Measurements) -> Layer:
         key_error=tuple(fit.key_error),
         row_error=tuple(fit.query_error),
         value_error=tuple(fit.value_error),
-        embedded_error=tuple(fit.embedded_error),
+        branch_error=tuple(fit.branch_error),
         logit_error=fit.logit_error,
         guide_explained=fit.guide_explained,
     )

@@ -76,7 +76,7 @@ class Layer(Part):
     key_error: tuple[Figure, ...]
     row_error: tuple[Figure, ...]
     value_error: tuple[Figure, ...]
-    embedded_error: tuple[Figure, ...]
+    branch_error: tuple[Figure, ...]
     logit_error: Figure
     guide_explained: Figure
 

@@ -100,7 +100,8 @@ def _search_with_all_fields(search: Values) -> Values:
 
 def _from_schema_1(report: Values) -> Values:
     """Names of fields that schema 2 changed."""
-    report = report | {"schema": 2}
+    layers = [_renamed(layer, {"embedded_error": "branch_error"}) for layer in report["layers"]]
+    report = report | {"schema": 2, "layers": layers}
     report["seconds"] = _renamed(report["seconds"], {"judge": "evaluate"})
     if report.get("data") is not None:
         report["data"] = _renamed(report["data"], _DATA)

@@ -239,9 +239,7 @@ def test_ranks_too_high_to_pay_are_left_out_and_the_rest_named() -> None:
     high = plan_layers(layers, Ranks(k=20, v=20))[name]
     assert high.full and high.logits == "gram" and high.bias_rank == high.guide_width == 0
     low = plan_layers(layers, Ranks(k=8, v=4, pos=6))[name]
-    assert (
-        low.route == "logits from a projection's Gram matrix (rank 8), values rank 4, embedded values rank 6"
-    )
+    assert low.route == "logits from a projection's Gram matrix (rank 8), values rank 4, branch values rank 6"
     assert not low.full
     assert plan_layers(layers, Ranks(q=10, k=8))[name].rank_k == 10  # one projection stands for both
     only_pos = plan_layers(layers, Ranks(pos=6))[name]

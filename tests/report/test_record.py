@@ -31,6 +31,7 @@ RENAMED = {
     "judged_images": "evaluated_images",
     "judged_on": "evaluated_on",
     "judge": "evaluate",
+    "embedded_error": "branch_error",
 }
 
 

@@ -61,7 +61,7 @@ REPORT: dict[str, Any] = {
     "layers": [
         {
             "name": "latent.0.attn", "heads": 8, "head_channels": 48, "rank_q": 48, "rank_k": 8, "rank_v": 8,
-            "rank_pos": None, "embedded_error": [], "route": "logits from maps",
+            "rank_pos": None, "branch_error": [], "route": "logits from maps",
             "macs_before": 612_000_000, "macs_after": 200_000_000,
             "params_before": 602_000, "params_after": 190_000,
             "key_error": [0.01, 0.25, 0.1], "row_error": [], "value_error": [0.02],
@@ -69,7 +69,7 @@ REPORT: dict[str, Any] = {
         },
         {
             "name": "refinement.0.attn", "heads": 1, "head_channels": 8, "rank_q": 8, "rank_k": 8,
-            "rank_v": 8, "rank_pos": None, "embedded_error": [], "route": "as it was",
+            "rank_v": 8, "rank_pos": None, "branch_error": [], "route": "as it was",
             "macs_before": 1000, "macs_after": 900,
             "params_before": 100, "params_after": 100,
             "key_error": [], "row_error": [], "value_error": [], "logit_error": 0.0, "guide_explained": 0.0,
