@@ -2,7 +2,8 @@
 
 Per head, from an input x of C channels and L pixels:
 
-    R, K, V = queries, keys, values: c x L each, a projection of x (pointwise, then maybe depthwise)
+    R, K, V = queries, keys, values: c x L each, a projection of x (pointwise, then maybe depthwise);
+              queries may have an input of their own, with the same pixels
     S = temperature * R^ K^T       R^, K^: every row divided by its L2 norm over the L pixels
     Y = output * blockdiag_h(softmax(S_h)) * V
 
@@ -49,6 +50,10 @@ class Projection:
         """k, 1 where there is no depthwise part."""
         return 1 if self.depthwise is None else int(self.depthwise.shape[-1])
 
+    def maps(self, x: Tensor) -> Tensor:
+        """The projection of (B, C, H, W): (B, heads * c, H, W)."""
+        return self.spread(self.mix(x))
+
     def mix(self, x: Tensor) -> Tensor:
         """The pointwise part: (B, C, H, W) to (B, heads * c, H, W)."""
         return F.conv2d(x, self.pointwise[:, :, None, None], self.pointwise_bias)
@@ -78,6 +83,7 @@ class ChannelAttention:
         output: (C, heads * c), the output projection.
         output_bias: (C,) or None.
         value_branch: something is made of V beside the attention and added, so that all of V is needed.
+        query_channels: channels of an input that queries alone are made from; None: one input for all.
     """
 
     heads: int
@@ -88,6 +94,7 @@ class ChannelAttention:
     output: Tensor
     output_bias: Tensor | None = None
     value_branch: bool = False
+    query_channels: int | None = None
 
     @property
     def pointwise(self) -> bool:
@@ -97,7 +104,8 @@ class ChannelAttention:
     @property
     def from_moments(self) -> bool:
         """Second moments of the input give its logits, and V is made in full: see :mod:`.pointwise`."""
-        return self.value_branch and self.pointwise and not self.biased
+        one_input = self.query_channels is None
+        return self.value_branch and self.pointwise and one_input and not self.biased
 
     @property
     def biased(self) -> bool:
@@ -125,13 +133,17 @@ class ChannelAttention:
 
     @property
     def channels(self) -> int:
-        """C, the width of the layer's input."""
-        return int(self.queries.pointwise.shape[1])
+        """C, the width of the layer's input: of keys and values, where queries have one of their own."""
+        return int(self.keys.pointwise.shape[1])
 
     @property
     def head_channels(self) -> int:
         """c, the channels of one head."""
         return int(self.queries.pointwise.shape[0]) // self.heads
+
+    def queries_and_keys(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """R and K (B, heads * c, H, W) of the layer's inputs: one, or a second one for queries."""
+        return self.queries.maps(inputs[-1]), self.keys.maps(inputs[0])
 
     def logits(self, queries: Tensor, keys: Tensor) -> Tensor:
         """S for maps (B, heads * c, H, W): (B, heads, c, c)."""

@@ -7,11 +7,14 @@ that can be folded into it; and the matrix is applied to each part by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from csa2glmha.core.errors import Csa2GlmhaError
 
 #: Means over pixels. Of two parts of an image, the means are the weighted means of theirs.
 Moments = tuple[Tensor, ...]
@@ -24,9 +27,47 @@ def everywhere(maps: Tensor) -> Tensor:
     return maps
 
 
+def positional_only(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a module that is called without keywords.
+
+    Raises:
+        Csa2GlmhaError: it is called with some.
+    """
+    if kwargs:
+        raise Csa2GlmhaError(
+            f"an attention module is called with keywords ({', '.join(sorted(kwargs))}), and its reader does "
+            "not say what they are; please report this"
+        )
+    return args
+
+
+def in_order(
+    forward: Callable[..., object], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """The arguments of a call of ``forward``, with those given by keyword in their places.
+
+    >>> in_order(lambda x, mask=None, scale=1: x, (3,), {"scale": 2})
+    (3, None, 2)
+    """
+    if not kwargs:
+        return args
+    bound = inspect.signature(forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return positional_only(bound.args, bound.kwargs)
+
+
+@runtime_checkable
+class TakesKeywords(Protocol):
+    """A layer that may be called by keyword."""
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The arguments of a call, those given by keyword in their places."""
+        ...
+
+
 @runtime_checkable
 class SharedLayer(Protocol):
-    """A layer in those steps, an attention or another; ``args`` are those of the module's call."""
+    """A layer in those steps, an attention or another; ``args`` are those of the module's call, in order."""
 
     def moments_of(self, args: tuple[Any, ...], region: Region = everywhere) -> Moments:
         """What the map needs of the pixels in the region."""
@@ -40,8 +81,8 @@ class SharedLayer(Protocol):
         """
         ...
 
-    def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Tensor:
-        """The layer's output (B, out, H, W) by that."""
+    def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Any:
+        """The layer's output by that, as the module returns it."""
         ...
 
 

@@ -14,20 +14,22 @@ The ``compact`` form is the paper's: the softmax runs over the r generated keys 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import NORM_FLOOR, expanded_power, normalised_logits, tokens
-from csa2glmha.attention.core import Moments, Region, applied, everywhere, folded
+from csa2glmha.attention.core import Moments, Region, applied, everywhere, folded, in_order
 
 #: Sides of the generators' depthwise kernels.
 KERNEL_SIZES = (1, 3, 5, 7)
 #: Fields that the first student files do not have.
-_LATER_FIELDS = ("dilation",)
+_LATER_FIELDS = ("dilation", "query_channels")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class GLMHAConfig:
         attention: "expanded" (softmax over c x c) or "compact" (softmax over rank_k = rank_v keys).
         kernel_size: of the depthwise part of the generators, 1 for none.
         dilation: likewise.
+        query_channels: of an input that queries alone are made from; None: one input for all.
         bias: the generators carry biases.
         output_bias: the output projection carries a bias.
         bias_rank: rank per head of the static logit bias; 0 leaves it out.
@@ -73,6 +76,7 @@ class GLMHAConfig:
     logits: str = "maps"
     rank_pos: int | None = None
     dilation: int = 1
+    query_channels: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values; ``GLMHAConfig(**value)`` restores them.
@@ -86,6 +90,11 @@ class GLMHAConfig:
     def compact(self) -> bool:
         """The softmax runs over the generated keys."""
         return self.attention == "compact"
+
+    @property
+    def pooled_channels(self) -> int:
+        """Channels of all inputs, which the guide sees."""
+        return self.channels + (self.query_channels or 0)
 
     @property
     def padding(self) -> int:
@@ -118,7 +127,8 @@ class GLMHAConfig:
             "modes": "static and guided logits",
         }
         branch = "" if self.rank_pos is None else f", branch values {size(self.rank_pos)}"
-        return f"{routes[self.logits]}, values {size(self.rank_v)}{branch}"
+        second = "" if self.query_channels is None else ", queries from an input of their own"
+        return f"{routes[self.logits]}, values {size(self.rank_v)}{branch}{second}"
 
 
 class CalibrationNetwork(nn.Module):
@@ -129,7 +139,7 @@ class CalibrationNetwork(nn.Module):
     gates and strengths. So the network starts as the closed form, with every gate at one.
 
     Args:
-        channels: C of the input.
+        channels: C of the input, or of all inputs together.
         width: hidden units, and logit modes.
         gates_k, gates_v: numbers of gates on keys and on values.
     """
@@ -142,9 +152,9 @@ class CalibrationNetwork(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) to mode strengths (B, width) and gates (B, gates_k), (B, gates_v)."""
-        return self.from_statistics(pooled_statistics(x))
+        return self.from_statistics(pooled_statistics(*inputs))
 
     def from_statistics(self, statistics: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`forward`, from :func:`pooled_statistics` (B, 2C)."""
@@ -153,14 +163,15 @@ class CalibrationNetwork(nn.Module):
         return strengths + correction, 1 + gates_k, 1 + gates_v
 
 
-def pooled_statistics(x: Tensor) -> Tensor:
-    """Mean and standard deviation of every channel: (B, C, H, W) to (B, 2C)."""
-    return statistics_of_moments(*pooled_moments(x))
+def pooled_statistics(*inputs: Tensor) -> Tensor:
+    """Mean and standard deviation of every channel: (B, C, H, W) to (B, 2C), C of all inputs together."""
+    return statistics_of_moments(*pooled_moments(*inputs))
 
 
-def pooled_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and mean square of every channel: (B, C, H, W) to (B, C) each."""
-    return x.mean((2, 3)), x.square().mean((2, 3))
+def pooled_moments(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and mean square of every channel: (B, C, H, W) to (B, C) each, C of all inputs together."""
+    mean = torch.cat([x.mean((2, 3)) for x in inputs], 1)
+    return mean, torch.cat([x.square().mean((2, 3)) for x in inputs], 1)
 
 
 def statistics_of_moments(mean: Tensor, square: Tensor) -> Tensor:
@@ -197,13 +208,23 @@ class GuidedAttention(nn.Module):
         self.mode_left = nn.Parameter(torch.zeros(heads, c, modes)) if modes else None
         self.mode_right = nn.Parameter(torch.zeros(heads, keys, modes)) if modes else None
         self.guide = (
-            CalibrationNetwork(config.channels, config.guide_width, config.key_gates, heads * config.rank_v)
+            CalibrationNetwork(
+                config.pooled_channels, config.guide_width, config.key_gates, heads * config.rank_v
+            )
             if config.guide_width
             else None
         )
 
-    def input_logits(self, x: Tensor) -> Tensor:
-        """S for an input (B, C, H, W), before modes and gates: (B, heads, c, keys)."""
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The arguments of a call, those given by keyword in their places."""
+        return in_order(partial(type(self).forward, self), args, kwargs)
+
+    def inputs_of(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """From the arguments of a call, what the attention is made from: the input, and that of queries."""
+        return args[:1] if self.config.query_channels is None else args[:2]
+
+    def input_logits(self, *inputs: Tensor) -> Tensor:
+        """S for inputs (B, C, H, W), before modes and gates: (B, heads, c, keys)."""
         raise NotImplementedError
 
     def no_logits(self, x: Tensor) -> Tensor:
@@ -217,9 +238,9 @@ class GuidedAttention(nn.Module):
         logits = normalised_logits(cross, query_power, key_power, self.temperature)
         return logits if self.query_scale is None else logits * self.query_scale
 
-    def guidance(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def guidance(self, *inputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Mode strengths (B, guide_width) and gates (B, heads * rank) on keys and values; None: no guide."""
-        return (None, None, None) if self.guide is None else self.guide(x)
+        return (None, None, None) if self.guide is None else self.guide(*inputs)
 
     def key_gate(self, key_gates: Tensor | None) -> Tensor | None:
         """The gates on keys as (B, heads, 1, rank_k), None where there are none to apply."""
@@ -255,9 +276,9 @@ class GuidedAttention(nn.Module):
         """The layer's output from :meth:`fold` and (B, heads * rank_v, H, W): (B, out_channels, H, W)."""
         return applied(folded, values, self.output_bias)
 
-    def pooled(self, x: Tensor) -> Moments:
-        """What the guide needs of an input (B, C, H, W), as means over pixels; empty without one."""
-        return () if self.guide is None else pooled_moments(x)
+    def pooled(self, *inputs: Tensor) -> Moments:
+        """What the guide needs of inputs (B, C, H, W), as means over pixels; empty without one."""
+        return () if self.guide is None else pooled_moments(*inputs)
 
     def guidance_of(self, pooled: Moments) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """As :meth:`guidance`, from :meth:`pooled`."""
@@ -286,28 +307,46 @@ class GuidedAttention(nn.Module):
         raise NotImplementedError
 
 
+class Generator(NamedTuple):
+    """Where queries, keys or values come from: channels of a convolution, and of a depthwise one after it."""
+
+    pointwise: nn.Conv2d
+    depthwise: nn.Conv2d | None
+    channels: slice
+
+
+def _depthwise(config: GLMHAConfig, width: int) -> nn.Conv2d | None:
+    if config.kernel_size == 1:
+        return None
+    return nn.Conv2d(
+        width,
+        width,
+        config.kernel_size,
+        padding=config.padding,
+        dilation=config.dilation,
+        groups=width,
+        bias=config.bias,
+    )
+
+
 class GLMHA(GuidedAttention):
-    """The layer, (B, C, H, W) to (B, out_channels, H, W), with generated queries, keys and values."""
+    """The layer, (B, C, H, W) to (B, out_channels, H, W), with generated queries, keys and values.
+
+    Where ``config.query_channels`` is set, queries are made from a second input (B, query_channels, H, W).
+    """
 
     def __init__(self, config: GLMHAConfig) -> None:
         super().__init__(config)
         heads, c = config.heads, config.head_channels
         self.widths = [heads * config.rank_q, heads * config.rank_k, heads * config.rank_v]
-        generated = sum(self.widths)
+        own = config.query_channels is not None and config.rank_q > 0
+        generated = sum(self.widths[1:]) if own else sum(self.widths)
         self.pointwise = nn.Conv2d(config.channels, generated, 1, bias=config.bias)
-        self.depthwise = (
-            nn.Conv2d(
-                generated,
-                generated,
-                config.kernel_size,
-                padding=config.padding,
-                dilation=config.dilation,
-                groups=generated,
-                bias=config.bias,
-            )
-            if config.kernel_size > 1
-            else None
-        )
+        self.depthwise = _depthwise(config, generated)
+        self.query_pointwise = self.query_depthwise = None
+        if own and config.query_channels is not None:
+            self.query_pointwise = nn.Conv2d(config.query_channels, self.widths[0], 1, bias=config.bias)
+            self.query_depthwise = _depthwise(config, self.widths[0])
 
         def expansion(rank: int) -> nn.Parameter | None:
             return None if rank in (0, c) else nn.Parameter(torch.zeros(heads, c, rank))
@@ -315,14 +354,16 @@ class GLMHA(GuidedAttention):
         self.expand_queries = expansion(config.rank_q)
         self.expand_keys = None if config.compact else expansion(config.rank_k)
 
-    def forward(self, x: Tensor) -> Tensor:
-        queries, keys, values = self.generate(x)
-        return self.mix(self.matrix((*self.moments(queries, keys), *self.pooled(x))), values)
+    def forward(self, x: Tensor, query_input: Tensor | None = None) -> Tensor:
+        inputs = (x,) if query_input is None else (x, query_input)
+        queries, keys, values = self.generate(*inputs)
+        return self.mix(self.matrix((*self.moments(queries, keys), *self.pooled(*inputs))), values)
 
     def moments_of(self, args: tuple[Any, ...], region: Region = everywhere) -> Moments:
         """What the map needs of the pixels in the region; ``args`` are those of the layer's call."""
-        queries, keys, _ = (region(maps) for maps in self.generate(args[0]))
-        return (*self.moments(queries, keys), *self.pooled(region(args[0])))
+        inputs = self.inputs_of(args)
+        queries, keys, _ = (region(maps) for maps in self.generate(*inputs))
+        return (*self.moments(queries, keys), *self.pooled(*(region(x) for x in inputs)))
 
     def logits_of(self, moments: Moments, key_gates: Tensor | None) -> Tensor:
         """As :meth:`uncorrected_logits`, from :meth:`moments`."""
@@ -333,13 +374,28 @@ class GLMHA(GuidedAttention):
         """The layer's output (B, out_channels, H, W) by that map."""
         return self.mix(matrix, self.generate_values(args[0]))
 
-    def generate(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def generate(self, x: Tensor, query_input: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The maps R_r, K_r and V_r: (B, heads * rank, H, W) each."""
         maps = self.pointwise(x)
         if self.depthwise is not None:
             maps = self.depthwise(maps)
-        queries, keys, values = maps.split(self.widths, dim=1)
-        return queries, keys, values
+        if self.query_pointwise is None:
+            queries, keys, values = maps.split(self.widths, dim=1)
+            return queries, keys, values
+        keys, values = maps.split(self.widths[1:], dim=1)
+        queries = self.query_pointwise(query_input)
+        return queries if self.query_depthwise is None else self.query_depthwise(queries), keys, values
+
+    def generators(self) -> list[Generator]:
+        """What makes queries, keys and values; without any channels those that are left out."""
+        made, start = [], 0
+        for index, width in enumerate(self.widths):
+            if index == 0 and self.query_pointwise is not None:
+                made.append(Generator(self.query_pointwise, self.query_depthwise, slice(0, width)))
+                continue
+            made.append(Generator(self.pointwise, self.depthwise, slice(start, start + width)))
+            start += width
+        return made
 
     def generate_values(self, x: Tensor) -> Tensor:
         """The maps V_r (B, heads * rank_v, H, W) alone, which is cheaper than :meth:`generate`."""
@@ -360,9 +416,9 @@ class GLMHA(GuidedAttention):
             groups=maps.shape[1],
         )
 
-    def input_logits(self, x: Tensor) -> Tensor:
-        """S for an input (B, C, H, W), before modes and gates: (B, heads, c, keys)."""
-        queries, keys, _ = self.generate(x)
+    def input_logits(self, *inputs: Tensor) -> Tensor:
+        """S for inputs (B, C, H, W), before modes and gates: (B, heads, c, keys)."""
+        queries, keys, _ = self.generate(*inputs)
         return self.uncorrected_logits(queries, keys)
 
     def logits(

@@ -82,9 +82,10 @@ class PointwiseGLMHA(GuidedAttention):
         """As :meth:`mix`, from values in full: (B, heads * c, H, W)."""
         return self.mix(folded, values if self.reduce_values is None else self.reduce_values(values))
 
-    def input_logits(self, x: Tensor, key_gates: Tensor | None = None) -> Tensor:
-        """S for an input (B, C, H, W), before modes are added: (B, heads, c, c)."""
-        return self.no_logits(x) if self.expand_queries is None else self.gram_logits(self.gram(x), key_gates)
+    def input_logits(self, *inputs: Tensor) -> Tensor:
+        """S for an input (B, C, H, W), before modes and gates: (B, heads, c, c)."""
+        (x,) = inputs
+        return self.no_logits(x) if self.expand_queries is None else self.gram_logits(self.gram(x))
 
     def gram(self, x: Tensor) -> Tensor:
         """Z's mean products, which :meth:`gram_logits` takes, for an input (B, C, H, W)."""

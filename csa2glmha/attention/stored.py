@@ -35,6 +35,7 @@ class _Fields(BaseModel):
     logits: Literal["maps", "gram", "subspace", "modes"] = "maps"
     rank_pos: _Count | None = None
     dilation: Annotated[int, Field(ge=1, le=2**10)] = 1
+    query_channels: _Count | None = None
 
 
 def read_config(value: Any, form: ChannelAttention) -> GLMHAConfig:
@@ -68,6 +69,7 @@ def _misfit(config: GLMHAConfig, form: ChannelAttention) -> str | None:
         "out_channels": form.output.shape[0],
         "heads": form.heads,
         "head_channels": form.head_channels,
+        "query_channels": form.query_channels,
     }
     for name, expected in layer.items():
         if getattr(config, name) != expected:

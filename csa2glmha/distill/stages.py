@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -112,9 +112,9 @@ class LayerStage:
         """As :meth:`Stage.accumulate`; without the error, since the student as a whole does not run."""
         losses: list[Tensor] = []
 
-        def learn(name: str, args: tuple[Any, ...], output: Tensor) -> None:
+        def learn(name: str, called: CallArguments, output: Tensor) -> None:
             with torch.enable_grad():
-                difference = self._pairs[name][0](*args).float() - output.float()
+                difference = self._pairs[name][0](*called.args, **called.kwargs).float() - output.float()
                 loss = self._loss(difference / self._scales[name]) / len(self._pairs)
                 backward(loss)
             losses.append(loss.detach())
@@ -184,7 +184,7 @@ def output_deviations(
     """Standard deviation of the output of some of the teacher's modules, over all their values."""
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in modules}
 
-    def see(name: str, args: tuple[Any, ...], output: Tensor) -> None:
+    def see(name: str, called: CallArguments, output: Tensor) -> None:
         moments = [output.new_tensor(output.numel()), output.sum(), output.square().sum()]
         sums[name] += torch.stack(moments).cpu().double()
 
@@ -197,16 +197,24 @@ def output_deviations(
     }
 
 
+class CallArguments(NamedTuple):
+    """What a module was called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 @contextmanager
-def _seen(
-    modules: dict[str, nn.Module], see: Callable[[str, tuple[Any, ...], Tensor], None]
-) -> Iterator[None]:
+def _seen(modules: dict[str, nn.Module], see: Callable[[str, CallArguments, Tensor], None]) -> Iterator[None]:
     """Call ``see(name, arguments, output)`` whenever one of the modules has run."""
 
-    def hook(name: str, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        see(name, args, output)
+    def hook(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        see(name, CallArguments(args, kwargs), output)
 
-    handles = [module.register_forward_hook(partial(hook, name)) for name, module in modules.items()]
+    handles = [
+        module.register_forward_hook(partial(hook, name), with_kwargs=True)
+        for name, module in modules.items()
+    ]
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from csa2glmha.attention.core import Moments, SharedLayer, weighted_mean
+from csa2glmha.attention.core import Moments, SharedLayer, TakesKeywords, positional_only, weighted_mean
 from csa2glmha.core.errors import Csa2GlmhaError
 from csa2glmha.inference.grid import Tile
 from csa2glmha.inference.split import shared_layers
@@ -133,9 +133,10 @@ class SharedMaps:
         self._begin(tile, None)
         return network(tile)
 
-    def attend(self, name: str, *args: Any) -> Tensor:
+    def attend(self, name: str, /, *given: Any, **named: Any) -> Any:
         """The output of the layer of that name, called with these arguments."""
         layer, pace = self.layers[name], self._pace
+        args = layer.bind(given, named) if isinstance(layer, TakesKeywords) else positional_only(given, named)
         call = Call(name, pace.calls[name])
         pace.calls[name] += 1
         if pace.pass_ is None:

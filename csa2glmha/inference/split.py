@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -31,18 +32,20 @@ class UnconvertedAttention:
     def __init__(self, layer: AttentionLayer) -> None:
         self._layer, self._form = layer, layer.form
 
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        return self._layer.reader.bind(args, kwargs)
+
     def moments_of(self, args: tuple[Any, ...], region: Region = everywhere) -> Moments:
-        x, form = self._layer.reader.attention_input(args), self._form
-        queries, keys = (region(part.spread(part.mix(x))) for part in (form.queries, form.keys))
-        return form.moments(queries, keys)
+        queries, keys = self._form.queries_and_keys(self._layer.reader.attention_inputs(args))
+        return self._form.moments(region(queries), region(keys))
 
     def matrix(self, moments: Moments) -> Tensor:
         return self._form.matrix(moments)
 
-    def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Tensor:
+    def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Any:
         reader, form, module = self._layer.reader, self._form, self._layer.module
-        values = form.values.spread(form.values.mix(reader.attention_input(args)))
+        values = form.values.maps(reader.attention_inputs(args)[0])
         factors = reader.value_factors(module, args)
         y = applied(matrix, values if factors is None else values * factors, form.output_bias)
         branch = reader.value_branch(module)
-        return y if branch is None else y + branch(values)
+        return reader.module_output(args, y if branch is None else y + branch(values))

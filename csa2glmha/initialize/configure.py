@@ -93,6 +93,7 @@ def layer_config(form: ChannelAttention, ranks: Ranks, attention: str = "expande
         kernel_size=form.values.kernel_size,
         dilation=form.values.dilation,
         bias=form.biased,
+        query_channels=form.query_channels,
         output_bias=form.output_bias is not None,
         bias_rank=0
         if exact_logits

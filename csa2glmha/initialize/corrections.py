@@ -18,7 +18,7 @@ def set_corrections(
     Args:
         core: the layer, with everything else in place.
         target, logits: the teacher's and the layer's own before correction, (N, heads, c, c or rank_k).
-        features: (N, 2C), pooled statistics of the inputs.
+        features: (N, 2C), pooled statistics of the inputs, C of all that a layer has.
         fit: takes the errors; holds the clusters of a compact layer.
     """
     config = core.config

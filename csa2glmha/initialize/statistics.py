@@ -112,14 +112,15 @@ class LayerStatistics:
         )
 
     @torch.no_grad()
-    def add(self, x: Tensor) -> None:
-        """Add a batch of inputs of the layer, (B, C, H, W)."""
-        for image in x.split(1):
+    def add(self, *inputs: Tensor) -> None:
+        """Add a batch of the layer's input (B, C, H, W), and of that of queries where it has one."""
+        for image in zip(*(x.split(1) for x in inputs), strict=True):
             self._add_image(image)
 
-    def _add_image(self, x: Tensor) -> None:
+    def _add_image(self, inputs: tuple[Tensor, ...]) -> None:
         form, heads = self.form, self.form.heads
-        mixed = {name: getattr(form, name).mix(x) for name in ("queries", "keys", "values")}
+        sides = {"queries": inputs[-1], "keys": inputs[0], "values": inputs[0]}
+        mixed = {name: getattr(form, name).mix(x) for name, x in sides.items()}
         maps = {name: tokens(getattr(form, name).spread(m), heads)[0] for name, m in mixed.items()}
         unit = {name: F.normalize(maps[name], dim=-1) for name in ("queries", "keys")}
 

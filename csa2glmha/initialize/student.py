@@ -19,7 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
-from csa2glmha.attention.glmha import GLMHA, GLMHAConfig, GuidedAttention, pooled_statistics
+from csa2glmha.attention.glmha import (
+    GLMHA,
+    Generator,
+    GLMHAConfig,
+    GuidedAttention,
+    pooled_statistics,
+)
 from csa2glmha.attention.pointwise import PointwiseGLMHA
 from csa2glmha.core.progress import manual_progress, progress
 from csa2glmha.data.batches import Inputs
@@ -179,12 +185,12 @@ def gather_statistics(
 
     def see(name: str, args: tuple[Any, ...]) -> None:
         layer, gathered = layers[name], statistics[name]
-        x = layer.reader.attention_input(args)
-        check_finite(name, "its input is not finite", [x])
+        inputs = layer.reader.attention_inputs(args)
+        check_finite(name, "its input is not finite", inputs)
         if isinstance(gathered, LayerMoments):
-            gathered.add(x, layer.reader.value_factors(layer.module, args))
+            gathered.add(inputs[0], layer.reader.value_factors(layer.module, args))
         else:
-            gathered.add(x)
+            gathered.add(*inputs)
 
     with _observe({name: layers[name] for name in needs}, see):
         _run(teacher, batches, "statistics")
@@ -217,13 +223,15 @@ def _observe(
 ) -> Iterator[None]:
     """Call ``see(name, arguments)`` whenever one of the layers runs."""
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def run(_: nn.Module, args: tuple[Any, ...]) -> None:
-            see(name, args)
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            see(name, layers[name].reader.bind(args, kwargs))
 
         return run
 
-    handles = [layer.module.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    handles = [
+        layer.module.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()
+    ]
     try:
         yield
     finally:
@@ -269,13 +277,15 @@ def _fill(core: GLMHA, form: ChannelAttention, statistics: LayerStatistics | Non
     if 0 < config.rank_q < config.head_channels:
         assert statistics is not None and statistics.queries is not None
         queries = factorize(*side_problem(form.queries, form, statistics.queries), config.rank_q)
-    start = 0
-    for projection, factors, width in zip(
-        (form.queries, form.keys, form.values), (queries, keys, values), core.widths, strict=True
+    for generator, projection, factors, width in zip(
+        core.generators(),
+        (form.queries, form.keys, form.values),
+        (queries, keys, values),
+        core.widths,
+        strict=True,
     ):
         if width:
-            _set_generator(core, slice(start, start + width), projection, factors, form.heads)
-        start += width
+            _set_generator(generator, projection, factors, form.heads)
     for parameter, factors, errors in (
         (core.expand_queries, queries, fit.query_error),
         (core.expand_keys, keys, fit.key_error),
@@ -288,9 +298,9 @@ def _fill(core: GLMHA, form: ChannelAttention, statistics: LayerStatistics | Non
 
 
 def _set_generator(
-    core: GLMHA, channels: slice, projection: Projection, factors: SeparableFactors | None, heads: int
+    generator: Generator, projection: Projection, factors: SeparableFactors | None, heads: int
 ) -> None:
-    """Write one projection, factorised or as it is, into its channels of the layer's generators."""
+    """Write one projection, factorised or as it is, into what generates it."""
     pointwise, pointwise_bias = projection.pointwise, projection.pointwise_bias
     depthwise, depthwise_bias = projection.depthwise, projection.depthwise_bias
     if factors is not None:
@@ -306,13 +316,14 @@ def _set_generator(
                 pointwise_bias = pointwise_bias * factors.kernel.flatten().to(pointwise)
         if depthwise_bias is not None:
             depthwise_bias = factors.offset.flatten().to(pointwise)
-    core.pointwise.weight[channels, :, 0, 0] = pointwise
-    if core.pointwise.bias is not None:
-        core.pointwise.bias[channels] = 0.0 if pointwise_bias is None else pointwise_bias
-    if core.depthwise is not None and depthwise is not None:
-        core.depthwise.weight[channels, 0] = depthwise
-        if core.depthwise.bias is not None:
-            core.depthwise.bias[channels] = 0.0 if depthwise_bias is None else depthwise_bias
+    mixing, spreading, channels = generator
+    mixing.weight[channels, :, 0, 0] = pointwise
+    if mixing.bias is not None:
+        mixing.bias[channels] = 0.0 if pointwise_bias is None else pointwise_bias
+    if spreading is not None and depthwise is not None:
+        spreading.weight[channels, 0] = depthwise
+        if spreading.bias is not None:
+            spreading.bias[channels] = 0.0 if depthwise_bias is None else depthwise_bias
 
 
 @dataclass
@@ -335,13 +346,12 @@ def _fit_corrections(
 
     def see(name: str, args: tuple[Any, ...]) -> None:
         form = layers[name].form
-        x = layers[name].reader.attention_input(args)
-        queries = form.queries.spread(form.queries.mix(x))
-        keys = form.keys.spread(form.keys.mix(x))
-        target, features = form.logits(queries, keys).cpu(), pooled_statistics(x).cpu()
+        inputs = layers[name].reader.attention_inputs(args)
+        target = form.logits(*form.queries_and_keys(inputs)).cpu()
+        features = pooled_statistics(*inputs).cpu()
         for candidate, kept in zip(candidates[name], samples[name], strict=True):
             kept.target.append(target)
-            kept.logits.append(candidate.core.input_logits(x).cpu())
+            kept.logits.append(candidate.core.input_logits(*inputs).cpu())
             kept.features.append(features)
 
     with _observe({name: layers[name] for name in candidates}, see):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention
+from csa2glmha.attention.core import positional_only
 from csa2glmha.attention.glmha import GLMHAConfig
 
 
 class Reader(Protocol):
-    """Reads one kind of attention module; ``args`` are always those of the module's call."""
+    """Reads one kind of attention module.
+
+    ``args`` are always those of the module's call, as :meth:`bind` gives them.
+    """
 
     @property
     def module_type(self) -> type[nn.Module]:
@@ -23,8 +27,20 @@ class Reader(Protocol):
         """The layer in canonical form; its tensors are the module's, detached."""
         ...
 
-    def attention_input(self, args: tuple[Any, ...]) -> Tensor:
-        """The (B, C, H, W) input of the projections."""
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The arguments of a call, those given by keyword in their places.
+
+        Raises:
+            Csa2GlmhaError: the module is called with keywords that are not foreseen.
+        """
+        ...
+
+    def attention_inputs(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """The (B, C, H, W) input of the projections, and a second one where queries have their own."""
+        ...
+
+    def module_output(self, args: tuple[Any, ...], maps: Tensor) -> Any:
+        """What the module returns, from the attention's output (B, out, H, W)."""
         ...
 
     def value_factors(self, module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
@@ -46,10 +62,17 @@ class Reader(Protocol):
 class PlainReader:
     """What most readers share: the module has one input, and nothing lies beside the attention."""
 
-    def attention_input(self, args: tuple[Any, ...]) -> Tensor:
-        """The first argument."""
-        x: Tensor = args[0]
-        return x
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The arguments as they are: there are no keywords."""
+        return positional_only(args, kwargs)
+
+    def attention_inputs(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """The first argument, (B, C, H, W)."""
+        return args[:1]
+
+    def module_output(self, args: tuple[Any, ...], maps: Tensor) -> Any:
+        """The attention's output as it is."""
+        return maps
 
     def value_factors(self, module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
         """None: the attention sees V as it is."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,17 +17,27 @@ from torch import Tensor, nn
 from csa2glmha.attention import GLMHA, ChannelAttention, GLMHAConfig, Projection
 from csa2glmha.attention.stored import read_config
 from csa2glmha.config.ranks import Ranks
-from csa2glmha.core.errors import UsageError
+from csa2glmha.core.errors import Csa2GlmhaError, UsageError
+from csa2glmha.data.batches import Batch
+from csa2glmha.distill import DistillSettings
+from csa2glmha.distill.processes import Processes
+from csa2glmha.distill.stages import LayerStage
 from csa2glmha.export.lowering.attention import DeployedGLMHA
+from csa2glmha.inference.grid import divide
+from csa2glmha.inference.tiles import restore_globally
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import layer_config
+from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.reading.reader import PlainReader
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a layer has. ``kernels`` are those of queries, keys and values."""
+    """What a layer has. ``kernels`` are those of queries, keys and values.
+
+    With ``query_channels`` queries are made from a second input.
+    """
 
     heads: int = 2
     c: int = 3
@@ -33,6 +45,12 @@ class Shape:
     kernels: tuple[int, int, int] = (3, 3, 3)
     dilations: tuple[int, int, int] = (1, 1, 1)
     biases: tuple[bool, bool, bool] = (False, False, False)
+    query_channels: int | None = None
+
+    @property
+    def all_channels(self) -> int:
+        """Of both inputs."""
+        return self.channels + (self.query_channels or 0)
 
 
 class PlainAttention(nn.Module):
@@ -43,8 +61,11 @@ class PlainAttention(nn.Module):
         self.shape = shape
         width = shape.heads * shape.c
         self.pointwise, self.depthwise = nn.ModuleList(), nn.ModuleList()
-        for k, dilation, bias in zip(shape.kernels, shape.dilations, shape.biases, strict=True):
-            self.pointwise.append(nn.Conv2d(shape.channels, width, 1, bias=bias))
+        sources = (shape.query_channels or shape.channels, shape.channels, shape.channels)
+        for k, dilation, bias, channels in zip(
+            shape.kernels, shape.dilations, shape.biases, sources, strict=True
+        ):
+            self.pointwise.append(nn.Conv2d(channels, width, 1, bias=bias))
             padding = dilation * (k // 2)
             self.depthwise.append(
                 nn.Conv2d(width, width, k, 1, padding, dilation, groups=width, bias=bias)
@@ -54,8 +75,12 @@ class PlainAttention(nn.Module):
         self.temperature = nn.Parameter(torch.full((shape.heads, 1, 1), 3.0))
         self.output = nn.Conv2d(width, shape.channels, 1, bias=any(shape.biases))
 
-    def forward(self, x: Tensor) -> Tensor:
-        maps = [spread(mix(x)) for mix, spread in zip(self.pointwise, self.depthwise, strict=True)]
+    def forward(self, x: Tensor, query_input: Tensor | None = None) -> Tensor:
+        inputs = (x if query_input is None else query_input, x, x)
+        maps = [
+            spread(mix(each))
+            for mix, spread, each in zip(self.pointwise, self.depthwise, inputs, strict=True)
+        ]
         q, k, v = (each.flatten(2).unflatten(1, (self.shape.heads, -1)) for each in maps)
         logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * self.temperature
         y: Tensor = self.output((logits.softmax(-1) @ v).view(len(x), -1, *x.shape[2:]))
@@ -64,6 +89,12 @@ class PlainAttention(nn.Module):
 
 class PlainAttentionReader(PlainReader):
     module_type = PlainAttention
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        return (*args, kwargs["query_input"]) if kwargs else args
+
+    def attention_inputs(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        return args
 
     def read(self, module: nn.Module) -> ChannelAttention:
         assert isinstance(module, PlainAttention)
@@ -85,37 +116,63 @@ class PlainAttentionReader(PlainReader):
             module.temperature.detach().flatten(),
             output.weight.detach()[:, :, 0, 0],
             _detached(output.bias),
+            query_channels=module.shape.query_channels,
         )
 
     def build(self, module: nn.Module, config: GLMHAConfig) -> GLMHA:
         return GLMHA(config)
 
 
+class PositionalReader(PlainAttentionReader):
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        return PlainReader.bind(self, args, kwargs)
+
+
 def _detached(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
 
 
-def network(shape: Shape, seed: int = 0) -> nn.Sequential:
-    """One such layer with weights that matter; it says itself how it is read."""
+class OneLayer(RestorationModel):
+    """A network of one such layer, which it calls by keyword; it says itself how that is read."""
+
+    size_multiple = 1
+    architecture = "one layer"
+
+    def __init__(self, layer: PlainAttention) -> None:
+        super().__init__()
+        self.layer = layer
+        self.split = [layer.shape.channels, layer.shape.query_channels or 0]
+        self.recorded_readers = {"layer": PlainAttentionReader()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor
+        if not self.split[1]:
+            y = self.layer(x)
+        else:
+            x, query_input = x.split(self.split, 1)
+            y = self.layer(x, query_input=query_input)
+        return y
+
+
+def network(shape: Shape, seed: int = 0) -> OneLayer:
+    """With weights that matter."""
     torch.manual_seed(seed)
     layer = PlainAttention(shape)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(torch.randn_like(parameter) + (3.0 if parameter.ndim == 3 else 0.0))
-    model = nn.Sequential(layer).eval().requires_grad_(False)
-    model.recorded_readers = {"0": PlainAttentionReader()}  # type: ignore[assignment]
-    return model
+    return OneLayer(layer).eval().requires_grad_(False)
 
 
 def smooth(shape: Shape, count: int, side: tuple[int, int], seed: int = 0) -> Tensor:
     """Blurred noise, a little like features."""
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(count, shape.channels, 3, 3, generator=generator)
+    coarse = torch.randn(count, shape.all_channels, 3, 3, generator=generator)
     fine = F.interpolate(coarse, size=side, mode="bilinear")
     return fine + 0.1 * torch.randn(fine.shape, generator=generator)
 
 
-def student_of(model: nn.Sequential, ranks: Ranks, images: Tensor | None = None) -> nn.Sequential:
+def student_of(model: OneLayer, ranks: Ranks, images: Tensor | None = None) -> OneLayer:
     configs = {name: layer_config(layer.form, ranks) for name, layer in attention_layers(model).items()}
     batches = None if images is None else [(image[None],) for image in images]
     return initialise_student(model, configs, batches)[0]
@@ -135,6 +192,9 @@ FORMS = {
     "dilations 1 and 2": Shape(dilations=(1, 2, 2)),
     "1x1 and dilation 2": Shape(kernels=(1, 3, 3), dilations=(1, 2, 2)),
     "one head": Shape(heads=1, c=6),
+    "queries from a second input": Shape(query_channels=4),
+    "the same, 1x1 with biases": Shape(query_channels=7, kernels=(1, 1, 1), biases=(True, True, True)),
+    "the same, queries 1x1, dilation 2": Shape(query_channels=5, kernels=(1, 3, 3), dilations=(1, 2, 2)),
 }
 forms = pytest.mark.parametrize("shape", FORMS.values(), ids=FORMS)
 
@@ -156,6 +216,7 @@ def test_full_rank_is_the_layer(shape: Shape) -> None:
     st.tuples(*[st.sampled_from((1, 3, 5))] * 3),
     st.integers(1, 3),
     st.tuples(*[st.booleans()] * 3),
+    st.sampled_from((None, 3, 4)),
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
 )
 def test_any_full_rank_is_the_layer(
@@ -164,9 +225,10 @@ def test_any_full_rank_is_the_layer(
     kernels: tuple[int, int, int],
     dilation: int,
     biases: tuple[bool, bool, bool],
+    query_channels: int | None,
     size: tuple[int, int],
 ) -> None:
-    shape = Shape(heads, c, 4, kernels, (dilation,) * 3, biases)
+    shape = Shape(heads, c, 4, kernels, (dilation,) * 3, biases, query_channels)
     model, x = network(shape), smooth(shape, 2, size)
     assert_same(student_of(model, Ranks())(x), model(x))
 
@@ -187,30 +249,63 @@ def test_error_falls_with_rank(shape: Shape) -> None:
 @pytest.mark.parametrize("ranks", [Ranks(), Ranks(2, 2, 2), Ranks(k=0, v=2)], ids=str)
 def test_deployed_is_the_layer(shape: Shape, ranks: Ranks) -> None:
     model, images = network(shape), smooth(shape, 6, (8, 8))
-    layer = student_of(model, ranks, images)[0]
-    assert isinstance(layer, GLMHA)
+    student = student_of(model, ranks, images).requires_grad_(False)
     x = smooth(shape, 2, (7, 9), seed=1)
-    with torch.no_grad():
-        assert_same(DeployedGLMHA(layer)(x), layer(x))
+    expected = student(x)
+    assert isinstance(student.layer, GLMHA)
+    student.layer = DeployedGLMHA(student.layer)  # type: ignore[assignment]
+    assert_same(student(x), expected)
+
+
+@forms
+@pytest.mark.parametrize("ranks", [None, Ranks(), Ranks(2, 2, 2), Ranks(k=0, v=2)], ids=str)
+def test_moments_of_parts_are_those_of_the_whole(shape: Shape, ranks: Ranks | None) -> None:
+    """Tiles that share their maps make what the whole image gives."""
+    model, x = network(shape), smooth(shape, 1, (40, 7), seed=1)
+    if ranks is not None:
+        model = student_of(model, ranks, smooth(shape, 6, (8, 8)))
+    tiles = divide(40, 7, size=30, overlap=8, multiple=1)
+    assert len(tiles) == 2
+    with torch.inference_mode():
+        assert_same(restore_globally(model, (x,), tiles, tiles), model(x))
 
 
 @forms
 def test_configurations_survive_their_file(shape: Shape) -> None:
-    form = attention_layers(network(shape))["0"].form
+    form = attention_layers(network(shape))["layer"].form
     config = layer_config(form, Ranks(k=2, v=1))
     assert read_config(json.loads(json.dumps(config.to_json())), form) == config
 
 
 def test_fields_of_later_versions_are_left_out_where_they_say_nothing() -> None:
-    form = attention_layers(network(Shape()))["0"].form
+    form = attention_layers(network(Shape()))["layer"].form
     plain = layer_config(form, Ranks(k=2, v=1))
     assert "dilation" not in plain.to_json()
     assert replace(plain, dilation=2).to_json() == plain.to_json() | {"dilation": 2}
 
 
+def test_layers_learn_where_they_are_called_by_keyword() -> None:
+    model = network(Shape(query_channels=4))
+    images = smooth(model.layer.shape, 4, (8, 8))
+    student = student_of(model, Ranks(2, 2, 2), images)
+    processes = Processes(torch.device("cpu"), "fp32")
+    stage = LayerStage(student, model, DistillSettings(steps=1), processes, [(images,)])
+    loss, _ = stage.accumulate(Batch((images,), None), Tensor.backward)
+    assert float(loss) > 0
+    grads = [parameter.grad for parameter in stage.parameters if parameter.grad is not None]
+    assert len(grads) == len(stage.parameters) and any(grad.any() for grad in grads)
+
+
+def test_keywords_that_no_reader_knows_are_refused_in_one_line() -> None:
+    model, images = network(Shape(query_channels=4)), smooth(Shape(query_channels=4), 2, (8, 8))
+    model.recorded_readers = {"layer": PositionalReader()}
+    with pytest.raises(Csa2GlmhaError, match=r"^an attention module .* keywords \(query_input\), .* report"):
+        student_of(model, Ranks(2, 2, 2), images)
+
+
 @pytest.mark.parametrize("k", [2, 4, 9])
 def test_kernels_that_no_layer_has_are_refused(k: int) -> None:
     model = network(Shape(kernels=(k, 3, 3)))
-    form = attention_layers(model)["0"].form
+    form = attention_layers(model)["layer"].form
     with pytest.raises(UsageError, match=rf"kernels of its \w+ are {k} x {k}: only 1 x 1, 3 x 3"):
         layer_config(form, Ranks(k=2, v=2))

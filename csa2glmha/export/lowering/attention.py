@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import NORM_FLOOR, expanded_power
-from csa2glmha.attention.glmha import GLMHA, CalibrationNetwork, GuidedAttention
+from csa2glmha.attention.glmha import (
+    GLMHA,
+    CalibrationNetwork,
+    Generator,
+    GLMHAConfig,
+    GuidedAttention,
+)
 from csa2glmha.export.lowering.folding import (
     CHANNEL_BLOCK,
     Affine,
@@ -45,10 +52,14 @@ class DeployedGuide(nn.Module):
         return strengths + correction, gates_k + 1.0, gates_v + 1.0
 
 
-def pooled_squares(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and mean square over the pixels of (B, C, H, W): (B, C) each."""
-    rows, share = x.flatten(2).float(), pixel_share(x)
-    return rows.sum(2) * share, square_sum(rows, 2).squeeze(2) * share
+def pooled_squares(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and mean square over the pixels of (B, C, H, W): (B, C) each, C of all inputs together."""
+    rows, share = [x.flatten(2).float() for x in inputs], pixel_share(inputs[0])
+    means = [each.sum(2) * share for each in rows]
+    squares = [square_sum(each, 2).squeeze(2) * share for each in rows]
+    if len(inputs) == 1:
+        return means[0], squares[0]
+    return torch.cat(means, 1), torch.cat(squares, 1)
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
@@ -93,13 +104,12 @@ class DeployedCore(nn.Module):
         self.output_bias = None if bias is None else nn.Parameter(bias.detach().clone())
 
     def guidance(
-        self, x: Tensor, pooled: tuple[Tensor, Tensor] | None = None
+        self, pooled: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Mode strengths and gates, from pooled maps if they are not those of x itself."""
-        if self.guide is None:
+        """Mode strengths and gates from pooled maps, which may be missing where there is no guide."""
+        if self.guide is None or pooled is None:
             return None, None, None
-        mean, mean_square = pooled_squares(x) if pooled is None else pooled
-        strengths, key_gates, value_gates = self.guide(mean, mean_square)
+        strengths, key_gates, value_gates = self.guide(*pooled)
         return strengths, key_gates, value_gates
 
     def key_gate(self, gates: Tensor | None) -> Tensor | None:
@@ -153,15 +163,13 @@ class DeployedGLMHA(DeployedCore):
     Args:
         layer: the layer; it is not changed.
         affine: of the layer norm; None: there is none.
+        query_affine: likewise, of the second input, where the layer has one.
     """
 
-    def __init__(self, layer: GLMHA, affine: Affine | None = None) -> None:
-        super().__init__(layer, affine)
-        weight, bias = layer.pointwise.weight[:, :, 0, 0], layer.pointwise.bias
-        if affine is not None:
-            weight, bias = fold_affine(weight, bias, affine)
-        spread = None if layer.depthwise is None else layer.depthwise.weight
-        spread_bias = None if layer.depthwise is None else layer.depthwise.bias
+    def __init__(
+        self, layer: GLMHA, affine: Affine | None = None, query_affine: Affine | None = None
+    ) -> None:
+        super().__init__(layer, _of_all_inputs(layer.config, affine, query_affine))
         queries, keys, values = layer.widths
         # Narrow keys and values share a block of channels; splitting wide maps would be a copy of them.
         narrow = keys % CHANNEL_BLOCK != 0 or values % CHANNEL_BLOCK != 0
@@ -170,29 +178,41 @@ class DeployedGLMHA(DeployedCore):
             shares = [[values]]
         self.parts, self.shares = nn.ModuleList(), [len(counts) for counts in shares]
         self.splits: list[list[int]] = []
-        first = 0  # without keys there are no queries
+        self.sources: list[int] = []
+        generators = layer.generators()[-sum(self.shares) :]  # without keys there are no queries
         for counts in shares:
-            count = sum(counts)
-            cut, width = slice(first, first + count), depthwise_width(count)
-            shift, kernels, offset = (_cut(each, cut) for each in (bias, spread, spread_bias))
-            self.parts.append(conv_pair(weight[cut], shift, kernels, offset, width, self.config.dilation))
+            own = generators[0].pointwise is layer.query_pointwise
+            count, width = sum(counts), depthwise_width(sum(counts))
+            self.parts.append(_lowered(generators[0], count, width, query_affine if own else affine))
             self.splits.append(counts if width == count else [*counts, width - count])
-            first += count
+            self.sources.append(int(own))
+            generators = generators[len(counts) :]
         self.expand_queries = None if layer.expand_queries is None else copied(layer.expand_queries)
         self.expand_keys = None if layer.expand_keys is None else copied(layer.expand_keys)
 
-    def generate(self, x: Tensor) -> list[Tensor]:
+    def generate(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         """The maps of queries and keys, where there are any, and values, (B, heads * rank, H, W) each."""
         maps: list[Tensor] = []
-        for part, sizes, count in zip(self.parts, self.splits, self.shares, strict=True):
-            made = part(x)
+        for part, sizes, count, source in zip(
+            self.parts, self.splits, self.shares, self.sources, strict=True
+        ):
+            made = part(inputs[source])
             pieces = [made] if len(sizes) == 1 else made.split(sizes, dim=1)
             maps.extend(pieces[index] for index in range(count))  # a trace cannot iterate over them
         return maps
 
-    def forward(self, x: Tensor, pooled: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        *logit_maps, value_maps = self.generate(x)
-        strengths, key_gates, value_gates = self.guidance(x, pooled)
+    def forward(
+        self,
+        x: Tensor,
+        query_input: Tensor | None = None,
+        pooled: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """As the layer is called; ``pooled`` are the means that the guide reads, where they are known."""
+        inputs = (x,) if query_input is None else (x, query_input)
+        *logit_maps, value_maps = self.generate(inputs)
+        if self.guide is not None and pooled is None:
+            pooled = pooled_squares(*inputs)
+        strengths, key_gates, value_gates = self.guidance(pooled)
         logits = None
         if logit_maps:
             heads = self.config.heads
@@ -224,6 +244,34 @@ class DeployedGLMHA(DeployedCore):
 def copied(parameter: Tensor) -> nn.Parameter:
     """The parameter with an axis for the batch."""
     return nn.Parameter(parameter.detach().unsqueeze(0).clone())
+
+
+def _lowered(generator: Generator, count: int, width: int, affine: Affine | None) -> nn.Module:
+    """So many channels from the generator's first on, as convolutions of that width."""
+    mixing, spreading, channels = generator
+    cut = slice(channels.start, channels.start + count)
+    weight, bias = mixing.weight[cut, :, 0, 0], _cut(mixing.bias, cut)
+    if affine is not None:
+        weight, bias = fold_affine(weight, bias, affine)
+    if spreading is None:
+        return conv_pair(weight, bias, None, None, width)
+    kernels, offset = spreading.weight[cut], _cut(spreading.bias, cut)
+    return conv_pair(weight, bias, kernels, offset, width, spreading.dilation[0])
+
+
+def _of_all_inputs(config: GLMHAConfig, *affines: Affine | None) -> Affine | None:
+    """What pooled maps lack of the layer norms of a layer's inputs, one after the other."""
+    if config.query_channels is None:
+        return affines[0]
+    if all(affine is None for affine in affines):
+        return None
+    weights, biases = [], []
+    for affine, channels in zip(affines, (config.channels, config.query_channels), strict=True):
+        weight = torch.ones(channels) if affine is None else affine.weight
+        bias = None if affine is None else affine.bias
+        weights.append(weight)
+        biases.append(torch.zeros_like(weight) if bias is None else bias)
+    return Affine(torch.cat(weights), torch.cat(biases), subtract_mean=False)
 
 
 def _cut(tensor: Tensor | None, rows: slice) -> Tensor | None:

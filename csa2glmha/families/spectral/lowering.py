@@ -72,7 +72,7 @@ class DeployedSpectral(DeployedCore):
             gram = rows @ rows.transpose(1, 2) * share
             if self.guide is not None:
                 pooled = rows.sum(2) * share, (gram * self.identity).sum(2)
-        strengths, key_gates, value_gates = self.guidance(x, pooled)
+        strengths, key_gates, value_gates = self.guidance(pooled)
         logits = None
         if gram is not None and self.expand_queries is not None:
             logits = self.logits(gram.unsqueeze(1), self.key_gate(key_gates))

@@ -79,7 +79,7 @@ class DeployedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.norm1, PooledNorm):
             normed, mean, mean_square = self.norm1(x)
-            x = x + self.attn(normed, (mean, mean_square))
+            x = x + self.attn(normed, pooled=(mean, mean_square))
         else:
             x = x + self.attn(self.norm1(x))
         return x + self.ffn(self.norm2(x))
