@@ -215,6 +215,25 @@ SUBJECTS: dict[str, Subject] = {
             ),
         ),
     ),
+    "retinexformer": Subject(
+        name="retinexformer",
+        tiny={"n_feat": 8, "stage": 2, "num_blocks": [1, 1, 1]},
+        layers=10,
+        container="params",
+        prefix="",
+        relative=_renamed(body__0__denoiser__mapping__weight="body__0__denoiser__tail__weight"),
+        refusal=r"closest is retinexformer, but it has no body\.0\.denoiser\.mapping\.weight",
+        # A stage: 2 for the light, then levels with three 3x3 convolutions a block and one to change level,
+        # 2 + 1 + 2 (3 + 2) + 2 (6 + 4) + 12 + 1 = 46.
+        overlap=92,
+        fixtures=(
+            Fixture(
+                "parity/retinexformer.pth",
+                "parity/retinexformer_io.npz",
+                {"in_channels": 3, "n_feat": 16, "stage": 1, "num_blocks": [1, 1, 1]},
+            ),
+        ),
+    ),
     "mst": Subject(
         name="mst",
         tiny={"dim": 4, "num_blocks": [1, 1, 1]},

@@ -26,7 +26,9 @@ class DataOptions(Options):
         "'{}_in={}_gt', many to one '{}_*={}', of folders blur=sharp.",
     )
     degrade: Annotated[str | None, Affects.MEASUREMENTS] = Field(
-        None, description="Make inputs of clean images: noise:25, blur:1-2+noise:5, motion:15, jpeg:40, none."
+        None,
+        description="Make inputs of clean images: noise:25, blur:1-2+noise:5, motion:15, jpeg:40, "
+        "gamma:2+dark:0.1, none.",
     )
     mask: Annotated[FilePath | None, Affects.MEASUREMENTS] = Field(
         None, description="CASSI networks: file of the aperture mask; the student is for this mask alone."

@@ -1,4 +1,4 @@
-"""Degradations that turn clean images into network inputs: noise, blur, motion blur, JPEG.
+"""Degradations that turn clean images into network inputs: noise, blur, motion blur, JPEG, low light.
 
 A degradation is written as a short text such as ``noise:25`` or ``blur:1-2+jpeg:40``; see
 :func:`parse_degradation`.
@@ -21,7 +21,8 @@ from csa2glmha.core.errors import DataError, UsageError
 
 FORMS = (
     "none, noise:SIGMA (0 to 255, of 255), blur:SIGMA (0 to 50 pixels), "
-    "motion:LENGTH (1 to 255 whole pixels), jpeg:QUALITY (1 to 100, whole); "
+    "motion:LENGTH (1 to 255 whole pixels), jpeg:QUALITY (1 to 100, whole), gamma:POWER (0.1 to 10), "
+    "dark:EXPOSURE (0 to 1, of the light); "
     "each value also as a range LOW-HIGH, several joined by +"
 )
 
@@ -114,6 +115,15 @@ def _jpeg(image: Tensor, quality: float, generator: torch.Generator) -> Tensor:
     return torch.from_numpy(decoded.transpose(2, 0, 1).astype(np.float32) / 255)
 
 
+def _gamma(image: Tensor, power: float, generator: torch.Generator) -> Tensor:
+    # Negative values, which noise may have made, have no power.
+    return image.clamp_min(0) ** power
+
+
+def _darken(image: Tensor, exposure: float, generator: torch.Generator) -> Tensor:
+    return image * exposure
+
+
 def _no_reach(value: float) -> int:
     return 0
 
@@ -134,6 +144,8 @@ _KINDS = {
     "blur": _Kind(0, 50, False, _blur, _blur_reach),
     "motion": _Kind(1, 255, True, _motion_blur, _motion_reach),
     "jpeg": _Kind(1, 100, True, _jpeg),
+    "gamma": _Kind(0.1, 10, False, _gamma),
+    "dark": _Kind(0, 1, False, _darken),
 }
 
 
@@ -186,6 +198,11 @@ def parse_degradation(spec: str) -> Degradation:
     * ``blur:1.5``: Gaussian blur, standard deviation 1.5 pixels.
     * ``motion:15``: linear motion over 15 pixels, at an angle drawn uniformly per image.
     * ``jpeg:40``: JPEG compression at quality 40 (values are clipped to [0, 1] and become 8 bit).
+
+    * ``gamma:2.2``: every value to that power (negative ones count as 0).
+    * ``dark:0.1``: an exposure that takes a tenth of the light, every value times 0.1.
+
+    Low light is ``gamma:1.5-2.2+dark:0.08-0.3+noise:0.5-3``.
 
     A range such as ``noise:10-50`` is drawn uniformly per image. Several are joined by ``+`` and applied
     from left to right: ``blur:1-2+noise:5``.

@@ -23,6 +23,7 @@ def picture(channels: int = 3, height: int = 40, width: int = 48) -> torch.Tenso
     return image
 
 
+LOW_LIGHT = "gamma:1.5-2.2+dark:0.08-0.3+noise:0.5-3"
 SPECS = [
     "none",
     "noise:25",
@@ -33,11 +34,15 @@ SPECS = [
     "motion:3-9",
     "jpeg:40",
     "jpeg:10-90",
+    "gamma:2",
+    "gamma:0.5-2.2",
+    "dark:0.1",
+    "dark:0.08-0.3",
 ]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("spec", [*SPECS, "blur:1-2+noise:5", "motion:5+jpeg:30-50+noise:1"])
+@pytest.mark.parametrize("spec", [*SPECS, "blur:1-2+noise:5", "motion:5+jpeg:30-50+noise:1", LOW_LIGHT])
 def test_shape_and_determinism(spec, channels):
     degradation = parse_degradation(spec)
     clean = picture(channels)
@@ -51,7 +56,9 @@ def test_shape_and_determinism(spec, channels):
     assert degradation.spec == spec
 
 
-@pytest.mark.parametrize("spec", ["noise:25", "noise:10-50", "blur:1-2", "motion:15", "jpeg:10-90"])
+@pytest.mark.parametrize(
+    "spec", ["noise:25", "noise:10-50", "blur:1-2", "motion:15", "jpeg:10-90", "gamma:1-2", LOW_LIGHT]
+)
 def test_another_seed_gives_another_result(spec):
     degradation = parse_degradation(spec)
     random = [degradation(picture(), generator(seed)) for seed in (0, 1)]
@@ -73,6 +80,25 @@ def test_noise_has_its_sigma_and_is_not_clipped(level):
     assert float(noise.std()) * 255 == pytest.approx(25, rel=0.01)
     assert float(noise.mean()) * 255 == pytest.approx(0, abs=0.3)
     assert float(noise.abs().max()) * 255 > 80
+
+
+def test_low_light_is_a_power_then_an_exposure_then_noise():
+    clean = torch.tensor([0.0, 0.25, 1.0]).expand(1, 400, 3)
+    expected = torch.tensor([0.0, 0.25**2 * 0.2, 0.2]).expand(1, 400, 3)
+    assert torch.allclose(parse_degradation("gamma:2+dark:0.2")(clean, generator()), expected)
+    dark = torch.cat([parse_degradation(LOW_LIGHT)(clean, generator(seed)) for seed in range(200)])
+    black, grey, white = dark.mean(1).unbind(1)
+    sigma = dark[..., 0].std(1) * 255
+    assert 0.4 < sigma.min() < 0.7 and 2.7 < sigma.max() < 3.3
+    assert 0.078 < white.min() < 0.09 and 0.29 < white.max() < 0.302
+    power = (grey / white).log() / math.log(0.25)
+    assert 1.45 < power.min() < 1.55 and 2.1 < power.max() < 2.3
+    assert black.abs().max() < 0.002
+
+
+def test_a_power_of_what_noise_made_negative_is_zero():
+    result = parse_degradation("noise:50+gamma:0.5")(torch.zeros(1, 20, 20), generator())
+    assert result.isfinite().all() and (result == 0).any() and (result > 0).any()
 
 
 def test_noise_range_is_uniform_per_image():
@@ -222,6 +248,7 @@ def test_reach_bounds_what_a_pixel_depends_on(spec, reach):
             "motion:0",
             "motion:2.5",
         ),
+        *("gamma:0", "gamma:11", "dark:1.1", "dark:-1", "dark:0.3-0.1"),
         *("motion:256", "Noise:25", "noise=25", "noise:25 blur:1", "noise:5,blur:1"),
     ],
 )
@@ -230,7 +257,15 @@ def test_bad_spec_is_quoted_and_the_valid_forms_listed(spec):
         parse_degradation(spec)
     message = str(caught.value)
     assert repr(spec) in message
-    for form in ("none", "noise:SIGMA", "blur:SIGMA", "motion:LENGTH", "jpeg:QUALITY"):
+    for form in (
+        "none",
+        "noise:SIGMA",
+        "blur:SIGMA",
+        "motion:LENGTH",
+        "jpeg:QUALITY",
+        "gamma:POWER",
+        "dark:EXPOSURE",
+    ):
         assert form in message
     assert "\n" not in message
 

@@ -6,31 +6,22 @@ import torch
 from torch import Tensor, nn
 
 from csa2glmha.core.dispersion import DISPERSION
-from csa2glmha.export.lowering.primitives import cast_like, shift_back
+from csa2glmha.export.lowering.primitives import shift_back
 from csa2glmha.families.mst.network import MaskGuidance
 from csa2glmha.families.mst.readers import MaskedSpectralGLMHA
 from csa2glmha.families.spectral.blocks import NormedFeedForward
-from csa2glmha.families.spectral.lowering import DeployedFeedForward, DeployedSpectral, blocks_matrix
+from csa2glmha.families.spectral.lowering import DeployedFactored, DeployedFeedForward
 
 
-class DeployedMSMSA(DeployedSpectral):
+class DeployedMSMSA(DeployedFactored):
     """MS-MSA's replacement: the attention sees the values times the mask's factors."""
 
     def __init__(self, layer: MaskedSpectralGLMHA) -> None:
         super().__init__(layer)
         self.mm = DeployedMaskGuidance(layer.mm) if isinstance(layer.mm, MaskGuidance) else layer.mm
-        reduce = layer.reduce_values
-        self.reduce = None if reduce is None else nn.Parameter(blocks_matrix(reduce).detach().clone())
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        values = self.values(x)
-        guided = self.narrowed(values)
-        guided = guided * cast_like(self.mm(mask, x), guided)
-        guided = guided.flatten(2)
-        if self.reduce is not None:
-            guided = cast_like(self.reduce, guided) @ guided
-        attended = self.mixed(self.weights(x), guided, x)
-        return attended + self.narrowed(self.pos_emb(values))
+        return self.factored(x, self.mm(mask, x))
 
 
 class DeployedMaskGuidance(nn.Module):

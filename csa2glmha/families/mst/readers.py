@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.families.mst.network import MSMSA
-from csa2glmha.families.spectral.readers import SpectralGLMHA, SpectralReader
+from csa2glmha.families.spectral.readers import FactoredSpectralGLMHA, SpectralReader
 
 
-class MaskedSpectralGLMHA(SpectralGLMHA):
+class MaskedSpectralGLMHA(FactoredSpectralGLMHA):
     """In MS-MSA's place: the attention sees V times the factors made from the mask.
 
     Args:
@@ -29,10 +29,6 @@ class MaskedSpectralGLMHA(SpectralGLMHA):
         x, *mask = args
         factors: Tensor = self.mm(mask[0] if mask else None, x.shape[-1])
         return factors
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        values = self.values(x)
-        return self.attend(x, values * self.mm(mask, x.shape[-1])) + self.pos_emb(values)
 
 
 class MSMSAReader(SpectralReader):

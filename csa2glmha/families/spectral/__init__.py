@@ -1,1 +1,1 @@
-"""What MST and MST++ share."""
+"""What MST, MST++ and Retinexformer share."""

@@ -1,4 +1,4 @@
-"""What MST and MST++ share: channel attention of spectra, its blocks, and the U-shape around them.
+"""What MST, MST++ and Retinexformer share: spectral-wise attention, its blocks, and the U-shape around them.
 
 Written from the descriptions in Cai et al., "Mask-guided Spectral-wise Transformer for Efficient
 Hyperspectral Image Reconstruction", CVPR 2022 (arXiv 2111.07910), and "MST++: Multi-stage Spectral-wise
@@ -119,10 +119,11 @@ class SpectralUNet(nn.Module):
     """Encoder, bottleneck and decoder of spectral blocks; each level halves the size and doubles the width.
 
     Args:
-        dim: channels in and out, and of the top level.
+        dim: channels of the top level.
         num_blocks: blocks of every level from the top down; the last is the bottleneck.
         make_attention: builds an attention module from its channels and its level, 0 at the top.
         guides: how many guide maps of ``dim`` channels go down the encoder beside the features.
+        image_channels: channels in and out; None: ``dim``.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class SpectralUNet(nn.Module):
         num_blocks: tuple[int, ...] | list[int],
         make_attention: Callable[[int, int], nn.Module],
         guides: int = 0,
+        image_channels: int | None = None,
     ) -> None:
         super().__init__()
         widths = [dim * 2**level for level in range(len(num_blocks))]
@@ -140,7 +142,8 @@ class SpectralUNet(nn.Module):
             return SpectralBlocks(widths[level], attentions)
 
         bottom = len(num_blocks) - 1
-        self.embedding = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        outside = dim if image_channels is None else image_channels
+        self.embedding = nn.Conv2d(outside, dim, 3, padding=1, bias=False)
         self.encoder_layers = nn.ModuleList(
             nn.ModuleList([blocks(level), *(_downsample(widths[level]) for _ in range(1 + guides))])
             for level in range(bottom)
@@ -156,7 +159,7 @@ class SpectralUNet(nn.Module):
             )
             for level in reversed(range(bottom))
         )
-        self.mapping = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.mapping = nn.Conv2d(dim, outside, 3, padding=1, bias=False)
 
     def transform(self, x: Tensor, *guides: Tensor) -> Tensor:
         """Run all levels on embedded features (B, dim, H, W), H and W multiples of 2 ** levels down.

@@ -1,4 +1,4 @@
-"""How what MST and MST++ share is deployed."""
+"""How what MST, MST++ and Retinexformer share is deployed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from csa2glmha.export.lowering.folding import (
     padded,
     pointwise,
 )
-from csa2glmha.export.lowering.primitives import pixel_share
+from csa2glmha.export.lowering.primitives import cast_like, pixel_share
 from csa2glmha.families.spectral.blocks import NormedFeedForward
-from csa2glmha.families.spectral.readers import SpectralGLMHA
+from csa2glmha.families.spectral.readers import FactoredSpectralGLMHA, SpectralGLMHA
 
 
 class DeployedFeedForward(nn.Module):
@@ -92,6 +92,24 @@ class DeployedSpectral(DeployedCore):
     def narrowed(self, maps: Tensor) -> Tensor:
         """Without the channels that were added."""
         return maps.split([self.width, self.excess], dim=1)[0] if self.excess else maps
+
+
+class DeployedFactored(DeployedSpectral):
+    """A layer whose attention sees the values times factors."""
+
+    def __init__(self, layer: FactoredSpectralGLMHA) -> None:
+        super().__init__(layer)
+        reduce = layer.reduce_values
+        self.reduce = None if reduce is None else nn.Parameter(blocks_matrix(reduce).detach().clone())
+
+    def factored(self, x: Tensor, factors: Tensor) -> Tensor:
+        """The layer's output for factors (1 or B, heads * c, H, W)."""
+        values = self.values(x)
+        seen = self.narrowed(values)
+        seen = (seen * cast_like(factors, seen)).flatten(2)
+        if self.reduce is not None:
+            seen = cast_like(self.reduce, seen) @ seen
+        return self.mixed(self.weights(x), seen, x) + self.narrowed(self.pos_emb(values))
 
 
 def _add_bias(layers: nn.Module, bias: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,6 +34,19 @@ class SpectralGLMHA(PointwiseGLMHA):
     def forward(self, x: Tensor) -> Tensor:
         values = self.values(x)
         return self.attend(x, values) + self.pos_emb(values)
+
+
+class FactoredSpectralGLMHA(SpectralGLMHA):
+    """Likewise, where the attention sees V times factors that come with the call."""
+
+    def value_factors(self, args: tuple[Any, ...]) -> Tensor:
+        """The factors, (1 or B, heads * c, H, W), from the arguments of the call."""
+        raise NotImplementedError
+
+    def forward(self, *args: Any) -> Tensor:
+        x: Tensor = args[0]
+        values = self.values(x)
+        return self.attend(x, values * self.value_factors(args)) + self.pos_emb(values)
 
 
 class SpectralReader(PlainReader):

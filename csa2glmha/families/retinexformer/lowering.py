@@ -1,0 +1,19 @@
+"""How the parts of Retinexformer are deployed."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from csa2glmha.families.retinexformer.readers import LitSpectralGLMHA
+from csa2glmha.families.spectral.blocks import NormedFeedForward
+from csa2glmha.families.spectral.lowering import DeployedFactored, DeployedFeedForward
+
+
+class DeployedIGMSA(DeployedFactored):
+    """IG-MSA's replacement: the attention sees the values times features of the light."""
+
+    def forward(self, x: Tensor, light: Tensor) -> Tensor:
+        return self.factored(x, light)
+
+
+LOWERING = {LitSpectralGLMHA: DeployedIGMSA, NormedFeedForward: DeployedFeedForward}
