@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -117,7 +117,9 @@ def plan_conversion(loaded: LoadedModel, options: ConvertOptions) -> Plan:
     return Plan.of(convertible_layers(loaded.model, checkpoint), options)
 
 
-def check_data(teacher: RestorationModel, data: Data, options: ConvertOptions) -> RankSearch | None:
+def check_data(
+    teacher: RestorationModel, data: Data, options: ConvertOptions
+) -> RankSearch[RestorationModel] | None:
     """Check what the options ask of the data; the search for ranks, if there is to be one.
 
     Raises:
@@ -126,8 +128,16 @@ def check_data(teacher: RestorationModel, data: Data, options: ConvertOptions) -
     """
     check_ground_truth(options, data, teacher.out_channels)
     check_sizes(data.examples(options.input_size, options.seed))
-    finish = _finish(data, options)
-    return RankSearch.prepare(teacher, data, options, finish) if options.automatic else None
+    budget = options.budget
+    if budget is None:
+        return None
+    shapes = _shapes_at(data.frame(options.input_size))
+    return RankSearch.prepare(teacher, data, budget, options, shapes, _finish(data, options))
+
+
+def _shapes_at(frame: tuple[int, int]) -> Callable[[RestorationModel], Shapes]:
+    """Shapes of a network's inputs for images of a height and width."""
+    return lambda model: model.input_shapes(*frame)
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,7 @@ class Prepared:
     loaded: LoadedModel
     plan: Plan
     data: Data
-    search: RankSearch | None
+    search: RankSearch[RestorationModel] | None
 
 
 def prepare_conversion(checkpoint: Path, options: ConvertOptions, workspace: Workspace) -> Prepared:
@@ -180,11 +190,6 @@ def begin(checkpoint: Path, options: ConvertOptions, workspace: Workspace) -> Fi
     for note in (*loaded.checkpoint.notes, *data.notes):
         say(note)
     torch.manual_seed(options.seed)
-    frame = data.frame(options.input_size)
-
-    def shapes(model: RestorationModel) -> Shapes:
-        return model.input_shapes(*frame)
-
     searched = prepared.search is not None
     return FileRun(
         teacher=loaded.model.to(prepared.device).requires_grad_(False),
@@ -193,7 +198,7 @@ def begin(checkpoint: Path, options: ConvertOptions, workspace: Workspace) -> Fi
         plan=plan,
         device=prepared.device,
         examples=data.examples(options.input_size, options.seed),
-        shapes=shapes,
+        shapes=_shapes_at(data.frame(options.input_size)),
         finish=_finish(data, options),
         search=prepared.search,
         cache=sensitivity_cache(workspace.folder, loaded.checkpoint, options) if searched else None,
@@ -222,7 +227,7 @@ def preview_conversion(checkpoint: Path, options: ConvertOptions) -> Preview:
     return preview(teacher, plan.configs, prepared.data, options, prepared.search, plan.distilled, where)
 
 
-def _finish(data: Data, options: ConvertOptions) -> Finish:
+def _finish(data: Data, options: ConvertOptions) -> Finish[RestorationModel]:
     """What is done to students before they are used."""
     return unchanged if options.mask is None else partial(bake, data=data)
 

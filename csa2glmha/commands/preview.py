@@ -63,7 +63,7 @@ def preview(
     configs: Mapping[str, GLMHAConfig],
     data: Data,
     options: ConvertOptions,
-    search: RankSearch | None,
+    search: RankSearch[RestorationModel] | None,
     distilled: bool,
     output: str,
 ) -> Preview:
@@ -140,7 +140,7 @@ def _stages(
     teacher: RestorationModel,
     data: Data,
     options: ConvertOptions,
-    search: RankSearch | None,
+    search: RankSearch[RestorationModel] | None,
     approximate: bool,
     distilled: bool,
 ) -> list[Stage]:

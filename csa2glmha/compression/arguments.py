@@ -22,6 +22,7 @@ from csa2glmha.distill.job import check_ground_truth, options_of
 from csa2glmha.metrics.evaluate import check_sizes
 from csa2glmha.networks import RestorationModel, run
 from csa2glmha.reading.layers import glmha_layers
+from csa2glmha.search.plan import RankSearch
 
 #: Samples taken of an iterable, which may have no end.
 MOST_SAMPLES = 1024
@@ -34,7 +35,6 @@ _OF_FILES = (
     "mask",
     "weights",
     "baselines",
-    "latency",
     "timing",
     "tensorboard",
 )
@@ -58,12 +58,7 @@ def options_from(
         values |= options_of(distill)
     elif distill is not True:
         values["distill_steps"] = distill
-    settings = make_options(**values)
-    if settings.automatic:
-        raise UsageError(
-            "rank auto: searches are for files; give a number or a share, or use csa2glmha.convert"
-        )
-    return settings
+    return make_options(**values)
 
 
 def teacher_from(model: ModelT, device: torch.device) -> ModelT:
@@ -119,6 +114,7 @@ def begin(
     """A compression that is ready for its stages.
 
     Raises:
+        UsageError: a budget for ranks cannot be met, or not be judged.
         DataError: the network does not run on the data, gives something else than images, or the data are
             too small to evaluate on.
     """
@@ -132,8 +128,11 @@ def begin(
     def given_shapes(model: ModelT) -> Shapes:
         return tuple(tuple(each.shape) for each in inputs)
 
+    budget = options.budget
+    search = None if budget is None else RankSearch.prepare(teacher, data, budget, options, given_shapes)
     return Run(
         teacher=teacher,
+        search=search,
         options=options,
         data=data,
         plan=plan,

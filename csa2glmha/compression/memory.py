@@ -38,7 +38,8 @@ def compress(
         calibration: batches of its inputs, each a tensor (B, ...) or a tuple of tensors; ground truth is not
             needed. They give the statistics, and distillation samples them again. For a network of a known
             family also a folder of images, with ``degrade`` and the like.
-        rank: per head of keys and values; a share of each layer's energy to keep, such as 0.99; or "full".
+        rank: per head of keys and values; a share of each layer's energy to keep, such as 0.99; "full"; or
+            "auto", which searches for a rank of every layer and takes one budget, such as ``macs=0.8``.
         distill: None or False trains nothing; True trains as long as ``distill_minutes`` says; a number is
             the steps; or all settings.
         held_out: batches to evaluate on. None: every eighth sample of ``calibration``.

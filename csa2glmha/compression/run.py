@@ -85,7 +85,7 @@ class Run(Generic[ModelT]):
     examples: list[Example]
     shapes: Callable[[ModelT], Shapes]
     finish: Callable[[ModelT], ModelT]
-    search: RankSearch | None = None
+    search: RankSearch[ModelT] | None = None
     cache: SensitivityCache | None = None
     settings: DistillSettings | None = None
     states: StateFolder | None = None

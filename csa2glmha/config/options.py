@@ -20,15 +20,12 @@ from csa2glmha.core.text import shortened
 _FLAGS = {"timing": "--latency"}
 
 
-class ConvertOptions(
-    # Pydantic lists the fields of the last base first.
-    RunOptions,
-    MeasureOptions,
-    DistillOptions,
-    CalibrationOptions,
-    DataOptions,
-    RankOptions,
-):
+# Pydantic lists the fields of the last base first.
+class WorkOptions(RunOptions, MeasureOptions, DistillOptions, CalibrationOptions, DataOptions):
+    """All but the ranks: what is learnt from and how, what is measured, and how a command runs."""
+
+
+class ConvertOptions(WorkOptions, RankOptions):
     """Everything that decides the result of a conversion.
 
     Field names are the keys of a recipe, and with dashes the options of the command line, which takes

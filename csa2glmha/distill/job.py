@@ -15,7 +15,7 @@ from csa2glmha.checkpoint.student import load_model, save_student
 from csa2glmha.config.affects import Affects, values_that_affect
 from csa2glmha.config.data import DataOptions
 from csa2glmha.config.distillation import DistillOptions
-from csa2glmha.config.options import ConvertOptions, flag_of
+from csa2glmha.config.options import ConvertOptions, WorkOptions, flag_of
 from csa2glmha.config.rank_options import RankOptions
 from csa2glmha.core.errors import CheckpointError, OutputError, UsageError
 from csa2glmha.core.files import check_folder, sha256_of
@@ -96,7 +96,7 @@ def check_apart(output: Path, options: DataOptions) -> None:
             )
 
 
-def check_ground_truth(options: ConvertOptions, data: Data, channels: int) -> None:
+def check_ground_truth(options: WorkOptions, data: Data, channels: int) -> None:
     """Raise UsageError if a ground truth of so many channels is to be learned and there is none."""
     if options.truth_weight and options.distill_stages != LAYERS:
         sample = data.training(options.crop, options.seed + 2).batch(0, 0, 1)
@@ -128,7 +128,7 @@ def identity_of(options: ConvertOptions, data: Data, more: Mapping[str, Any]) ->
     return identity
 
 
-def find_state(states: StateFolder, options: ConvertOptions) -> State | None:
+def find_state(states: StateFolder, options: WorkOptions) -> State | None:
     """The state to resume from; None begins.
 
     Raises:
@@ -203,7 +203,7 @@ class DistillJob:
         settings: None: those of the options.
     """
 
-    options: ConvertOptions
+    options: WorkOptions
     data: Data
     states: StateFolder | None
     log: Path | None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csa2glmha.config.options import ConvertOptions
+from csa2glmha.config.options import WorkOptions
 from csa2glmha.core.progress import say
 from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.distill import StateFolder
@@ -51,13 +51,13 @@ class BaselineJob:
     """
 
     teacher: RestorationModel
-    options: ConvertOptions
+    options: WorkOptions
     data: Data
     examples: list[Example]
     batches: Sequence[Inputs]
     identity: Mapping[str, Any]
     output: Path
-    finish: Finish
+    finish: Finish[RestorationModel]
 
     @property
     def state_folders(self) -> dict[str, Path]:
@@ -132,10 +132,13 @@ class BaselineJob:
         widest = max(layer.form.head_channels for layer in layers.values())
         frame = self.data.frame(self.options.input_size)
 
+        def shapes(model: RestorationModel) -> tuple[tuple[int, ...], ...]:
+            return model.input_shapes(*frame)
+
         @functools.cache
         def macs_of(rank: int) -> int:
             configs = baseline_configs(layers, kind, rank)
-            return count_configs(self.teacher, configs, frame, self.finish).macs
+            return count_configs(self.teacher, configs, shapes, self.finish).macs
 
         ranks = [rank for rank in RANKS if rank < widest]
         above = bisect.bisect_left(ranks, macs, key=macs_of)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, cast
 
 from torch import nn
 
+from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.checkpoint import Checkpoint
 from csa2glmha.checkpoint.student import teacher_weights, weight_bytes
 from csa2glmha.config.affects import Affects, values_that_affect
 from csa2glmha.config.budget import LATENCY, MAX_DROP, Budget
-from csa2glmha.config.options import ConvertOptions
+from csa2glmha.config.options import WorkOptions
+from csa2glmha.config.rank_options import RankOptions
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.files import scratch_folder, sha256_of
@@ -25,11 +27,21 @@ from csa2glmha.data.folders import digest_of
 from csa2glmha.distill.held_out import teacher_outputs
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.student import Needs, Statistics, gather_statistics
+from csa2glmha.metrics.complexity import Complexity, count_complexity
 from csa2glmha.metrics.evaluate import psnr_to_ground_truth, restore
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.search.choices import Choice, all_choices
-from csa2glmha.search.costs import Costs, Finish, Key, count_costs, unchanged
+from csa2glmha.search.costs import (
+    Costs,
+    Finish,
+    Key,
+    ModelT,
+    ShapesOf,
+    count_configs,
+    count_costs,
+    unchanged,
+)
 from csa2glmha.search.energy import ranks_for_shares
 from csa2glmha.search.report import describe_found
 from csa2glmha.search.search import FoundRanks, check_reachable, search_amount
@@ -43,36 +55,43 @@ CROPS = 8
 
 
 @dataclass(frozen=True)
-class RankSearch:
+class RankSearch(Generic[ModelT]):
     """A search whose budget can be reached as far as counting tells.
 
     Attributes:
         teacher: in eval mode, on its device.
-        data, options: of the conversion.
+        data: of the conversion.
+        options: of them the size that is evaluated at, the side of calibration crops, and the seed.
         budget: to keep to.
+        shapes: of a network's inputs, that operations are counted for.
         choices, costs: of every layer and side.
         finish: what is done to the student before it is used.
     """
 
-    teacher: RestorationModel
+    teacher: ModelT
     data: Data
-    options: ConvertOptions
+    options: WorkOptions
     budget: Budget
+    shapes: ShapesOf[ModelT]
     choices: dict[Key, list[Choice]]
     costs: Costs
-    finish: Finish = unchanged
+    finish: Finish[ModelT] = unchanged
 
     @classmethod
     def prepare(
-        cls, teacher: RestorationModel, data: Data, options: ConvertOptions, finish: Finish = unchanged
-    ) -> RankSearch:
-        """All that can be checked before any work.
+        cls,
+        teacher: ModelT,
+        data: Data,
+        budget: Budget,
+        options: WorkOptions,
+        shapes: ShapesOf[ModelT],
+        finish: Finish[ModelT] = unchanged,
+    ) -> RankSearch[ModelT]:
+        """All that can be checked before any work; arguments are the attributes.
 
         Raises:
             UsageError: the budget cannot be met, or not be checked.
         """
-        budget = options.budget
-        assert budget is not None
         choices = all_choices(attention_layers(teacher))
         if not choices:
             raise UsageError(
@@ -83,17 +102,26 @@ class RankSearch:
                 f"{budget}: needs the ground truth of the images; give --targets, or clean images and "
                 "--degrade"
             )
-        frame = data.frame(options.input_size)
-        costs = count_costs(teacher, choices, frame, finish)
-        check_reachable(teacher, choices, costs, budget, frame, finish)
-        return cls(teacher, data, options, budget, choices, costs, finish)
+        if budget.kind == LATENCY and not isinstance(teacher, RestorationModel):
+            raise UsageError(
+                f"{budget}: {type(teacher).__name__} is of no known family, whose deployment could be timed; "
+                "give another budget, such as --macs"
+            )
 
-    def run(self, batches: Sequence[Inputs], cache: SensitivityCache) -> tuple[FoundRanks, Statistics]:
+        def count(configs: Mapping[str, GLMHAConfig]) -> Complexity:
+            return count_configs(teacher, configs, shapes, finish)
+
+        before = count_complexity(teacher, *shapes(teacher))
+        costs = count_costs(teacher, choices, before, count)
+        check_reachable(teacher, choices, costs, budget, count)
+        return cls(teacher, data, options, budget, shapes, choices, costs, finish)
+
+    def run(self, batches: Sequence[Inputs], cache: SensitivityCache | None) -> tuple[FoundRanks, Statistics]:
         """Measure, allocate and check.
 
         Args:
             batches: calibration inputs.
-            cache: of measurements; opened here.
+            cache: of measurements; opened here. None keeps none.
 
         Returns:
             What was found, and the statistics of the teacher, for the initialisation.
@@ -103,8 +131,7 @@ class RankSearch:
         """
         if self.budget.kind == LATENCY:
             with scratch_folder(4 * weight_bytes(self.teacher)) as folder:
-                stopwatch = Stopwatch(self.teacher, self._frame, folder, self.finish)
-                return self._within_time(batches, cache, stopwatch)
+                return self._within_time(batches, cache, self._stopwatch(folder))
         statistics, space = self._measure(batches, cache)
         if self.budget.kind == MAX_DROP:
             # The figures that the report gives, so that what was asked for is what it shows.
@@ -118,8 +145,13 @@ class RankSearch:
             return search_drop(self.teacher, space, self.budget, own, psnr_of), statistics
         return search_amount(self.teacher, space, self.budget), statistics
 
+    def _stopwatch(self, folder: Path) -> Stopwatch:
+        assert isinstance(self.teacher, RestorationModel)
+        frame = self.data.frame(self.options.input_size)
+        return Stopwatch(self.teacher, frame, folder, cast(Finish[RestorationModel], self.finish))
+
     def _within_time(
-        self, batches: Sequence[Inputs], cache: SensitivityCache, stopwatch: Stopwatch
+        self, batches: Sequence[Inputs], cache: SensitivityCache | None, stopwatch: Stopwatch
     ) -> tuple[FoundRanks, Statistics]:
         """Times come first: they show whether the budget can be met at all."""
         say("timing every rank in ONNX Runtime")
@@ -128,32 +160,34 @@ class RankSearch:
         statistics, space = self._measure(batches, cache)
         return search_latency(self.teacher, space, self.budget, times, stopwatch.share), statistics
 
-    def _measure(self, batches: Sequence[Inputs], cache: SensitivityCache) -> tuple[Statistics, SearchSpace]:
+    def _measure(
+        self, batches: Sequence[Inputs], cache: SensitivityCache | None
+    ) -> tuple[Statistics, SearchSpace]:
         statistics = gather_all(self.teacher, batches)
         measured = measure_choices(
             self.teacher, self.data, self.options, self.choices, batches, statistics, cache
         )
-        return statistics, SearchSpace(self.choices, self.costs, measured, self._frame, self.finish)
+        return statistics, SearchSpace(self.choices, self.costs, measured, self._count)
 
-    @property
-    def _frame(self) -> tuple[int, int]:
-        return self.data.frame(self.options.input_size)
+    def _count(self, configs: Mapping[str, GLMHAConfig]) -> Complexity:
+        return count_configs(self.teacher, configs, self.shapes, self.finish)
 
 
 def measure_choices(
-    teacher: RestorationModel,
+    teacher: nn.Module,
     data: Data,
-    options: ConvertOptions,
+    options: WorkOptions,
     choices: dict[Key, list[Choice]],
     batches: Sequence[Inputs],
     statistics: Statistics,
-    cache: SensitivityCache,
+    cache: SensitivityCache | None,
 ) -> dict[Key, list[Measured]]:
-    """What every choice loses on held-out crops; the cache is opened here."""
+    """What every choice loses on held-out crops; the cache is opened here, None keeps nothing."""
     side = data.evaluation_size(options.calibration_size)
     crops = data.calibration(side, CROPS, options.seed + 3, held_out=True)
-    cache.open()
-    if cache.known:
+    if cache is not None:
+        cache.open()
+    if cache is not None and cache.known:
         say(f"{cache.path}: {len(cache.known)} measurements are there already")
     return measure_sensitivity(teacher, choices, teacher_outputs(teacher, crops), batches, statistics, cache)
 
@@ -166,25 +200,24 @@ def gather_all(teacher: nn.Module, batches: Sequence[Inputs]) -> Statistics:
 
 def measured_ranks(
     teacher: nn.Module,
-    options: ConvertOptions,
+    options: RankOptions,
     batches: Sequence[Inputs],
-    search: RankSearch | None,
+    search: RankSearch[Any] | None,
     cache: SensitivityCache | None,
 ) -> tuple[dict[str, Ranks], Statistics, dict[str, Any] | None]:
     """The ranks that follow from a search, or from shares of energy.
 
     Args:
         teacher: in eval mode, on its device.
-        options: with a budget or shares.
+        options: with shares, where there is no search.
         batches: calibration inputs.
         search: None where shares are given.
-        cache: of the search's measurements; None where there is no search.
+        cache: of the search's measurements; None keeps none.
 
     Returns:
         The ranks of every layer, the statistics of the teacher, and what the search reports.
     """
     if search is not None:
-        assert cache is not None
         found, statistics = search.run(batches, cache)
         say(describe_found(found.report))
         return found.ranks, statistics, found.report.to_json()
@@ -198,7 +231,7 @@ def _show(rank: int | None) -> str:
     return "full" if rank is None else str(rank)
 
 
-def sensitivity_cache(output: Path, teacher: Checkpoint, options: ConvertOptions) -> SensitivityCache:
+def sensitivity_cache(output: Path, teacher: Checkpoint, options: WorkOptions) -> SensitivityCache:
     """Where measurements are kept, and what they depend on.
 
     Args:

@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import nn
 
 from csa2glmha.config.budget import LATENCY, MACS, PARAMS, Budget
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
 from csa2glmha.initialize.configure import layer_config
 from csa2glmha.metrics.complexity import Complexity, format_macs, format_params
-from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.report.schema_search import Search
 from csa2glmha.search.allocate import Allocation, allocate
 from csa2glmha.search.choices import LOGITS, VALUES, Choice, combined
-from csa2glmha.search.costs import Costs, Finish, Key, count_configs, unchanged
+from csa2glmha.search.costs import Costs, CountStudent, Key
 from csa2glmha.search.report import search_report
 from csa2glmha.search.space import Configs, SearchSpace
 
@@ -39,12 +39,11 @@ class FoundRanks:
 
 
 def check_reachable(
-    teacher: RestorationModel,
+    teacher: nn.Module,
     choices: Mapping[Key, Sequence[Choice]],
     costs: Costs,
     budget: Budget,
-    frame: tuple[int, int],
-    finish: Finish = unchanged,
+    count: CountStudent,
 ) -> None:
     """Before anything is measured.
 
@@ -60,7 +59,7 @@ def check_reachable(
     # The two sides of a layer share a little that each of them would save: only a count tells.
     picks = [max(range(len(saved)), key=lambda i: saved[i][index]) for saved in costs.saved.values()]
     configs = _configs_of_ranks(teacher, _picks_to_ranks(choices, picks))
-    least = _amount(count_configs(teacher, configs, frame, finish), budget.kind)
+    least = _amount(count(configs), budget.kind)
     if least > limit:
         raise unreachable(budget, least, costs.teacher[index])
 
@@ -80,7 +79,7 @@ def unreachable(budget: Budget, least: float, teacher: float) -> UsageError:
     )
 
 
-def search_amount(teacher: RestorationModel, space: SearchSpace, budget: Budget) -> FoundRanks:
+def search_amount(teacher: nn.Module, space: SearchSpace, budget: Budget) -> FoundRanks:
     """The ranks that lose least within so many multiply-accumulates or parameters.
 
     What sides of layers cost nearly adds up; students are counted whole, and the room for the sum is narrowed
@@ -101,7 +100,7 @@ def search_amount(teacher: RestorationModel, space: SearchSpace, budget: Budget)
         if tuple(found.picks) in tried:
             break
         tried.add(tuple(found.picks))
-        counted = count_configs(teacher, configs_of(teacher, space, found), space.frame, space.finish)
+        counted = space.count(configs_of(teacher, space, found))
         spare = limit - _amount(counted, budget.kind)
         if spare >= 0 and (best is None or found.loss < best[0].loss):
             best = found, counted
@@ -127,12 +126,12 @@ def _ranks(space: SearchSpace, found: Allocation) -> dict[str, Ranks]:
     return _picks_to_ranks(space.choices, found.picks)
 
 
-def configs_of(teacher: RestorationModel, space: SearchSpace, found: Allocation) -> Configs:
+def configs_of(teacher: nn.Module, space: SearchSpace, found: Allocation) -> Configs:
     """The layers of a student with the choices of an allocation."""
     return _configs_of_ranks(teacher, _ranks(space, found))
 
 
-def _configs_of_ranks(teacher: RestorationModel, ranks: Mapping[str, Ranks]) -> Configs:
+def _configs_of_ranks(teacher: nn.Module, ranks: Mapping[str, Ranks]) -> Configs:
     layers = attention_layers(teacher)
     return {name: layer_config(layers[name].form, each) for name, each in ranks.items()}
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
+from torch import nn
 
 from csa2glmha.core.errors import OutputError
 from csa2glmha.core.files import open_own
@@ -26,7 +27,6 @@ from csa2glmha.core.strict_json import dumps
 from csa2glmha.data.batches import Inputs
 from csa2glmha.distill.held_out import HeldOut, errors
 from csa2glmha.initialize.student import Candidate, Statistics, initialise_layers
-from csa2glmha.networks import RestorationModel
 from csa2glmha.search.choices import LOGITS, Choice
 from csa2glmha.search.costs import Key
 
@@ -125,7 +125,7 @@ def _parsed(line: str) -> tuple[str, str, Measured] | None:
 
 
 def measure_sensitivity(
-    teacher: RestorationModel,
+    teacher: nn.Module,
     choices: Mapping[Key, Sequence[Choice]],
     held_out: HeldOut,
     batches: Sequence[Inputs],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.config.budget import MACS
 from csa2glmha.search.choices import Choice
-from csa2glmha.search.costs import Costs, Finish, Key, unchanged
+from csa2glmha.search.costs import Costs, CountStudent, Key
 from csa2glmha.search.sensitivity import Measured
 
 #: The layers of a student, by name.
@@ -22,15 +22,13 @@ class SearchSpace:
         choices: the first of each is full rank.
         costs: counted.
         measured: what each loses, in mean squared error to the teacher.
-        frame: height and width that MACs are counted at.
-        finish: what is done to a student before it is counted.
+        count: the complexity of a student.
     """
 
     choices: dict[Key, list[Choice]]
     costs: Costs
     measured: dict[Key, list[Measured]]
-    frame: tuple[int, int]
-    finish: Finish = unchanged
+    count: CountStudent
 
     def losses(self) -> list[list[float]]:
         """In the order of ``choices``."""

@@ -60,7 +60,11 @@ class Stopwatch:
     """
 
     def __init__(
-        self, teacher: RestorationModel, frame: tuple[int, int], folder: Path, finish: Finish = unchanged
+        self,
+        teacher: RestorationModel,
+        frame: tuple[int, int],
+        folder: Path,
+        finish: Finish[RestorationModel] = unchanged,
     ) -> None:
         self._teacher, self._folder, self._finish = teacher, folder, finish
         self._shapes = teacher.input_shapes(*frame)

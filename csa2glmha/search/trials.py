@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import nn
+
 from csa2glmha.config.budget import MACS, Budget
-from csa2glmha.networks import RestorationModel
 from csa2glmha.search.allocate import Allocation, allocate
-from csa2glmha.search.costs import count_configs
 from csa2glmha.search.search import FoundRanks, configs_of, found_ranks, unreachable
 from csa2glmha.search.space import Configs, SearchSpace
 from csa2glmha.search.timing import Times
@@ -23,7 +23,7 @@ TIME_TOLERANCE = 0.01
 
 
 def search_drop(
-    teacher: RestorationModel,
+    teacher: nn.Module,
     space: SearchSpace,
     budget: Budget,
     own: float,
@@ -65,7 +65,7 @@ def search_drop(
         # Towards the target in proportion, and between what is known to be too little and too much.
         aim = room * max(0.25, min(4.0, budget.target / max(drop, 1e-6)))
         room = aim if low < aim < high else (low + min(high, 4 * max(low, 1e-12))) / 2
-    counted = count_configs(teacher, configs_of(teacher, space, best), space.frame, space.finish)
+    counted = space.count(configs_of(teacher, space, best))
     return found_ranks(space, budget, _as_errors(space, best), counted, {"drop": lost, "tried": tried})
 
 
@@ -87,7 +87,7 @@ def check_time(budget: Budget, times: Times) -> None:
 
 
 def search_latency(
-    teacher: RestorationModel,
+    teacher: nn.Module,
     space: SearchSpace,
     budget: Budget,
     times: Times,
@@ -130,7 +130,7 @@ def search_latency(
     if not fitting:
         raise unreachable(budget, min(each for _, each in tried), times.teacher)
     best, milliseconds = min(fitting, key=lambda each: each[0].loss)
-    counted = count_configs(teacher, configs_of(teacher, space, best), space.frame, space.finish)
+    counted = space.count(configs_of(teacher, space, best))
     reached = {
         "time_share": milliseconds / times.teacher,
         "milliseconds": milliseconds,

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ TINY = TINY_RESTORMER | {"dim": 16, "norm_bias": False}
 FRAME = (32, 32)
 
 
+def shapes(model: Any) -> tuple[tuple[int, ...], ...]:
+    found: tuple[tuple[int, ...], ...] = model.input_shapes(*FRAME)
+    return found
+
+
 def images(count: int, seed: int) -> Tensor:
     small = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(small, size=FRAME, mode="bilinear")
@@ -97,7 +103,9 @@ def space(teacher: RestorationModel, batches: list[tuple[Tensor, ...]]) -> Searc
     choices = all_choices(attention_layers(teacher))
     held_out = teacher_outputs(teacher, [(images(2, 98),), (images(2, 99),)])
     measured = measure_sensitivity(teacher, choices, held_out, batches, gather_all(teacher, batches))
-    return SearchSpace(choices, count_costs(teacher, choices, FRAME), measured, FRAME)
+    count = partial(count_configs, teacher, shapes=shapes)
+    before = count_complexity(teacher, *shapes(teacher))
+    return SearchSpace(choices, count_costs(teacher, choices, before, count), measured, count)
 
 
 def test_choices_of_a_layer(teacher: RestorationModel) -> None:
@@ -116,7 +124,7 @@ def test_choices_of_a_layer(teacher: RestorationModel) -> None:
 
 def test_costs_of_both_sides_add_up(teacher: RestorationModel, space: SearchSpace) -> None:
     layers = attention_layers(teacher)
-    both = count_configs(teacher, plan_layers(layers, Ranks(k=8, v=8)), FRAME)
+    both = count_configs(teacher, plan_layers(layers, Ranks(k=8, v=8)), shapes)
     saved = 0
     for (_, side), choices in space.choices.items():
         index = next(
@@ -314,14 +322,14 @@ def test_a_budget_of_parameters_is_counted_on_whole_students(
         saved[pick][1] for saved, pick in zip(space.costs.saved.values(), cheapest, strict=True)
     )
     configs = configs_of(teacher, space, Allocation(cheapest, 0.0, 0.0, 0.0))
-    least = count_configs(teacher, configs, FRAME).params
+    least = count_configs(teacher, configs, shapes).params
     assert least < added
     budget = Budget("params", (least + added) / 2, absolute=True)
-    check_reachable(teacher, space.choices, space.costs, budget, FRAME)
+    check_reachable(teacher, space.choices, space.costs, budget, space.count)
     reached = search_amount(teacher, space, budget).report.reached.params
     assert least <= reached <= budget.target
     with pytest.raises(UsageError, match="the smallest is"):
-        check_reachable(teacher, space.choices, space.costs, Budget("params", least - 1, True), FRAME)
+        check_reachable(teacher, space.choices, space.costs, Budget("params", least - 1, True), space.count)
     # And what is left over is spent.
     roomy = Budget("params", 0.99)
     report = search_amount(teacher, space, roomy).report
@@ -341,7 +349,7 @@ def test_time_is_checked_on_the_student_that_was_found(
     """Students turn out slower, or faster, than the model of their time says."""
 
     def share(configs: Configs) -> float:
-        return slower * count_configs(teacher, configs, FRAME).macs / space.costs.teacher[0]
+        return slower * count_configs(teacher, configs, shapes).macs / space.costs.teacher[0]
 
     found = search_latency(teacher, space, Budget("latency", 0.9), counted_times(space), share).report
     tried = found.reached.tried
@@ -355,7 +363,7 @@ def test_time_that_no_student_takes(teacher: RestorationModel, space: SearchSpac
     shares = []
 
     def share(configs: Configs) -> float:
-        shares.append(1.0 + 0.1 * count_configs(teacher, configs, FRAME).macs / space.costs.teacher[0])
+        shares.append(1.0 + 0.1 * count_configs(teacher, configs, shapes).macs / space.costs.teacher[0])
         return shares[-1]
 
     with pytest.raises(
@@ -379,7 +387,7 @@ def test_few_choices_leave_room(
     measured = {key: [Measured(0, 0), Measured(1, 1), Measured(2, 2)], (key[0], VALUES): [Measured(0, 0)]}
     saved = {key: [0.0, 10.0, 20.0], (key[0], VALUES): [0.0]}
     costs = Costs((10, 10), (10, 10), {key: [(0, 0), (1, 1), (2, 2)], (key[0], VALUES): [(0, 0)]})
-    few = SearchSpace(choices, costs, measured, FRAME)
+    few = SearchSpace(choices, costs, measured, space.count)
     slower = 8.0 if len(expected) == 2 else 0.0
 
     def share(configs: Configs) -> float:
@@ -499,8 +507,11 @@ def test_convert_within_time(checkpoint: Path, measured: Path, monkeypatch: pyte
             return Times(costs.teacher[0] / 1e5, costs.lossless[0] / 1e5, saved)
 
         def share(self, configs: Any) -> float:
-            whole = count_complexity(self.teacher, *self.teacher.input_shapes(*self.frame)).macs
-            return count_configs(self.teacher, configs, self.frame).macs / whole
+            def shapes(model: Any) -> Any:
+                return model.input_shapes(*self.frame)
+
+            whole = count_complexity(self.teacher, *shapes(self.teacher)).macs
+            return count_configs(self.teacher, configs, shapes).macs / whole
 
     monkeypatch.setattr(plan, "Stopwatch", MadeUp)
     few = Patience(seconds=0.0)

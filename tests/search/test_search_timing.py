@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +19,12 @@ from csa2glmha.bench.rounds import Latency, Ratio
 from csa2glmha.core.errors import ExportError
 from csa2glmha.families.registry import build
 from csa2glmha.initialize.configure import layer_config
+from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.search import timing
 from csa2glmha.search.choices import LOGITS, SIDES, VALUES, all_choices, combined
-from csa2glmha.search.costs import count_costs
+from csa2glmha.search.costs import count_configs, count_costs
 from csa2glmha.search.timing import Stopwatch, disturbed, layer_times
 from tests.conftest import TINY_RESTORMER
 
@@ -120,7 +122,13 @@ def test_times_foretell_students(stopwatch: Stopwatch) -> None:
     teacher = build("restormer", TINY).eval()
     layers = attention_layers(teacher)
     choices = all_choices(layers)
-    times = stopwatch.times(choices, count_costs(teacher, choices, FRAME))
+
+    def shapes(model: RestorationModel) -> tuple[tuple[int, ...], ...]:
+        return model.input_shapes(*FRAME)
+
+    before = count_complexity(teacher, *shapes(teacher))
+    count = partial(count_configs, teacher, shapes=shapes)
+    times = stopwatch.times(choices, count_costs(teacher, choices, before, count))
     assert times.teacher == 50.0
     for key, each in choices.items():
         assert len(times.saved[key]) == len(each) and times.saved[key][0] == 0.0
