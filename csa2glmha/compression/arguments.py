@@ -114,7 +114,7 @@ def begin(
     """A compression that is ready for its stages.
 
     Raises:
-        UsageError: a budget for ranks cannot be met, or not be judged.
+        UsageError: a budget for ranks cannot be met, or not be checked.
         DataError: the network does not run on the data, gives something else than images, or the data are
             too small to evaluate on.
     """

@@ -12,6 +12,7 @@ from csa2glmha.compression.measured import measurements_of
 from csa2glmha.compression.run import Always, Run, Stage
 from csa2glmha.compression.stages import (
     Calibrate,
+    Compare,
     Count,
     Distil,
     Evaluate,
@@ -22,19 +23,14 @@ from csa2glmha.compression.stages import (
 from csa2glmha.compression.workspace import Workspace
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.core.errors import ExportError
-from csa2glmha.core.files import atomic_path
 from csa2glmha.core.hub import teacher_source
 from csa2glmha.core.progress import say
-from csa2glmha.data.images import write_image
 from csa2glmha.data.inputs.masks import mask_provenance
 from csa2glmha.data.open import input_provenance
 from csa2glmha.distill.job import load_initial, save_initial
 from csa2glmha.export.metadata import onnx_metadata
 from csa2glmha.export.onnx import ExportReport, export_onnx
-from csa2glmha.metrics.comparisons import Comparison, compare_images
 from csa2glmha.metrics.complexity import count_complexity
-from csa2glmha.metrics.evaluate import restore
-from csa2glmha.metrics.pictures import comparison, plot_spectra, spectral_comparison
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import glmha_layers
 from csa2glmha.report.card import write_card
@@ -42,7 +38,6 @@ from csa2glmha.report.document import write_report
 from csa2glmha.report.html import write_html
 from csa2glmha.report.record import Measurements, build_report, teacher_of
 from csa2glmha.report.schema import Report
-from csa2glmha.report.sections.summary import PICTURE_FILE, SPECTRA_FILE
 from csa2glmha.search.baselines import BaselineJob
 
 
@@ -56,7 +51,7 @@ class FileRun(Run[RestorationModel]):
         identity: what a state to resume from must share.
         metadata: of the student's file.
         methods: the comparison with other methods, and what it found.
-        export, latency, latency_missing, comparisons, record: what the stages made.
+        export, latency, latency_missing, record: what the stages made.
     """
 
     loaded: LoadedModel
@@ -68,7 +63,6 @@ class FileRun(Run[RestorationModel]):
     export: ExportReport | None = None
     latency: FileTimings | None = None
     latency_missing: str | None = None
-    comparisons: list[Comparison] = field(default_factory=list)
     record: Report = field(init=False)
 
     @property
@@ -190,25 +184,13 @@ class TimeFiles(Always[FileRun]):
 
 
 class DrawPictures(Always[FileRun]):
-    """Teacher, student and their difference on one image; of spectra also those of a few pixels."""
+    """Write the pictures of one image."""
 
     def __call__(self, run: FileRun) -> None:
-        """Sets ``comparisons``."""
-        run.workspace.write(lambda: self._draw(run))
-        run.comparisons = compare_images(
-            run.examples, restore(run.teacher), restore(run.student), run.data.spectral
-        )
-
-    def _draw(self, run: FileRun) -> None:
-        example, folder = run.examples[0], run.workspace.folder
-        before, after = restore(run.teacher)(example.inputs), restore(run.student)(example.inputs)
-        if run.data.spectral:
-            write_image(folder / PICTURE_FILE, spectral_comparison(before, after, example.ground_truth))
-            with atomic_path(folder / SPECTRA_FILE) as temporary:
-                plot_spectra(temporary, before, after, example.ground_truth)
-        else:
-            picture = comparison(example.inputs[0][0], before, after, example.ground_truth)
-            write_image(folder / PICTURE_FILE, picture)
+        """Writes them."""
+        pictured = run.pictured
+        assert pictured is not None
+        run.workspace.write(lambda: pictured.write(run.workspace.folder))
 
 
 @dataclass(frozen=True)
@@ -236,10 +218,7 @@ def measurements(run: FileRun) -> Measurements:
         export=run.export,
         latency=run.latency,
         latency_missing=run.latency_missing,
-        channels=run.teacher.out_channels,
-        search=run.found,
         baselines=run.baselines,
-        comparisons=run.comparisons,
     )
 
 
@@ -263,6 +242,7 @@ CONVERSION_STAGES: tuple[Stage[FileRun], ...] = (
     WriteStudent(),
     Export(),
     TimeFiles(),
+    Compare(),
     DrawPictures(),
     WriteReport(),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from csa2glmha.compression.run import ModelT, Run
 from csa2glmha.data.identity import describe_images
+from csa2glmha.networks import RestorationModel
 from csa2glmha.report.record import Measurements
 from csa2glmha.report.schema import Teacher
 
@@ -28,7 +29,11 @@ def measurements_of(run: Run[ModelT], teacher: Teacher, frame: tuple[int, int]) 
         run.seconds | distilled,
         frame,
         run.distillation,
+        run.settings,
         run.quality,
         describe_images(run.data, run.examples),
         device=str(run.device),
+        channels=run.teacher.out_channels if isinstance(run.teacher, RestorationModel) else 0,
+        search=run.found,
+        comparisons=run.comparisons,
     )

@@ -9,14 +9,14 @@ from typing import Any
 from csa2glmha.compression.arguments import begin, data_from, options_from, teacher_from
 from csa2glmha.compression.result import Compression
 from csa2glmha.compression.run import ModelT, Plan, carry_out
-from csa2glmha.compression.stages import Calibrate, Count, Distil, Evaluate, Initialise, MeasureRanks
+from csa2glmha.compression.stages import Calibrate, Compare, Count, Distil, Evaluate, Initialise, MeasureRanks
 from csa2glmha.core.device import resolve_device
 from csa2glmha.core.progress import quiet, telling
 from csa2glmha.distill import DistillSettings
 from csa2glmha.distill.job import check_training
 from csa2glmha.reading.layers import attention_layers
 
-_STAGES = (Calibrate(), MeasureRanks(), Initialise(), Distil(), Evaluate(), Count())
+_STAGES = (Calibrate(), MeasureRanks(), Initialise(), Distil(), Evaluate(), Count(), Compare())
 
 
 def compress(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
@@ -11,6 +12,7 @@ from torch import nn
 from csa2glmha.checkpoint.student import TEACHER_VALUES, save_student, student_metadata, weights_sha256
 from csa2glmha.compression.files import provenance
 from csa2glmha.compression.measured import measurements_of
+from csa2glmha.compression.pictured import Pictured
 from csa2glmha.compression.run import ModelT, Run
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.core.errors import UsageError
@@ -18,10 +20,13 @@ from csa2glmha.core.files import ensure_writable, prepare_output_dir
 from csa2glmha.data.batches import Inputs
 from csa2glmha.export.metadata import onnx_metadata
 from csa2glmha.export.onnx import ExportReport, export_onnx
+from csa2glmha.metrics.comparisons import Comparison
 from csa2glmha.networks import RestorationModel
 from csa2glmha.report.document import REPORT_FILES, write_report
+from csa2glmha.report.html import HTML_FILE, write_html
 from csa2glmha.report.record import build_report
 from csa2glmha.report.schema import Report, Teacher
+from csa2glmha.report.sections.summary import PICTURE_FILE, SPECTRA_FILE
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,16 @@ class Compression(Generic[ModelT]):
     record: Report
     _options: ConvertOptions
     _example: Inputs
+    _comparisons: Sequence[Comparison]
+    _pictured: Pictured | None
 
     @classmethod
     def of(cls, run: Run[ModelT]) -> Compression[ModelT]:
         """The result of a run whose stages are all done."""
         frame = run.data.frame(run.options.input_size)
         record = build_report(measurements_of(run, _described(run.teacher), frame))
-        return cls(run.student, record, run.options, run.examples[0].inputs)
+        example = run.examples[0].inputs
+        return cls(run.student, record, run.options, example, run.comparisons, run.pictured)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a student file, which :func:`csa2glmha.load` reads.
@@ -74,13 +82,23 @@ class Compression(Generic[ModelT]):
         )
 
     def report(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write report.json and report.md into a folder, which is made if need be.
+        """Write report.json, report.md, report.html and, of images, pictures of one of them.
+
+        Args:
+            folder: where to; it is made if need be.
+            overwrite: replace an earlier report.
 
         Raises:
             OutputError: there is one already, or it cannot be written.
         """
-        prepare_output_dir(Path(folder), REPORT_FILES, overwrite)
-        write_report(Path(folder), self.record)
+        place, pictures = Path(folder), (PICTURE_FILE, SPECTRA_FILE)
+        prepare_output_dir(place, (*REPORT_FILES, HTML_FILE, *pictures), overwrite)
+        for name in pictures:  # of an earlier report
+            (place / name).unlink(missing_ok=True)
+        write_report(place, self.record)
+        write_html(place, self.record, self._comparisons)
+        if self._pictured is not None:
+            self._pictured.write(place)
 
     def _known(self, what: str, instead: str) -> RestorationModel:
         if not isinstance(self.student, RestorationModel):

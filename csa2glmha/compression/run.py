@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.compression.pictured import Pictured
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.core.stages import Stages
 from csa2glmha.data.batches import Data, Example, Inputs
@@ -18,6 +19,7 @@ from csa2glmha.distill import DistillResult, DistillSettings, State, StateFolder
 from csa2glmha.initialize import LayerFit
 from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.initialize.student import Statistics
+from csa2glmha.metrics.comparisons import Comparison
 from csa2glmha.metrics.complexity import Complexity
 from csa2glmha.metrics.evaluate import Evaluation
 from csa2glmha.reading.layers import AttentionLayer
@@ -75,6 +77,7 @@ class Run(Generic[ModelT]):
         statistics, student, fits, found, distillation: what the stages made.
         initial: the student before distillation; None where there is none.
         quality, before, after: what was measured.
+        comparisons, pictured: what a few examples show; none where inputs or outputs are no images.
     """
 
     teacher: ModelT
@@ -104,6 +107,8 @@ class Run(Generic[ModelT]):
     quality: dict[str, Evaluation] = field(default_factory=dict)
     before: Complexity = field(init=False)
     after: Complexity = field(init=False)
+    comparisons: list[Comparison] = field(default_factory=list)
+    pictured: Pictured | None = None
 
     def __post_init__(self) -> None:
         self.configs = dict(self.plan.configs)

@@ -6,20 +6,22 @@ import copy
 from typing import Any
 
 from csa2glmha.analysis.measure import analyse_layer
+from csa2glmha.compression.pictured import Pictured
 from csa2glmha.compression.run import Always, Run
-from csa2glmha.config.options import ConvertOptions
+from csa2glmha.config.options import WorkOptions
 from csa2glmha.core.progress import say
 from csa2glmha.data.batches import Data, Inputs
 from csa2glmha.distill.job import DistillJob
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import layer_config
+from csa2glmha.metrics.comparisons import compare_images
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.metrics.evaluate import evaluate, restore
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.search.plan import measured_ranks
 
 
-def calibration_inputs(data: Data, options: ConvertOptions) -> list[Inputs]:
+def calibration_inputs(data: Data, options: WorkOptions) -> list[Inputs]:
     """The inputs that statistics are taken on."""
     say(f"measuring attention statistics on {options.calibration_crops} crops")
     return data.calibration(options.calibration_size, options.calibration_crops, options.seed)
@@ -119,3 +121,17 @@ class Count(Always[Run[Any]]):
         run.teacher.cpu()
         run.before = count_complexity(run.teacher, *run.shapes(run.teacher))
         run.after = count_complexity(run.student, *run.shapes(run.student))
+
+
+class Compare(Always[Run[Any]]):
+    """Put teacher's and student's outputs on a few images side by side."""
+
+    def wanted(self, run: Run[Any]) -> bool:
+        """Where inputs are images; of networks of known families they are."""
+        return run.examples[0].inputs[0].ndim == 4
+
+    def __call__(self, run: Run[Any]) -> None:
+        """Sets ``comparisons`` and ``pictured``."""
+        teacher, student = restore(run.teacher), restore(run.student)
+        run.comparisons = compare_images(run.examples, teacher, student, run.data.spectral)
+        run.pictured = Pictured.of(run.examples[0], teacher, student, run.data.spectral)

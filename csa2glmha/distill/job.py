@@ -58,8 +58,13 @@ def distill_settings(options: DistillOptions) -> DistillSettings:
     return DistillSettings(**{field: getattr(options, name) for field, name in _OPTION_OF.items()})
 
 
+def settings_without_option(settings: DistillSettings) -> dict[str, Any]:
+    """Those that no option stands for, such as "warmup"."""
+    return {name: value for name, value in asdict(settings).items() if name not in _OPTION_OF}
+
+
 def options_of(settings: DistillSettings) -> dict[str, Any]:
-    """The values of the options that stand for settings; "layer_share" and the like have no option."""
+    """The values of the options that stand for settings."""
     # Minutes do not count where there are steps, and options refuse the two together.
     left_out = None if settings.steps is None else "minutes"
     return {name: getattr(settings, field) for field, name in _OPTION_OF.items() if field != left_out}

@@ -14,7 +14,13 @@ from torch import Tensor
 from csa2glmha.core.strict_json import json_number
 from csa2glmha.data.batches import Example
 from csa2glmha.metrics.evaluate import Restore
-from csa2glmha.metrics.pictures import DIFFERENCE_GAIN, PIXELS_SHOWN, colourful_pixels, spread_evenly
+from csa2glmha.metrics.pictures import (
+    DIFFERENCE_GAIN,
+    PIXELS_SHOWN,
+    as_large_as,
+    colourful_pixels,
+    spread_evenly,
+)
 from csa2glmha.metrics.quality import psnr
 
 #: So many held-out images are shown, of spectra so many of their bands.
@@ -80,7 +86,9 @@ def compare_image(example: Example, before: Tensor, after: Tensor, spectral: boo
             "teacher_psnr": json_number(psnr(before, ground_truth)),
             "student_psnr": json_number(psnr(after, ground_truth)),
         }
-    given, before, after = (_middle(each) for each in (example.inputs[0][0], before, after))
+    given, before, after = (
+        _middle(each) for each in (as_large_as(example.inputs[0][0], before), before, after)
+    )
     ground_truth = None if ground_truth is None else _middle(ground_truth)
     figures |= {"shown_height": before.shape[-2], "shown_width": before.shape[-1]}
     if not spectral:

@@ -134,6 +134,13 @@ def colourful_pixels(cube: Tensor, count: int) -> list[tuple[int, int]]:
     return found
 
 
+def as_large_as(image: Tensor, other: Tensor) -> Tensor:
+    """The image (C, H, W) at the size of another one, by repeating or leaving out pixels."""
+    if image.shape[-2:] == other.shape[-2:]:
+        return image
+    return F.interpolate(image.unsqueeze(0), other.shape[-2:], mode="nearest")[0]
+
+
 def spread_evenly(count: int, shown: int) -> list[int]:
     """Indices in the middle of ``shown`` equal parts of ``count``."""
     shown = min(count, shown)

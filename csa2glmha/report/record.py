@@ -18,7 +18,9 @@ from csa2glmha.config.options import ConvertOptions
 from csa2glmha.core.hub import source_of
 from csa2glmha.core.version import __version__
 from csa2glmha.data.batches import Data
+from csa2glmha.distill.job import settings_without_option
 from csa2glmha.distill.result import DistillResult
+from csa2glmha.distill.settings import DistillSettings
 from csa2glmha.export.onnx import ExportReport
 from csa2glmha.initialize import LayerFit
 from csa2glmha.metrics.comparisons import Comparison
@@ -60,6 +62,7 @@ class Measurements:
     seconds: dict[str, float]
     frame: tuple[int, int]
     distillation: DistillResult | None = None
+    settings: DistillSettings | None = None
     quality: dict[str, Evaluation] | None = None
     images: dict[str, Any] = field(default_factory=dict)
     export: ExportReport | None = None
@@ -100,7 +103,7 @@ def build_report(measured: Measurements) -> Report:
         baselines=_baselines(measured.baselines),
         search=None if measured.search is None else Search.model_validate(measured.search),
         quality=None if measured.quality is None else _quality(measured.quality),
-        distillation=None if measured.distillation is None else _distillation(measured.distillation),
+        distillation=_distillation(measured),
         onnx=None if measured.export is None else _onnx(measured.export),
         latency_ms=None if measured.latency is None else _timings(measured.latency),
         latency_missing=measured.latency_missing,
@@ -187,8 +190,11 @@ def _quality(quality: dict[str, Evaluation]) -> dict[str, ModelQuality]:
     return {name: ModelQuality.model_validate(each.to_json()) for name, each in quality.items()}
 
 
-def _distillation(result: DistillResult) -> Distillation:
-    return Distillation.model_validate(result.to_json())
+def _distillation(measured: Measurements) -> Distillation | None:
+    if measured.distillation is None:
+        return None
+    more = {} if measured.settings is None else settings_without_option(measured.settings)
+    return Distillation.model_validate(measured.distillation.to_json() | more)
 
 
 def _onnx(export: ExportReport) -> Onnx:

@@ -163,7 +163,11 @@ class CurvePoint(Part):
 
 
 class Distillation(Part):
-    """As :class:`csa2glmha.distill.result.DistillResult`."""
+    """As :class:`csa2glmha.distill.result.DistillResult`, and settings that have no option."""
+
+    layer_share: float | None = None
+    layer_rate: float | None = None
+    warmup: float | None = None
 
     steps: int
     seconds: float

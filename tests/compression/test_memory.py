@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import math
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,9 @@ import csa2glmha
 from csa2glmha.checkpoint import student
 from csa2glmha.commands import convert
 from csa2glmha.compression import memory
-from csa2glmha.core.errors import DataError
+from csa2glmha.core.errors import DataError, UsageError
+from csa2glmha.data.images import write_image
+from csa2glmha.distill import DistillSettings
 from csa2glmha.families.restormer.network import Restormer
 
 BATCHES = [torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
@@ -55,14 +58,95 @@ def test_a_module_around_is_compressed_and_the_teacher_kept(tiny_restormer: Rest
     assert result.student(BATCHES[0]).shape == BATCHES[0].shape
 
 
-def test_full_rank_is_the_teacher_and_files_are_read_again(tiny_restormer: Restormer, tmp_path: Path) -> None:
+def test_full_rank_is_the_teacher(tiny_restormer: Restormer) -> None:
     result = csa2glmha.compress(tiny_restormer, BATCHES, rank="full", progress=False)
-    expected = tiny_restormer(BATCHES[0])
-    assert torch.allclose(result.student(BATCHES[0]), expected, atol=1e-4)
-    result.save(tmp_path / "student.safetensors")
-    result.report(tmp_path / "report")
-    assert torch.allclose(csa2glmha.load(tmp_path / "student.safetensors")(BATCHES[0]), expected, atol=1e-4)
-    assert (tmp_path / "report" / "report.json").is_file()
+    assert torch.allclose(result.student(BATCHES[0]), tiny_restormer(BATCHES[0]), atol=1e-4)
+    assert result.record.distillation is None
+
+
+class Gated(nn.Module):
+    """One that takes a second input, a number for each image."""
+
+    def __init__(self, inner: Restormer) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, strength: Tensor) -> Tensor:
+        return self.inner(x) * strength.view(-1, 1, 1, 1)
+
+
+def test_batches_may_be_tuples_and_of_many_sizes(tiny_restormer: Restormer) -> None:
+    given = [(torch.rand(2, 3, side, 16 + side), torch.rand(2, 1)) for side in (16, 24)]
+    result = csa2glmha.compress(Gated(tiny_restormer), given, rank=4, distill=3, batch=2, progress=False)
+    assert result.record.data is not None and result.record.data.training_images == 3
+    assert result.record.complexity.input_shapes == ((1, 3, 24, 40), (1, 1))
+    assert [result.student(*each).shape for each in given] == [each[0].shape for each in given]
+
+
+def test_what_is_evaluated_on_may_be_given(tiny_restormer: Restormer) -> None:
+    held_out = [torch.rand(3, 3, 24, 24)]
+    record = csa2glmha.compress(tiny_restormer, BATCHES, rank=4, held_out=held_out, progress=False).record
+    assert record.data is not None and record.quality is not None
+    assert (record.data.training_images, record.data.held_out_images) == (4, 3)
+    assert record.input_size == (24, 24)
+    assert math.isfinite(record.figure("student", "teacher", "psnr") or math.nan)
+
+
+def test_a_folder_is_read_as_by_convert(tiny_restormer: Restormer, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for name in "abcdefghi":
+        write_image(tmp_path / f"{name}.png", torch.rand(3, 40, 48, generator=generator))
+    more = {"degrade": "noise:25", "input_size": 32, "calibration_crops": 4, "calibration_size": 32}
+    record = csa2glmha.compress(tiny_restormer, tmp_path, rank=4, progress=False, **more).record
+    assert record.data is not None and record.data.degradation == "noise:25" and record.knows_ground_truth
+    assert record.data.training_images + record.data.held_out_images == 9
+    with pytest.raises(UsageError, match="a folder is for networks of known families"):
+        csa2glmha.compress(Around(tiny_restormer), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    "distill", [True, 2, DistillSettings(steps=2, stages="end", warmup=0.5, accumulate=2)]
+)
+def test_distillation_is_recorded_as_it_was_asked_for(
+    tiny_restormer: Restormer, distill: bool | int | DistillSettings
+) -> None:
+    # Minutes that are over after a step or two.
+    more = {"distill_minutes": 0.01} if distill is True else {}
+    result = csa2glmha.compress(tiny_restormer, BATCHES, rank=4, distill=distill, progress=False, **more)
+    record, options = result.record, result.record.options
+    assert record.distillation is not None and record.distillation.steps >= 1
+    if isinstance(distill, DistillSettings):
+        assert (options["distill_stages"], options["accumulate"], options["distill_steps"]) == ("end", 2, 2)
+        assert [stage.stage for stage in record.distillation.stages] == ["end"]
+        assert (record.distillation.warmup, record.distillation.layer_rate) == (0.5, distill.layer_rate)
+    elif distill is True:
+        assert options["distill_minutes"] == 0.01 and options["distill_steps"] is None
+    else:
+        assert options["distill_steps"] == record.distillation.steps == 2
+
+
+@pytest.mark.parametrize("around", [False, True], ids=["known family", "any network"])
+def test_ranks_are_searched_for(tiny_restormer: Restormer, around: bool) -> None:
+    model = Around(tiny_restormer) if around else tiny_restormer
+    record = csa2glmha.compress(model, BATCHES, rank="auto", macs=0.97, progress=False).record
+    assert record.search is not None and record.search.budget.kind == "macs"
+    assert 0.9 < record.complexity.after.macs / record.complexity.before.macs <= 0.97
+    assert len({(layer.rank_k, layer.rank_v) for layer in record.layers}) > 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "match"),
+    [
+        ({}, "takes one of --macs"),
+        ({"macs": 0.01}, "cannot be reached"),
+        ({"max_drop": 0.1}, "needs the ground truth"),
+        ({"latency": 0.9}, "of no known family"),
+    ],
+    ids=["none", "too small", "of decibels", "of time"],
+)
+def test_budgets_that_cannot_be_kept(tiny_restormer: Restormer, budget: dict[str, float], match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        csa2glmha.compress(Around(tiny_restormer), BATCHES, rank="auto", progress=False, **budget)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,10 @@ REPORT: dict[str, Any] = {
         "teacher": {"median": 3000.0, "low": 2950.0, "high": 3100.0, "runs": 9},
         "student": {"median": 2000.0, "low": 1980.0, "high": 2050.0, "runs": 9},
     },
+    "comparisons": {
+        "difference_gain": 20,
+        "images": [{"name": "a.png", "psnr_to_teacher": 55.0, "shown_height": 256, "shown_width": 256}],
+    },
 }  # fmt: skip
 
 
@@ -306,6 +310,7 @@ def test_spectral_reports_have_their_metrics_and_pictures() -> None:
     assert "(comparison.png)" in text and "(spectra.png)" in text
     assert "| 2 | 42.00 | 1.0000 | 42.00 | 42.00 | 1.0000 | 1.0000 |" in text
     assert "spectra.png" not in markdown(report())
+    assert "comparison.png" not in markdown(report("comparisons"))
     assert "### Bands" not in markdown(report())
 
 

@@ -49,6 +49,9 @@ def summary_of(report: Report) -> Summary:
 
 
 def _pictures(report: Report) -> list[tuple[str, str]]:
+    """Words and file of each; none where the report compares no images."""
+    if report.comparisons is None:
+        return []
     if report.data is None or not report.data.spectral:
         return [("input, teacher, student, difference", PICTURE_FILE)]
     return [
