@@ -69,7 +69,8 @@ def relative_entropy(maps: Tensor) -> Tensor:
     if c == 1:
         return maps.new_ones(maps.shape[1:-2], dtype=torch.float64)
     rows = torch.special.entr(maps.double()).sum(-1)
-    return rows.mean((0, -1)) / torch.tensor(float(c)).log()
+    share: Tensor = rows.mean((0, -1)) / torch.tensor(float(c)).log()
+    return share
 
 
 def truncation_errors(bank: Tensor, left_metric: Tensor, right_metric: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from csa2glmha.checkpoint.student import STUDENT_FILE, STUDENT_FORMAT, TEACHER_VALUES
+from csa2glmha.checkpoint import STUDENT_FORMAT
+from csa2glmha.checkpoint.student import STUDENT_FILE, TEACHER_VALUES
 from csa2glmha.compression.workspace import ONNX_FILE, OUTPUT_FILES
 from csa2glmha.core.errors import OutputError
 from csa2glmha.core.hub import check_repository, explain, hub_api

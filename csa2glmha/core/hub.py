@@ -150,7 +150,7 @@ def hub_api(what: str) -> HfApi:
     try:
         import huggingface_hub
         from huggingface_hub import constants
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
     except ImportError:
         raise UsageError(
             f"{what}: needs the huggingface_hub package; pip install csa2glmha[hub], or give the path of a "

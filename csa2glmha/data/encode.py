@@ -96,7 +96,8 @@ def _as_bits(alpha: Pixels, bits: int) -> Pixels:
     if alpha.dtype.itemsize * 8 == bits:
         return alpha
     white = np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1
-    return (alpha.astype(np.float64) / white * (2**bits - 1)).round()
+    levels: Pixels = np.round(alpha.astype(np.float64) / white * (2**bits - 1))
+    return levels
 
 
 def _tiff(pixels: Pixels, profile: bytes | None) -> bytes:

@@ -303,7 +303,7 @@ class _Training:
             self.skip()
         if scaler is not None:
             scaler.update()
-        return stopping > 0
+        return bool(stopping > 0)
 
     def gradients(self, stage: Stage, parts: list[Batch]) -> tuple[Tensor, Tensor | None]:
         """Add up the gradients of a step's parts; returns their mean loss and error."""

@@ -88,11 +88,13 @@ class Processes:
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
         """Scales the loss in fp16, whose gradients would vanish otherwise."""
-        return self._accelerator.scaler
+        scaler: torch.amp.GradScaler | None = self._accelerator.scaler
+        return scaler
 
     def autocast(self) -> AbstractContextManager[None]:
         """Where networks compute in the precision asked for."""
-        return self._accelerator.autocast()
+        context: AbstractContextManager[None] = self._accelerator.autocast()
+        return context
 
     def same_weights(self, model: nn.Module) -> None:
         """Give all processes the weights of the first one."""
@@ -112,7 +114,8 @@ class Processes:
             return values
         # GPUs of some makers have no float64.
         place = self.device if self.device.type != "mps" else torch.device("cpu")
-        return self._accelerator.reduce(values.to(place), "sum").cpu()
+        total: Tensor = self._accelerator.reduce(values.to(place), "sum")
+        return total.cpu()
 
     def average(self, parameters: Sequence[nn.Parameter], figures: Tensor) -> Tensor:
         """Average the gradients, in place, and some figures of this step, over all processes.

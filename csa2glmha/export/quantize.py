@@ -112,7 +112,7 @@ def robust_convolutions(graph: onnx.GraphProto) -> list[str]:
     ]
 
 
-class _Reader(CalibrationDataReader):
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types
     def __init__(self, names: Sequence[str], inputs: Sequence[Inputs]) -> None:
         self._feeds: Iterator[dict[str, np.ndarray]] = iter(
             [

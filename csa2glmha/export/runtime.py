@@ -206,7 +206,8 @@ def provider_name(name: str, option: str) -> str:
     Raises:
         UsageError: this build of ONNX Runtime does not have it.
     """
-    known = {each.removesuffix("ExecutionProvider").lower(): each for each in ort.get_available_providers()}
+    available: list[str] = ort.get_available_providers()
+    known = {each.removesuffix("ExecutionProvider").lower(): each for each in available}
     if name.lower() not in known:
         raise UsageError(f"{option} {name}: this ONNX Runtime has {', '.join(sorted(known))}")
     return known[name.lower()]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from csa2glmha.core.errors import UsageError
+from torch import Tensor
+
+from csa2glmha.core.errors import Csa2GlmhaError, UsageError
 from csa2glmha.reading.placed import Part, Place
 
 # Fractions of the plastic number: multiples of these fill a square evenly, however many are taken
@@ -33,11 +35,15 @@ class Span:
         """The core in a feature map of ``size`` rows (or columns) that was made of the tile.
 
         Raises:
-            ValueError: it begins or ends within a row (or column).
+            Csa2GlmhaError: it begins or ends within a row (or column).
         """
         first, length = (self.core_start - self.start) * size, self.core_length * size
         if first % self.length or length % self.length:
-            raise ValueError(f"{self.length} pixels became {size}, which the tiles' borders fall between")
+            raise Csa2GlmhaError(
+                f"tiles cannot be put together: the network makes {size} rows or columns of {self.length} "
+                f"pixels, and the tiles' borders fall within one; give more --memory, so that images go "
+                f"through it whole"
+            )
         return slice(first // self.length, (first + length) // self.length)
 
 
@@ -62,6 +68,11 @@ class Tile:
     def core(self, height: int, width: int) -> tuple[slice, slice]:
         """The core in a feature map of ``height`` x ``width`` that was made of the tile."""
         return self.rows.core(height), self.columns.core(width)
+
+    def core_of(self, maps: Tensor) -> Tensor:
+        """The core of feature maps (..., H, W) that were made of the tile, a view."""
+        rows, columns = self.core(*maps.shape[-2:])
+        return maps[..., rows, columns]
 
 
 def divide(height: int, width: int, size: int, overlap: int, multiple: int) -> list[Tile]:

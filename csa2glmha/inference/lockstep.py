@@ -185,7 +185,7 @@ def _common_call(requests: Sequence[_Request | None]) -> Call | None:
 
 def _core(tile: Tile, maps: Tensor) -> Tensor:
     """The pixels of maps (1, C, H, W) that the tile answers for."""
-    return maps[(..., *tile.core(*maps.shape[-2:]))]
+    return tile.core_of(maps)
 
 
 @contextlib.contextmanager

@@ -88,7 +88,8 @@ def tile_needs(
 
     def one(allocations: _Allocations, place: Tile) -> Tensor:
         with allocations, torch.no_grad():
-            return skeleton(*_inputs(model, place.rows.length, place.columns.length, 1))
+            output: Tensor = skeleton(*_inputs(model, place.rows.length, place.columns.length, 1))
+            return output
 
     with lockstep(skeleton) as maps:
         maps.on_layer = on_layer
@@ -145,7 +146,8 @@ def _inputs(model: RestorationModel, height: int, width: int, batch: int) -> Seq
 
 @torch.no_grad()
 def _peak(model: RestorationModel, run: Callable[[], Tensor]) -> int:
-    with _Allocations(model) as allocations:
+    allocations = _Allocations(model)
+    with allocations:
         run()
     return allocations.peak
 
@@ -158,7 +160,7 @@ class _Allocations(TorchDispatchMode):
     """
 
     def __init__(self, model: RestorationModel) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self.now = 0
         # Views of weights would bring all of their storage in.
         weights = (*model.parameters(), *model.buffers())

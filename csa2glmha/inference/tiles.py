@@ -126,4 +126,4 @@ def paste(result: Tensor, output: Tensor, tile: Tile) -> None:
         ...,
         rows.core_start : rows.core_start + rows.core_length,
         columns.core_start : columns.core_start + columns.core_length,
-    ] = output[(..., *tile.core(rows.length, columns.length))].cpu()
+    ] = tile.core_of(output).cpu()

@@ -125,4 +125,5 @@ def _separable(rows: Tensor, metric: Tensor, c: int, area: int, member: Tensor) 
 def _solve(gram: Tensor, target: Tensor) -> Tensor:
     ridge = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * RIDGE + 1e-300
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
-    return torch.linalg.solve(gram + ridge * eye, target.unsqueeze(-1)).squeeze(-1)
+    solution: Tensor = torch.linalg.solve(gram + ridge * eye, target.unsqueeze(-1))
+    return solution.squeeze(-1)

@@ -26,6 +26,7 @@ import tensorly as tl
 import torch
 from tensorly.decomposition import parafac
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented, but not in its __all__
 
 #: Relative ridge that keeps Gram matrices invertible.
 RIDGE = 1e-9
@@ -125,7 +126,8 @@ def repaired(metric: Tensor) -> Tensor:
         return metric + ridge
     values, vectors = torch.linalg.eigh(metric)
     values = values.clamp_min(trace[..., None] * RIDGE)
-    return vectors @ (values.unsqueeze(-1) * vectors.transpose(-2, -1))
+    result: Tensor = vectors @ (values.unsqueeze(-1) * vectors.transpose(-2, -1))
+    return result
 
 
 def symmetric_root(metric: Tensor, inverse: bool = False) -> Tensor:
@@ -133,7 +135,8 @@ def symmetric_root(metric: Tensor, inverse: bool = False) -> Tensor:
     values, vectors = torch.linalg.eigh(metric)
     values = values.clamp_min(values.amax(-1, keepdim=True) * RIDGE).sqrt()
     scaled = values.reciprocal() if inverse else values
-    return vectors @ (scaled.unsqueeze(-1) * vectors.transpose(-2, -1))
+    result: Tensor = vectors @ (scaled.unsqueeze(-1) * vectors.transpose(-2, -1))
+    return result
 
 
 class _Problem:
@@ -164,7 +167,8 @@ class _Problem:
         """Relative squared error with the best G, (heads,)."""
         cross, gram = self.moments(self.rows(mix, kernel, offset))
         expand = torch.linalg.solve(gram, cross.transpose(-2, -1)).transpose(-2, -1)
-        return 1 - (self.left * (expand @ cross.transpose(-2, -1))).sum((-2, -1)) / self.scale
+        error: Tensor = 1 - (self.left * (expand @ cross.transpose(-2, -1))).sum((-2, -1)) / self.scale
+        return error
 
     def finish(self, mix: Tensor, kernel: Tensor, offset: Tensor) -> SeparableFactors:
         """Fix the scale of every component (unit mean square in the data, unit kernel) and solve for G."""
@@ -242,7 +246,7 @@ class _Problem:
                         random_state=0,
                         normalize_factors=False,
                     )
-                except torch.linalg.LinAlgError:
+                except LinAlgError:
                     # A tensor of lower rank than asked for, zero for one. The other starts will do.
                     factors = [tensor.new_zeros(size, rank) for size in tensor.shape[1:]]
                 mixes.append((channel_inverse[head] @ factors[1].double()).T)

@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented, but not in its __all__
 
 from csa2glmha.core.errors import DataError
 
@@ -33,7 +33,7 @@ def naming(layer: str) -> Iterator[None]:
     what = "its statistics cannot be decomposed"
     try:
         yield
-    except (torch.linalg.LinAlgError, np.linalg.LinAlgError) as error:
+    except (LinAlgError, np.linalg.LinAlgError) as error:
         raise _overflow(layer, what) from error
     except ValueError as error:
         if "infs or NaNs" not in str(error):  # as SciPy has it

@@ -144,7 +144,8 @@ def _folded(layer: PointwiseGLMHA, moments: Moments, guide: list[Tensor]) -> Ten
     if layer.reduce_values is None:
         return folded
     reduce = layer.reduce_values.weight[:, :, 0, 0]
-    return folded @ torch.block_diag(*reduce.chunk(layer.config.heads))
+    expand: Tensor = torch.block_diag(*reduce.chunk(layer.config.heads))
+    return folded @ expand
 
 
 def _energy(folded: Tensor, values: Tensor) -> Tensor:

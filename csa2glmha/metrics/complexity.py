@@ -219,7 +219,7 @@ class _OperatorCounter(TorchDispatchMode):
     """Charges every operator that runs to all modules on the stack of running modules."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tallies: defaultdict[str, _Tally] = defaultdict(_Tally)
         self.by_operator: Counter[str] = Counter()
         self.uncounted: Counter[str] = Counter()

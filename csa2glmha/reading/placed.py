@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from csa2glmha.core.errors import Csa2GlmhaError
+
 
 @dataclass(frozen=True)
 class Part:
@@ -30,11 +32,14 @@ class Part:
         """The same in feature maps that have ``size`` rows of it.
 
         Raises:
-            ValueError: the image or the start of the part is no whole number of their rows.
+            Csa2GlmhaError: the image or the start of the part is no whole number of their rows.
         """
         start, whole = self.start * size, self.whole * size
         if start % self.length or whole % self.length:
-            raise ValueError(f"{self.length} pixels became {size}, which the part's border falls between")
+            raise Csa2GlmhaError(
+                f"tiles cannot share the network's maps: of {self.length} pixels it makes {size} rows or "
+                "columns, and the tiles' borders fall within one; give --tile-mode plain"
+            )
         return Part(start // self.length, size, whole // self.length)
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from csa2glmha.core.errors import Csa2GlmhaError
 from csa2glmha.families.resizing import ResizeLike
 from csa2glmha.reading.placed import Part, Place
 
@@ -41,5 +42,5 @@ def test_the_whole_image_is_a_part_too() -> None:
 
 def test_a_part_between_the_pixels_of_maps_is_an_error() -> None:
     assert Part(8, 16, 40).of_maps(4) == Part(2, 4, 10)
-    with pytest.raises(ValueError, match="16 pixels became 4"):
+    with pytest.raises(Csa2GlmhaError, match="of 16 pixels it makes 4 rows or columns"):
         Part(6, 16, 40).of_maps(4)

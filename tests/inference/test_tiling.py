@@ -360,6 +360,13 @@ def test_cores_divide_an_axis_with_context_around_them(
         assert all(value % multiple == 0 for value in (span.start, span.core_start, span.core_length))
 
 
+def test_borders_within_a_row_of_features_are_an_error_in_one_line() -> None:
+    span = divide_axis(40, 24, 4, 4)[1]  # answers for its last 20 pixels of 24
+    assert (span.start, span.length, span.core(12)) == (16, 24, slice(2, 12))
+    with pytest.raises(Csa2GlmhaError, match=r"makes 3 rows or columns of 24 pixels.*more --memory"):
+        span.core(3)
+
+
 def test_a_sample_is_spread_and_grows_by_adding() -> None:
     tiles = divide(80, 120, 16, 0, 8)
     assert len(tiles) == 5 * 8

@@ -147,7 +147,7 @@ class CassiData:
         What helps on small parts of it need not help on the whole: on MST-S, 320 steps on parts of 96 x 96
         brought students 1.3 dB closer to the teacher there, and no closer on 256 x 256.
         """
-        return min(*self.mask.shape, MAX_EVALUATION_SIZE) // self.multiple * self.multiple
+        return int(min(*self.mask.shape, MAX_EVALUATION_SIZE)) // self.multiple * self.multiple
 
     def calibration(self, size: int, count: int, seed: int, held_out: bool = False) -> list[Inputs]:
         """As :meth:`csa2glmha.data.batches.Data.calibration`, every batch through a part of the mask."""

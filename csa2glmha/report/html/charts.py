@@ -11,9 +11,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from csa2glmha.report.blocks import Chart, Marker, Point, Series
 from csa2glmha.report.html.labels import place_labels
-from csa2glmha.report.html.markup import Markup, join, tag
+from csa2glmha.report.html.markup import join, tag
 from csa2glmha.report.sections.axes import Axis
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from markupsafe import Markup
+
 from csa2glmha.report.blocks import RankColumns
 from csa2glmha.report.html.charts import Plot, in_sizes
-from csa2glmha.report.html.markup import Markup, tag
+from csa2glmha.report.html.markup import tag
 from csa2glmha.report.schema import Layer
 
 #: Of the room that a layer has, so much is its columns'.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from csa2glmha.report.blocks import Block, Chart, Fold, Group, Legend, Note, Ramp, Series, Table
-from csa2glmha.report.schema import Analysis, Figure, LayerSpectrum, Report
+from csa2glmha.report.part import Figure
+from csa2glmha.report.schema import Analysis, LayerSpectrum, Report
 from csa2glmha.report.sections.axes import Axis, axis_of
 from csa2glmha.report.sections.numbers import TIMES, finite, fixed, known, short
 

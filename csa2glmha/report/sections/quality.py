@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from csa2glmha.report.blocks import Block, Chart, Fold, Group, Heading, Legend, Note, Series, Table
 from csa2glmha.report.headline import channel_of, metrics_of
-from csa2glmha.report.schema import Against, Figure, Report
+from csa2glmha.report.part import Figure
+from csa2glmha.report.schema import Against, Report
 from csa2glmha.report.sections.axes import axis_of
 from csa2glmha.report.sections.numbers import finite, fixed
 
