@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csa2glmha.config.options import ConvertOptions
+from csa2glmha.config.options import WorkOptions
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.files import sha256_of
 from csa2glmha.core.hub import display_name
@@ -27,9 +27,7 @@ from csa2glmha.report.document import render_table
 from csa2glmha.report.headline import metrics_of
 
 
-def _open_both(
-    model: Path, teacher: Path | None, options: ConvertOptions
-) -> tuple[OpenModel, OpenModel | None]:
+def _open_both(model: Path, teacher: Path | None, options: WorkOptions) -> tuple[OpenModel, OpenModel | None]:
     """Both models; --weights chooses the teacher's where there is one, if not those it was converted from."""
     if teacher is None:
         return open_model(model, options.device, options.weights), None
@@ -42,7 +40,7 @@ def _open_both(
 
 
 def evaluate_file(
-    model: Path, options: ConvertOptions, teacher: Path | None, crop: int | None, channel: str = "rgb"
+    model: Path, options: WorkOptions, teacher: Path | None, crop: int | None, channel: str = "rgb"
 ) -> dict[str, Any]:
     """Quality of a model, per image and on average, as JSON values.
 

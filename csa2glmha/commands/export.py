@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from csa2glmha.checkpoint.student import LoadedModel, load_model, weight_bytes
-from csa2glmha.config.options import ConvertOptions
+from csa2glmha.config.data import CalibrationOptions, DataOptions
+from csa2glmha.config.options import WorkOptions, flag_of
 from csa2glmha.core.errors import ExportError, UsageError
 from csa2glmha.core.files import atomic_path, ensure_writable, scratch_folder
 from csa2glmha.core.hub import beside
@@ -24,9 +25,8 @@ from csa2glmha.metrics.evaluate import evaluate, restore
 
 #: Held-out images that the loss of a lower precision is measured on, at most.
 EVALUATED_IMAGES = 8
-#: Options on the data that int8 is calibrated on, and that it and fp16 are evaluated on.
-_DATA = ("data", "targets", "pair", "degrade", "mask", "mask_key", "measurement_scale", "mat_key", "stretch")
-_CALIBRATION = ("calibration_crops", "calibration_size")
+#: Options that say what int8 is calibrated on, and what it and fp16 are evaluated on.
+_DATA, _CALIBRATION = tuple(DataOptions.model_fields), tuple(CalibrationOptions.model_fields)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class PrecisionLoss:
 
 
 def export_file(
-    model: Path, output: Path | None, choices: ExportChoices, options: ConvertOptions
+    model: Path, output: Path | None, choices: ExportChoices, options: WorkOptions
 ) -> tuple[ExportReport, PrecisionLoss | None]:
     """Export a student, or an unconverted checkpoint, to ONNX.
 
@@ -103,7 +103,7 @@ def export_file(
 
 
 def _written(
-    loaded: LoadedModel, output: Path, choices: ExportChoices, options: ConvertOptions, evaluated: bool
+    loaded: LoadedModel, output: Path, choices: ExportChoices, options: WorkOptions, evaluated: bool
 ) -> tuple[ExportReport, PrecisionLoss | None]:
     """Make the file, once nothing is in the way."""
     for note in loaded.checkpoint.notes:
@@ -146,18 +146,15 @@ def _check_choices(choices: ExportChoices) -> None:
         raise UsageError(f"--precision {precision}: needs the rewrites for deployment; leave out --plain")
 
 
-def _say_unused(precision: str, options: ConvertOptions) -> None:
+def _say_unused(precision: str, options: WorkOptions) -> None:
     """Tell of options on data that were given and change nothing."""
     unused = {"fp32": (*_DATA, *_CALIBRATION), "fp16": _CALIBRATION, "int8": ()}[precision]
-    flags = {"stretch": "--no-stretch"}
-    given = [
-        flags.get(name, f"--{name.replace('_', '-')}") for name in unused if name in options.model_fields_set
-    ]
+    given = [flag_of(name, getattr(options, name)) for name in unused if name in options.model_fields_set]
     if given:
         say(f"{', '.join(given)}: not used with --precision {precision}")
 
 
-def _with_task(loaded: LoadedModel, options: ConvertOptions) -> ConvertOptions:
+def _with_task(loaded: LoadedModel, options: WorkOptions) -> WorkOptions:
     """Degrade the photographs that come with this tool, which are clean, as the student's images were.
 
     Images of the user's are inputs unless --degrade says otherwise, here as in all commands.
@@ -196,7 +193,7 @@ def _export(loaded: LoadedModel, output: Path, choices: ExportChoices) -> Export
 
 
 def _export_int8(
-    loaded: LoadedModel, output: Path, choices: ExportChoices, data: Data, options: ConvertOptions
+    loaded: LoadedModel, output: Path, choices: ExportChoices, data: Data, options: WorkOptions
 ) -> ExportReport:
     crops = data.calibration(options.calibration_size, options.calibration_crops, options.seed)
     exact = output.with_suffix(".float.onnx")
@@ -209,7 +206,7 @@ def _export_int8(
     return replace(report, parity=(), notes=(*report.notes, note), size_bytes=output.stat().st_size)
 
 
-def _loss(loaded: LoadedModel, file: Path, data: Data, options: ConvertOptions) -> PrecisionLoss:
+def _loss(loaded: LoadedModel, file: Path, data: Data, options: WorkOptions) -> PrecisionLoss:
     """Compare the file with the network in PyTorch on held-out images."""
     lower = OnnxModel(file)
     examples = data.examples(options.input_size, options.seed)[:EVALUATED_IMAGES]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from csa2glmha.checkpoint.student import STUDENT_FILE, save_student, weight_bytes
-from csa2glmha.config.options import ConvertOptions
+from csa2glmha.config.data import DataOptions
+from csa2glmha.config.options import ConvertOptions, WorkOptions
 from csa2glmha.core.errors import OutputError, UsageError
 from csa2glmha.core.files import check_not_inputs, check_room, prepare_output_dir
 from csa2glmha.core.locks import exclusive_folder
@@ -106,7 +107,7 @@ class Workspace:
         with resumable(self.states.path, how_to_resume), exclusive_folder(self.folder):
             yield
 
-    def check(self, checkpoint: Path, teacher: RestorationModel, options: ConvertOptions) -> None:
+    def check(self, checkpoint: Path, teacher: RestorationModel, options: DataOptions) -> None:
         """Refuse a folder that would harm inputs or has no room; nothing is written.
 
         Raises:
@@ -118,7 +119,7 @@ class Workspace:
         # The student is no larger than its teacher, and its ONNX file neither.
         check_room(self.folder, 2 * weight_bytes(teacher), [*self.files, self.states.path])
 
-    def begin(self, identity: Mapping[str, Any], options: ConvertOptions, distilled: bool) -> State | None:
+    def begin(self, identity: Mapping[str, Any], options: WorkOptions, distilled: bool) -> State | None:
         """Make the folder; returns the state to resume from, if that is wanted and there is one.
 
         Args:

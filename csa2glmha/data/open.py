@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from csa2glmha.config.options import ConvertOptions
+from csa2glmha.config.data import DataOptions
+from csa2glmha.config.options import WorkOptions
 from csa2glmha.core.errors import CheckpointError
 from csa2glmha.data.batches import Data
 from csa2glmha.data.inputs.images import ImageInputs
@@ -36,7 +37,7 @@ def input_kind(network: NetworkFacts) -> InputKind:
     return next(kind for kind in fitting if kind.takes(network.channels, network.bands))
 
 
-def open_data(model: RestorationModel, options: ConvertOptions) -> Data:
+def open_data(model: RestorationModel, options: WorkOptions) -> Data:
     """Open the images, cubes or measurements that a network takes, and split off the held-out ones.
 
     Args:
@@ -50,7 +51,7 @@ def open_data(model: RestorationModel, options: ConvertOptions) -> Data:
     return input_kind(network).open_data(network, options)
 
 
-def input_provenance(model: RestorationModel, options: ConvertOptions) -> dict[str, str]:
+def input_provenance(model: RestorationModel, options: DataOptions) -> dict[str, str]:
     """What a student's metadata say of how its inputs are prepared."""
     network = facts_of(model)
     return input_kind(network).provenance(network, options)

@@ -8,24 +8,26 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from csa2glmha.config.affects import Affects, options_that_affect
 from csa2glmha.config.options import ConvertOptions, flag_of, migrated
 from csa2glmha.core.text import one_line
 from csa2glmha.report.schema import Report
 
-#: Options that concern the machine or one run, and not the result.
-_LOCAL = {"output", "overwrite", "resume", "device", "workers", "state_minutes", "tensorboard", "baselines"}
 #: Of folders and files only the names are told: the rest of a path concerns nobody else.
 _PATHS = {"data", "targets", "mask"}
 
 
 def command_line(report: Report) -> str:
-    """`csa2glmha convert ...` with the options that differ from their defaults, and the rank and seed."""
+    """`csa2glmha convert ...` with the rank, the seed, and what differs from its default.
+
+    Left out is what changes neither the student nor the report, such as places and the machine.
+    """
     teacher, options = report.teacher, migrated(report.options)
     words = ["csa2glmha", "convert", teacher.source or teacher.file]
-    for name, field in ConvertOptions.model_fields.items():
-        value = options.get(name, field.default)
-        shown = value != field.default or name in ("rank", "seed")
-        if shown and name not in _LOCAL and not _replaced(name, options):
+    for name in options_that_affect(Affects.REPORT, ConvertOptions):
+        default = ConvertOptions.model_fields[name].default
+        value = options.get(name, default)
+        if (value != default or name in ("rank", "seed")) and not _replaced(name, options):
             words += _option(name, value)
     return shlex.join(one_line(word) for word in words)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -23,6 +24,9 @@ def test_quickstart_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     shown = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert "MACs 5.02 -> 4.08 G, parameters 799737 -> 771964" in shown
     assert "ONNX Runtime" in shown and "1 files written" in shown
+    in_memory = re.search(r"compressed in memory ([0-9.]+) dB", shown)
+    assert in_memory is not None and float(in_memory[1]) > 28  # the noisy crop has 20 dB
+    assert "['comparison.png', 'report.html', 'report.json', 'report.md']" in shown
     pictures = [
         output
         for cell in notebook.cells

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from csa2glmha.config.affects import Affects, options_that_affect
 from csa2glmha.config.options import ConvertOptions, make_options
 from csa2glmha.report.card import card_metadata, model_card, replaceable, write_card
-from csa2glmha.report.command_line import _LOCAL, _PATHS, _option, command_line
+from csa2glmha.report.command_line import _PATHS, _option, command_line
 from csa2glmha.report.stored import parse_report
 from tests.report.test_report_document import report
 
@@ -90,7 +91,8 @@ def test_names_change_neither_metadata_nor_text() -> None:
         ({"rank": 4, "distill_steps": 0, "seed": 3}, "--rank 4 --distill-steps 0 --seed 3"),
         ({"rank": 4, "distill": False, "latency": False}, "--rank 4 --no-distill --no-latency --seed 0"),
         ({"rank": "auto", "latency": 0.7}, "--rank auto --latency 0.7 --seed 0"),
-        ({"activation_checkpointing": True}, "--rank 8 --activation-checkpointing --seed 0"),
+        ({"baselines": True}, "--rank 8 --baselines --seed 0"),
+        ({"activation_checkpointing": True, "workers": 2, "device": "cpu"}, "--rank 8 --seed 0"),
         ({"data": "/home/me/my photos"}, "--rank 8 --data 'my photos' --seed 0"),
         ({"distill_minutes": 2.0, "output": "o", "workers": 2}, "--rank 8 --distill-minutes 2.0 --seed 0"),
     ],
@@ -104,16 +106,16 @@ def test_the_command_is_one_that_the_command_line_takes() -> None:
     from csa2glmha.cli import cli
 
     known = {flag for parameter in cli.commands["convert"].params for flag in parameter.opts}
-    for name, field in ConvertOptions.model_fields.items():
-        if name not in _LOCAL:
-            value = not field.default if isinstance(field.default, bool) else "x"
-            (flag, *_) = _option(name, value)
-            assert flag in known, name
+    for name in options_that_affect(Affects.REPORT, ConvertOptions):
+        default = ConvertOptions.model_fields[name].default
+        value = not default if isinstance(default, bool) else "x"
+        (flag, *_) = _option(name, value)
+        assert flag in known, name
 
 
 def test_of_paths_only_names_are_told() -> None:
-    paths = {name for name, field in ConvertOptions.model_fields.items() if "Path" in str(field.annotation)}
-    assert paths - _LOCAL == _PATHS
+    fields, told = ConvertOptions.model_fields, options_that_affect(Affects.REPORT, ConvertOptions)
+    assert {name for name in told if "Path" in str(fields[name].annotation)} == _PATHS
 
 
 def test_a_card_is_replaced_unless_somebody_edited_it(

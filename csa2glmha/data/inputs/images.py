@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from csa2glmha.config.options import ConvertOptions
+from csa2glmha.config.data import DataOptions
+from csa2glmha.config.options import WorkOptions
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.data.batches import Data
 from csa2glmha.data.crops import ImageSource
@@ -53,7 +54,7 @@ class ImageInputs:
         """As the numbers of channels tell."""
         return is_spectral(network.channels, network.bands)
 
-    def stretches(self, network: NetworkFacts, options: ConvertOptions) -> bool:
+    def stretches(self, network: NetworkFacts, options: DataOptions) -> bool:
         """Never."""
         refuse_no_stretch(network.name, False, options)
         return False
@@ -64,7 +65,7 @@ class ImageInputs:
         """One input."""
         return ((batch, network.channels, height, width),)
 
-    def open_data(self, network: NetworkFacts, options: ConvertOptions) -> Data:
+    def open_data(self, network: NetworkFacts, options: WorkOptions) -> Data:
         """Images, some of them held out."""
         refuse_cassi_options(network.name, options)
         return prepare_images(
@@ -80,7 +81,7 @@ class ImageInputs:
         )
 
     def open_examples(
-        self, network: NetworkFacts, options: ConvertOptions, teacher: bool, crop: int | None
+        self, network: NetworkFacts, options: WorkOptions, teacher: bool, crop: int | None
     ) -> Examples:
         """All images of a folder, or the photographs that come with scikit-image."""
         refuse_cassi_options(network.name, options)
@@ -100,7 +101,7 @@ class ImageInputs:
         read = partial(image_example, images, degradation=degradation, seed=options.seed, size=crop)
         return LazyExamples(len(images), lambda index: read(index, clean_is_ground_truth=not spectral)), notes
 
-    def open_files(self, network: NetworkFacts, options: ConvertOptions, cube_suffix: str) -> FileInputs:
+    def open_files(self, network: NetworkFacts, options: DataOptions, cube_suffix: str) -> FileInputs:
         """Image files, two views of each, or cubes."""
         refuse_cassi_options(network.name, options)
         stretched, channels = self.stretches(network, options), network.channels
@@ -115,7 +116,7 @@ class ImageInputs:
             array_formats(suffix, network.bands), lambda files: _cube_reader(files, channels, key)
         )
 
-    def provenance(self, network: NetworkFacts, options: ConvertOptions) -> dict[str, str]:
+    def provenance(self, network: NetworkFacts, options: DataOptions) -> dict[str, str]:
         """Nothing."""
         return {}
 
@@ -124,7 +125,7 @@ class ImageInputs:
         return {}
 
 
-def _open(network: NetworkFacts, options: ConvertOptions) -> tuple[ImageSource, tuple[str, ...]]:
+def _open(network: NetworkFacts, options: DataOptions) -> tuple[ImageSource, tuple[str, ...]]:
     channels = network.channels
     if options.data is not None:
         return open_inputs(

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from csa2glmha.config.options import ConvertOptions
+from csa2glmha.config.data import DataOptions
+from csa2glmha.config.options import WorkOptions
 from csa2glmha.data import arrays, images
 from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.data.stored import StoredImage
@@ -152,7 +153,7 @@ class InputKind(Protocol):
         """Whether the outputs are spectra, not images."""
         ...
 
-    def stretches(self, network: NetworkFacts, options: ConvertOptions) -> bool:
+    def stretches(self, network: NetworkFacts, options: DataOptions) -> bool:
         """Whether whole images are brought to [0, 1] first.
 
         Raises:
@@ -166,7 +167,7 @@ class InputKind(Protocol):
         """Shapes of the inputs, in call order, for an image of ``height`` x ``width`` pixels."""
         ...
 
-    def open_data(self, network: NetworkFacts, options: ConvertOptions) -> Data:
+    def open_data(self, network: NetworkFacts, options: WorkOptions) -> Data:
         """What a network is converted and trained on.
 
         Raises:
@@ -175,7 +176,7 @@ class InputKind(Protocol):
         ...
 
     def open_examples(
-        self, network: NetworkFacts, options: ConvertOptions, teacher: bool, crop: int | None
+        self, network: NetworkFacts, options: WorkOptions, teacher: bool, crop: int | None
     ) -> Examples:
         """What a network is evaluated on.
 
@@ -190,7 +191,7 @@ class InputKind(Protocol):
         """
         ...
 
-    def open_files(self, network: NetworkFacts, options: ConvertOptions, cube_suffix: str) -> FileInputs:
+    def open_files(self, network: NetworkFacts, options: DataOptions, cube_suffix: str) -> FileInputs:
         """How single files are read; ``cube_suffix`` is of outputs that are spectra.
 
         Raises:
@@ -198,7 +199,7 @@ class InputKind(Protocol):
         """
         ...
 
-    def provenance(self, network: NetworkFacts, options: ConvertOptions) -> dict[str, str]:
+    def provenance(self, network: NetworkFacts, options: DataOptions) -> dict[str, str]:
         """What a student's metadata say of how its inputs are prepared."""
         ...
 

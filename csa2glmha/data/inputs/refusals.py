@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from csa2glmha.config.options import ConvertOptions
+from csa2glmha.config.data import DataOptions
 from csa2glmha.core.errors import UsageError
 
 
-def refuse_no_stretch(name: str, wanted: bool, options: ConvertOptions) -> None:
+def refuse_no_stretch(name: str, wanted: bool, options: DataOptions) -> None:
     """Raise UsageError for --no-stretch where nothing is stretched; ``wanted``: it would be."""
     if not (wanted or options.stretch):
         raise UsageError(
@@ -15,7 +15,7 @@ def refuse_no_stretch(name: str, wanted: bool, options: ConvertOptions) -> None:
         )
 
 
-def refuse_cassi_options(name: str, options: ConvertOptions) -> None:
+def refuse_cassi_options(name: str, options: DataOptions) -> None:
     """Raise UsageError for options on masks and measurements where the network takes none."""
     for option in ("mask", "mask_key", "measurement_scale"):
         value = getattr(options, option)
@@ -26,7 +26,7 @@ def refuse_cassi_options(name: str, options: ConvertOptions) -> None:
             )
 
 
-def refuse_image_options(name: str, options: ConvertOptions) -> None:
+def refuse_image_options(name: str, options: DataOptions) -> None:
     """Raise UsageError for options that make or pair images where the network takes CASSI snapshots."""
     if options.degrade is not None:
         raise UsageError(

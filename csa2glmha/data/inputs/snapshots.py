@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from csa2glmha.config.options import ConvertOptions
+from csa2glmha.config.data import DataOptions
+from csa2glmha.config.options import WorkOptions
 from csa2glmha.core.dispersion import dispersed_width
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.core.progress import say
@@ -53,7 +54,7 @@ class CassiSnapshots:
         """Always."""
         return True
 
-    def stretches(self, network: NetworkFacts, options: ConvertOptions) -> bool:
+    def stretches(self, network: NetworkFacts, options: DataOptions) -> bool:
         """Never."""
         refuse_no_stretch(network.name, False, options)
         return False
@@ -66,7 +67,7 @@ class CassiSnapshots:
         mask = (1, network.channels, height, dispersed_width(width, network.channels))
         return (cube,) if network.count == 1 else (cube, mask)
 
-    def open_data(self, network: NetworkFacts, options: ConvertOptions) -> CassiData:
+    def open_data(self, network: NetworkFacts, options: WorkOptions) -> CassiData:
         """Scenes, simulated or recorded, some of them held out."""
         self.stretches(network, options)
         refuse_image_options(network.name, options)
@@ -92,7 +93,7 @@ class CassiSnapshots:
         return data
 
     def open_examples(
-        self, network: NetworkFacts, options: ConvertOptions, teacher: bool, crop: int | None
+        self, network: NetworkFacts, options: WorkOptions, teacher: bool, crop: int | None
     ) -> Examples:
         """Whole scenes through the whole mask."""
         self.stretches(network, options)
@@ -119,7 +120,7 @@ class CassiSnapshots:
         data = CassiData(scenes, scenes, recorded, mask, network.channels, 1, str(options.data), notes)
         return LazyExamples(len(scenes), lambda index: data.example(scenes, index)), notes
 
-    def open_files(self, network: NetworkFacts, options: ConvertOptions, cube_suffix: str) -> FileInputs:
+    def open_files(self, network: NetworkFacts, options: DataOptions, cube_suffix: str) -> FileInputs:
         """Recorded measurements, and cubes that measurements are simulated from."""
         self.stretches(network, options)
         if options.mask is None:
@@ -131,7 +132,7 @@ class CassiSnapshots:
         read = _Snapshots(mask, network.channels, options.mat_key, options.measurement_scale)
         return FileInputs(array_formats(cube_suffix, network.bands), read.reader)
 
-    def provenance(self, network: NetworkFacts, options: ConvertOptions) -> dict[str, str]:
+    def provenance(self, network: NetworkFacts, options: DataOptions) -> dict[str, str]:
         """The mask, where the student is made for one."""
         return {} if options.mask is None else mask_provenance(options.mask, options.mask_key)
 
@@ -140,7 +141,7 @@ class CassiSnapshots:
         return {"mask": data.dispersed_mask} if isinstance(data, CassiData) else {}
 
 
-def _check_mask(network: NetworkFacts, options: ConvertOptions, mask: Tensor) -> None:
+def _check_mask(network: NetworkFacts, options: DataOptions, mask: Tensor) -> None:
     """Raise UsageError for another mask than the one that is baked in."""
     file = options.mask
     if network.size is not None and tuple(mask.shape) != network.size:
