@@ -7,12 +7,13 @@ ratio within a round: what lasts longer than a round cancels, and what is shorte
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,11 +124,28 @@ def time_in_turns(
         on_round: called after each round, warm-up too.
         clock: in seconds.
     """
+    samples: list[list[float]] = [[] for _ in runs]
+    rounds = _rounds(runs, on_round, clock)
+    with _no_garbage_collection():
+        began = clock()
+        for _ in range(patience.warmup):
+            if sum(next(rounds)) > patience.seconds / 10:
+                break
+        while True:
+            for sample, seconds in zip(samples, next(rounds), strict=True):
+                sample.append(1000 * seconds)
+            found = _settled(samples, patience, clock() - began >= patience.seconds)
+            if found is not None:
+                return found
+
+
+def _rounds(
+    runs: Sequence[Callable[[], None]], on_round: Callable[[], object], clock: Callable[[], float]
+) -> Iterator[list[float]]:
+    """Seconds of each function, round by round, in a new order every time."""
     order = list(range(len(runs)))
     shuffle = random.Random(0).shuffle
-    samples: list[list[float]] = [[] for _ in runs]
-
-    def play_round() -> list[float]:
+    while True:
         shuffle(order)
         times = [0.0] * len(runs)
         for index in order:
@@ -135,32 +153,33 @@ def time_in_turns(
             runs[index]()
             times[index] = clock() - start
         on_round()
-        return times
+        yield times
 
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        began = clock()
-        for _ in range(patience.warmup):
-            if sum(play_round()) > patience.seconds / 10:
-                break
-        while True:
-            for sample, seconds in zip(samples, play_round(), strict=True):
-                sample.append(1000 * seconds)
-            late = clock() - began >= patience.seconds
-            if len(samples[0]) < (patience.fewest if late else patience.enough):
-                continue
-            ratios = tuple(_ratio(sample, samples[0]) for sample in samples)
-            # With one model there is no ratio to wait for.
-            converged = len(samples) == 1 or (
-                len(samples[0]) >= patience.enough
-                and all(ratio.uncertainty <= patience.tolerance for ratio in ratios)
-            )
-            if converged or late:
-                return Timings(tuple(Latency.of(sample) for sample in samples), ratios, converged)
+        yield
     finally:
         if collecting:
             gc.enable()
+
+
+def _settled(samples: Sequence[Sequence[float]], patience: Patience, late: bool) -> Timings | None:
+    """What milliseconds of so many rounds say; None: not enough yet."""
+    rounds = len(samples[0])
+    if rounds < (patience.fewest if late else patience.enough):
+        return None
+    ratios = tuple(_ratio(sample, samples[0]) for sample in samples)
+    # With one model there is no ratio to wait for.
+    converged = len(samples) == 1 or (
+        rounds >= patience.enough and all(ratio.uncertainty <= patience.tolerance for ratio in ratios)
+    )
+    if not (converged or late):
+        return None
+    return Timings(tuple(Latency.of(sample) for sample in samples), ratios, converged)
 
 
 def _ratio(times: Sequence[float], first: Sequence[float]) -> Ratio:

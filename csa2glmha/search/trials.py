@@ -106,27 +106,14 @@ def search_latency(
     Raises:
         UsageError: the budget cannot be met.
     """
-    limit = budget.limit(times.teacher)
     check_time(budget, times)
-    costs = [[-saved for saved in times.saved[key]] for key in space.choices]
-    least = sum(map(min, costs))
-    room = max(limit - times.lossless, least)
-    tolerance = TIME_TOLERANCE * limit
-    tried: list[tuple[Allocation, float]] = []
-    while len(tried) < TIMED:
-        found = allocate(space.losses(), costs, room)
-        if any(found.picks == other.picks for other, _ in tried):
-            break
-        tried.append((found, times.teacher * share_of(configs_of(teacher, space, found))))
-        spare = limit - tried[-1][1]
-        cheapest, lossless = found.cost <= least, found.loss <= 0
-        if -tolerance <= spare <= 2 * tolerance or (cheapest if spare < 0 else lossless):
-            break
-        # What was found, not the room it was given: choices leave some of that.
-        room = max(found.cost + spare, least)
-        if len(tried) == TIMED - 1 and all(each > limit + tolerance for _, each in tried):
-            room = least
-    fitting = [each for each in tried if each[1] <= limit + tolerance]
+
+    def milliseconds_of(found: Allocation) -> float:
+        return times.teacher * share_of(configs_of(teacher, space, found))
+
+    limit = budget.limit(times.teacher)
+    tried = _timed(space, limit, times, milliseconds_of)
+    fitting = [each for each in tried if each[1] <= limit * (1 + TIME_TOLERANCE)]
     if not fitting:
         raise unreachable(budget, min(each for _, each in tried), times.teacher)
     best, milliseconds = min(fitting, key=lambda each: each[0].loss)
@@ -143,3 +130,28 @@ def search_latency(
         ],
     }
     return found_ranks(space, budget, best, counted, reached)
+
+
+def _timed(
+    space: SearchSpace, limit: float, times: Times, milliseconds_of: Callable[[Allocation], float]
+) -> list[tuple[Allocation, float]]:
+    """Students that come closer and closer to so many milliseconds, each with its own."""
+    costs = [[-saved for saved in times.saved[key]] for key in space.choices]
+    least = sum(map(min, costs))
+    room = max(limit - times.lossless, least)
+    tolerance = TIME_TOLERANCE * limit
+    tried: list[tuple[Allocation, float]] = []
+    while len(tried) < TIMED:
+        found = allocate(space.losses(), costs, room)
+        if any(found.picks == other.picks for other, _ in tried):
+            break
+        tried.append((found, milliseconds_of(found)))
+        spare = limit - tried[-1][1]
+        cheapest, lossless = found.cost <= least, found.loss <= 0
+        if -tolerance <= spare <= 2 * tolerance or (cheapest if spare < 0 else lossless):
+            break
+        # What was found, not the room it was given: choices leave some of that.
+        room = max(found.cost + spare, least)
+        if len(tried) == TIMED - 1 and all(each > limit + tolerance for _, each in tried):
+            room = least
+    return tried
