@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from csa2glmha.core.errors import CheckpointError
 from csa2glmha.core.text import quoted, shown
 from csa2glmha.families.hyperparameters import Hyperparameters, check_hyperparameters
+from csa2glmha.feedforward.form import FeedForwardReader
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.reader import Reader
 
@@ -55,6 +56,7 @@ class Family:
         hyperparameters: what they may be.
         hyperparameters_from: reads them from a state dict that has every key of ``signature``.
         readers: how its attention is read, one for each kind of module.
+        feed_forwards: where the parts of its feed-forward networks are, likewise.
         lowering: by type of module, what takes its place in the deployed network.
         specialise: where its networks can be made for one value of an input.
         unused: modules that published checkpoints have and that nothing goes through; they are left out.
@@ -67,6 +69,7 @@ class Family:
     hyperparameters: type[Hyperparameters]
     hyperparameters_from: Callable[[State], dict[str, Any]]
     readers: tuple[Reader, ...] = ()
+    feed_forwards: tuple[FeedForwardReader, ...] = ()
     lowering: Lowering = field(default_factory=dict)
     specialise: Specialise | None = None
     unused: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from csa2glmha import families
 from csa2glmha.core.errors import CheckpointError, UsageError
 from csa2glmha.core.text import shown
 from csa2glmha.families.family import Family, Lowering, Specialise, quote_keys
+from csa2glmha.feedforward.form import FeedForwardReader
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.reader import Reader
 
@@ -97,6 +98,13 @@ def readers_of(model: nn.Module) -> tuple[Reader, ...]:
     """How attention modules in it are read: as its family says; of all families where it is of none."""
     own = [family.readers for family in families.FAMILIES if family.name == _name_of(model)]
     return own[0] if own else tuple(reader for family in families.FAMILIES for reader in family.readers)
+
+
+def feed_forward_readers_of(model: nn.Module) -> tuple[FeedForwardReader, ...]:
+    """Where the parts of feed-forward networks in it are, likewise; each kind once."""
+    own = [family.feed_forwards for family in families.FAMILIES if family.name == _name_of(model)]
+    found = own or [family.feed_forwards for family in families.FAMILIES]
+    return tuple(dict.fromkeys(reader for readers in found for reader in readers))
 
 
 def lowering_of(model: nn.Module) -> Lowering:

@@ -12,6 +12,7 @@ from csa2glmha.families.mst.lowering import LOWERING
 from csa2glmha.families.mst.network import MST, bake_mask, freeze_mask_branch, unbake_mask
 from csa2glmha.families.mst.readers import MSMSAReader
 from csa2glmha.families.spectral.blocks import fusion
+from csa2glmha.families.spectral.readers import FEED_FORWARD_READER
 
 
 def _variant(state: Mapping[str, Tensor]) -> str | None:
@@ -39,6 +40,7 @@ FAMILY = Family(
     hyperparameters=MSTHyperparameters,
     hyperparameters_from=hyperparameters_from,
     readers=(MSMSAReader(),),
+    feed_forwards=(FEED_FORWARD_READER,),
     lowering=LOWERING,
     specialise=Specialise(bake_mask, unbake_mask, freeze_mask_branch),
     variant=_variant,

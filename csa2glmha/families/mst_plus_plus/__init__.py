@@ -12,6 +12,7 @@ from csa2glmha.families.mst_plus_plus.lowering import LOWERING
 from csa2glmha.families.mst_plus_plus.network import MSTPlusPlus
 from csa2glmha.families.mst_plus_plus.readers import SMSAReader
 from csa2glmha.families.spectral.blocks import fusion
+from csa2glmha.families.spectral.readers import FEED_FORWARD_READER
 
 
 def _variant(state: Mapping[str, Tensor]) -> str | None:
@@ -38,6 +39,7 @@ FAMILY = Family(
     hyperparameters=MSTPlusPlusHyperparameters,
     hyperparameters_from=hyperparameters_from,
     readers=(SMSAReader(),),
+    feed_forwards=(FEED_FORWARD_READER,),
     lowering=LOWERING,
     variant=_variant,
 )

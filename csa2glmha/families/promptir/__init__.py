@@ -6,7 +6,7 @@ from csa2glmha.families.family import Family
 from csa2glmha.families.promptir.hyperparameters import PromptIRHyperparameters, hyperparameters_from
 from csa2glmha.families.promptir.lowering import LOWERING
 from csa2glmha.families.promptir.network import PromptIR
-from csa2glmha.families.transposed.readers import MDTAReader
+from csa2glmha.families.transposed.readers import GDFN_READER, MDTAReader
 
 FAMILY = Family(
     name=PromptIR.architecture,
@@ -24,6 +24,7 @@ FAMILY = Family(
     hyperparameters=PromptIRHyperparameters,
     hyperparameters_from=hyperparameters_from,
     readers=(MDTAReader(),),
+    feed_forwards=(GDFN_READER,),
     lowering=LOWERING,
     unused=(
         *(f"chnl_reduce{level}" for level in (1, 2, 3)),

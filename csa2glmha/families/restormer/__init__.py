@@ -6,7 +6,7 @@ from csa2glmha.families.family import Family
 from csa2glmha.families.restormer.hyperparameters import RestormerHyperparameters, hyperparameters_from
 from csa2glmha.families.restormer.network import Restormer
 from csa2glmha.families.transposed.lowering import LOWERING
-from csa2glmha.families.transposed.readers import MDTAReader
+from csa2glmha.families.transposed.readers import GDFN_READER, MDTAReader
 
 FAMILY = Family(
     name=Restormer.architecture,
@@ -23,5 +23,6 @@ FAMILY = Family(
     hyperparameters=RestormerHyperparameters,
     hyperparameters_from=hyperparameters_from,
     readers=(MDTAReader(),),
+    feed_forwards=(GDFN_READER,),
     lowering=LOWERING,
 )

@@ -10,6 +10,7 @@ from csa2glmha.families.retinexformer.hyperparameters import (
 from csa2glmha.families.retinexformer.lowering import LOWERING
 from csa2glmha.families.retinexformer.network import Retinexformer
 from csa2glmha.families.retinexformer.readers import IGMSAReader
+from csa2glmha.families.spectral.readers import FEED_FORWARD_READER
 
 FAMILY = Family(
     name=Retinexformer.architecture,
@@ -26,5 +27,6 @@ FAMILY = Family(
     hyperparameters=RetinexformerHyperparameters,
     hyperparameters_from=hyperparameters_from,
     readers=(IGMSAReader(),),
+    feed_forwards=(FEED_FORWARD_READER,),
     lowering=LOWERING,
 )

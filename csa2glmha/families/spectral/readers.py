@@ -1,4 +1,4 @@
-"""How spectral-wise attention is read, and the layer that takes its place."""
+"""How spectral-wise attention is read, the layer in its place, and where feed-forward networks have parts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from csa2glmha.attention.canonical import ChannelAttention, Projection
 from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.attention.pointwise import PointwiseGLMHA
-from csa2glmha.families.spectral.blocks import SpectralAttention
+from csa2glmha.families.spectral.blocks import FeedForward, SpectralAttention
+from csa2glmha.feedforward.form import FeedForwardReader
 from csa2glmha.reading.reader import PlainReader
+
+FEED_FORWARD_READER = FeedForwardReader(FeedForward, ("net.0", "net.2"), "net.4")
 
 
 class SpectralGLMHA(PointwiseGLMHA):

@@ -1,4 +1,4 @@
-"""How transposed attention, MDTA, is read."""
+"""How transposed attention, MDTA, is read, and where the parts of the feed-forward network GDFN are."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
 from csa2glmha.attention.glmha import GLMHA, GLMHAConfig
-from csa2glmha.families.transposed.blocks import MDTA
+from csa2glmha.families.transposed.blocks import GDFN, MDTA
+from csa2glmha.feedforward.form import FeedForwardReader
 from csa2glmha.reading.reader import PlainReader
+
+#: A gate and a value make one hidden channel.
+GDFN_READER = FeedForwardReader(GDFN, ("project_in", "dwconv"), "project_out", copies=2)
 
 
 class MDTAReader(PlainReader):

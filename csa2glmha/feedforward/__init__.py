@@ -1,0 +1,1 @@
+"""Feed-forward networks: their form, which hidden channels go, and what takes their place."""

@@ -1,0 +1,100 @@
+"""Narrower feed-forward networks: hidden channels chosen and the contraction refitted, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csa2glmha.core.progress import manual_progress, progress
+from csa2glmha.data.batches import Inputs
+from csa2glmha.feedforward.choose import Removal, refitted, removal_order
+from csa2glmha.feedforward.form import FeedForward
+from csa2glmha.initialize.overflow import check_finite, naming
+from csa2glmha.networks import run
+
+
+@torch.no_grad()
+def hidden_moments(
+    model: nn.Module, layers: Mapping[str, FeedForward], batches: Sequence[Inputs]
+) -> dict[str, Tensor]:
+    """Second moments of hidden channels, means over all pixels: one pass of the network.
+
+    Args:
+        model: in eval mode.
+        layers: its feed-forward networks, by name.
+        batches: calibration inputs, a few images each.
+
+    Returns:
+        (n, n) of each layer, float64 on the CPU.
+
+    Raises:
+        DataError: a hidden channel is not finite.
+    """
+    sums: dict[str, Tensor] = {}
+    pixels = dict.fromkeys(layers, 0)
+
+    def seen(name: str, hidden: Tensor) -> None:
+        rows = hidden.transpose(0, 1).flatten(1)
+        # Products in the network's own precision, sums of them in double.
+        product = (rows @ rows.T).cpu().double()
+        sums[name] = sums[name] + product if name in sums else product
+        pixels[name] += rows.shape[1]
+
+    def hook(name: str) -> Any:
+        return lambda _, args: seen(name, args[0])
+
+    handles = [layer.contraction.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        total = sum(len(inputs[0]) for inputs in batches)
+        with manual_progress(what="hidden channels", unit="image", total=total) as bar:
+            for inputs in batches:
+                run(model, inputs)
+                bar.update(len(inputs[0]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, moment in sums.items():
+        check_finite(name, "its hidden channels are not finite", [moment])
+    return {name: moment / pixels[name] for name, moment in sums.items()}
+
+
+def removals(layers: Mapping[str, FeedForward], moments: Mapping[str, Tensor]) -> dict[str, Removal]:
+    """The order in which every layer's hidden channels go, and what that costs at each width."""
+    found = {}
+    for name in progress(moments, what="choosing channels", unit="layer"):
+        with naming(name):
+            found[name] = removal_order(moments[name], layers[name].weight)
+    return found
+
+
+@torch.no_grad()
+def narrow(
+    layers: Mapping[str, FeedForward],
+    widths: Mapping[str, int],
+    moments: Mapping[str, Tensor],
+    orders: Mapping[str, Removal],
+) -> dict[str, float]:
+    """Bring feed-forward networks to a width each, in place, with the contraction that fits best.
+
+    Args:
+        layers: of the student, by name.
+        widths: hidden channels to keep of each that is to be narrower.
+        moments, orders: of :func:`hidden_moments` and :func:`removals`.
+
+    Returns:
+        The error of each layer's output, as a share of its energy.
+    """
+    errors = {}
+    for name, width in widths.items():
+        layer, order = layers[name], orders[name]
+        if width >= layer.hidden:
+            continue
+        kept = order.kept(width)
+        weight = refitted(moments[name], layer.weight, kept)
+        layer.keep(kept)
+        layer.contraction.weight.copy_(weight[:, :, None, None])
+        errors[name] = order.error(width)
+    return errors

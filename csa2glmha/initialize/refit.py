@@ -1,0 +1,178 @@
+"""The anchored refit of a student: one walk through teacher and student side by side.
+
+All calibration inputs go through both networks at once, each in a call that pauses where a layer's output is
+added to the stream. There the layer is refitted to the teacher's sum from the student's own features, and
+the student goes on with the new weights: what a layer cannot repair, later ones see. So all layers together
+cost one pass of each network. See :mod:`csa2glmha.feedforward.refit` for the formula.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csa2glmha.core.progress import manual_progress
+from csa2glmha.data.batches import Inputs
+from csa2glmha.feedforward.form import FeedForward
+from csa2glmha.feedforward.refit import AnchoredMoments
+from csa2glmha.inference.threads import PausingCall, ended_together
+from csa2glmha.initialize.overflow import naming
+from csa2glmha.initialize.residual import ResidualSums, expecting, residual_order
+from csa2glmha.networks import run
+
+
+@dataclass(frozen=True)
+class RefitError:
+    """How far a layer's sum was from the teacher's, as a share of what the layer was to add.
+
+    Attributes:
+        before, after: with the weights that it had, and with those it has now.
+    """
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """Where a pass waits: a layer's features (none of the teacher's), the stream, and what it adds."""
+
+    layer: str
+    features: Tensor | None
+    stream: Tensor
+    output: Tensor
+
+
+_Pass = PausingCall[_Sum, Tensor, Tensor]
+
+
+class _Walk:
+    """A network's passes, one for each batch; one of them runs at a time."""
+
+    def __init__(
+        self, model: nn.Module, modules: Mapping[str, nn.Module], batches: Sequence[Inputs], order: list[str]
+    ) -> None:
+        self.model, self.modules, self.order = model, modules, set(order)
+        self.passes: list[_Pass] = []
+        for inputs in batches:
+            self.passes.append(PausingCall(partial(self._follow, len(self.passes), inputs)))
+        self._sums: dict[int, ResidualSums] = {}
+        self._features: dict[int, Tensor] = {}
+        self._running = 0
+
+    def proceed(self, index: int, answer: Tensor | None) -> _Sum | None:
+        """Let one pass go on to its next sum."""
+        self._running = index
+        return self.passes[index].proceed(answer)
+
+    def keep_features(self, features: Tensor) -> None:
+        """What the layer that runs multiplies with its weights."""
+        self._features[self._running] = features
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Passes wait at sums as long as the block lasts, and all have ended behind it."""
+        with (
+            expecting(self.modules, lambda: self._sums[self._running]),
+            ended_together(self.passes),
+        ):
+            yield
+
+    def _follow(self, index: int, inputs: Inputs) -> Tensor:
+        self._sums[index] = ResidualSums(partial(self._at_sum, index))
+        with torch.no_grad(), self._sums[index]:
+            return run(self.model, inputs)
+
+    def _at_sum(self, index: int, layer: str, stream: Tensor, output: Tensor) -> Tensor | None:
+        if layer not in self.order:
+            return None
+        features = self._features.pop(index, None)
+        weight = self.passes[index].ask(_Sum(layer, features, stream, output))
+        if features is None:
+            return None
+        # The weight's old part of the output is in ``output``: the answer is what is to be added to it.
+        return stream + output + torch.einsum("od,bdhw->bohw", weight, features)
+
+
+def refit(
+    teacher: nn.Module, student: nn.Module, layers: Mapping[str, FeedForward], batches: Sequence[Inputs]
+) -> dict[str, RefitError]:
+    """Refit the contraction of feed-forward networks of a student, in place and in order.
+
+    Layers whose output is not added to a stream, or more than once, stay as they are.
+
+    Args:
+        teacher, student: in eval mode, with the same names for layers.
+        layers: of the student, by name.
+        batches: calibration inputs, a few images each.
+
+    Returns:
+        For each layer that was refitted, in order, how it fits.
+    """
+    ours = {name: layer.module for name, layer in layers.items()}
+    theirs = {name: teacher.get_submodule(name) for name in layers}
+    order = residual_order(ours, lambda: run(student, _small(batches)))
+    common = set(residual_order(theirs, lambda: run(teacher, _small(batches))))
+    order = [name for name in order if name in common]
+    walk, guide = _Walk(student, ours, batches, order), _Walk(teacher, theirs, batches, order)
+    fits: dict[str, RefitError] = {}
+    nothing = torch.zeros(())
+    update: Tensor | None = None
+    with (
+        _features(walk, layers),
+        guide.watched(),
+        walk.watched(),
+        manual_progress(what="refitting", unit="layer", total=len(order)) as bar,
+    ):
+        for name in order:
+            moments = _moments_at(name, layers[name].weight, walk, guide, update, nothing, len(batches))
+            weight = layers[name].weight.clone()
+            with naming(name):
+                solved = moments.solve(weight)
+            fits[name] = RefitError(moments.error(weight) ** 0.5, moments.error(solved) ** 0.5)
+            layers[name].contraction.weight.data.copy_(solved[:, :, None, None])
+            update = solved - weight
+            bar.update()
+        # Behind the last sum nothing is needed any more: the passes end with the block.
+    return fits
+
+
+def _moments_at(
+    name: str, weight: Tensor, walk: _Walk, guide: _Walk, update: Tensor | None, nothing: Tensor, count: int
+) -> AnchoredMoments:
+    """Bring all passes of both networks to a layer's sum."""
+    moments = AnchoredMoments()
+    for index in range(count):
+        goal = guide.proceed(index, None if update is None else nothing)
+        seen = walk.proceed(index, update)
+        assert goal is not None and seen is not None and goal.layer == seen.layer == name
+        assert seen.features is not None
+        added = torch.einsum("od,bdhw->bohw", weight, seen.features)
+        moments.add(seen.features, goal.stream + goal.output - seen.stream - (seen.output - added))
+    return moments
+
+
+def _small(batches: Sequence[Inputs]) -> Inputs:
+    """One image of them."""
+    return tuple(each[:1] for each in batches[0])
+
+
+@contextlib.contextmanager
+def _features(walk: _Walk, layers: Mapping[str, FeedForward]) -> Iterator[None]:
+    """Keep what goes into the contractions."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        walk.keep_features(args[0])
+
+    handles = [layer.contraction.register_forward_pre_hook(hook) for layer in layers.values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
