@@ -24,6 +24,7 @@ from csa2glmha.attention.core import Moments, SharedLayer, TakesKeywords, positi
 from csa2glmha.core.errors import Csa2GlmhaError
 from csa2glmha.inference.grid import Tile
 from csa2glmha.inference.split import shared_layers
+from csa2glmha.inference.system import give_back_memory
 from csa2glmha.inference.threads import PausingCall, ended_together
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.placed import PlacedModule
@@ -131,7 +132,9 @@ class SharedMaps:
             Csa2GlmhaError: it calls a layer that made no map.
         """
         self._begin(tile, None)
-        return network(tile)
+        output = network(tile)
+        give_back_memory()
+        return output
 
     def attend(self, name: str, /, *given: Any, **named: Any) -> Any:
         """The output of the layer of that name, called with these arguments."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 import torch
+
+from csa2glmha.inference.system import end_helpers, give_back_memory, share_heap
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -49,7 +49,7 @@ class PausingCall(Generic[Question, Answer, Result]):
             BaseException: what the call raised.
         """
         if self._thread.ident is None:
-            _share_heap()
+            share_heap()
             self._thread.start()
         self._answers.put((answer,))
         question, error = self._reports.get()
@@ -59,7 +59,7 @@ class PausingCall(Generic[Question, Answer, Result]):
 
     def ask(self, question: Question) -> Answer:
         """The answer; to be called by the call itself."""
-        _give_back_memory()
+        _make_room()
         self._reports.put((question, None))
         answer = self._next()
         assert answer is not None
@@ -91,6 +91,7 @@ class PausingCall(Generic[Question, Answer, Result]):
             pass
         except BaseException as caught:
             error = caught
+        give_back_memory()
         self._reports.put((None, error))
 
 
@@ -106,23 +107,10 @@ def ended_together(calls: list[PausingCall[Question, Answer, Result]]) -> Iterat
             call.join()
 
 
-#: glibc's name for the number of heaps at most, in malloc.h.
-_ARENA_MAX = -8
-
-
-def _share_heap() -> None:
-    """Let new threads take memory from one heap, not each from its own.
-
-    What a thread has freed is kept for that thread otherwise: a run with --memory 4 came to 9.3 GB.
-    """
-    if sys.platform == "linux" and (library := ctypes.CDLL(None)) and hasattr(library, "mallopt"):
-        library.mallopt(_ARENA_MAX, 1)
-
-
-def _give_back_memory() -> None:
-    """Give what was freed between other things back to the system: while this call waits, others need it."""
-    if sys.platform == "linux" and (library := ctypes.CDLL(None)) and hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
+def _make_room() -> None:
+    """Keep nothing while this call waits that others need."""
+    give_back_memory()
+    end_helpers()
 
 
 def _torch_settings() -> Callable[[], contextlib.AbstractContextManager[object]]:
