@@ -124,8 +124,10 @@ def _setting(name: str) -> Callable[[Command], Command]:
     if get_origin(field.annotation) is Literal:
         choices = click.Choice(get_args(field.annotation))
         return click.option(flag_of(name), name, type=choices, help=f"{field.description}{shown}")
-    metavar = METAVARS.get(name, "N")
-    return click.option(flag_of(name), name, metavar=metavar, help=f"{field.description}{shown}")
+    metavar, several = METAVARS.get(name, "N"), field.default == ()
+    shown = "" if several else shown
+    text = f"{field.description}{shown}"
+    return click.option(flag_of(name), name, metavar=metavar, multiple=several, help=text)
 
 
 METAVARS = {
@@ -153,7 +155,11 @@ METAVARS = {
     "state_minutes": "M",
     "tensorboard": "DIR",
     "device": "NAME",
+    "network": "WHERE:NAME",
+    "network_arg": "NAME=VALUE",
+    "example": "SHAPE",
 }
+NETWORK = ("network", "network_arg", "example", "value_range", "output_index")
 RANKS = ("rank", "rank_q", "rank_k", "rank_v", "rank_pos")
 BUDGETS = ("macs", "params", "max_drop", "latency")
 DATA = ("data", "targets", "pair", "degrade", "mask", "mask_key", "measurement_scale", "mat_key", "stretch")
@@ -178,13 +184,13 @@ TRAINING = (
 
 def given_only(values: dict[str, Any]) -> dict[str, Any]:
     """The options that were given; the others keep the defaults of ConvertOptions or the recipe."""
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None and value != ()}
 
 
 @cli.command(context_settings=CONTEXT, short_help="Compress a checkpoint: student, ONNX file, report.")
 @click.argument("checkpoint", type=MODEL)
 @settings(*RANKS, *BUDGETS, "attention", *DATA, "calibration_crops", "calibration_size")
-@settings(*TRAINING, "baselines", "distill", "input_size", "timing", "weights", "device", "seed")
+@settings(*TRAINING, "baselines", "distill", "input_size", "timing", *NETWORK, "weights", "device", "seed")
 @click.option("--recipe", type=EXISTING, metavar="FILE", help="YAML file that sets any of these options.")
 @click.option("-o", "--output", metavar="DIR", help="Output folder [default: CHECKPOINT-rankR].")
 @settings("overwrite")
@@ -218,7 +224,7 @@ def convert(
 
 @cli.command(context_settings=CONTEXT, short_help="Architecture and attention layers of a file.")
 @click.argument("checkpoint", type=MODEL)
-@settings(*RANKS, "input_size", "weights")
+@settings(*RANKS, "input_size", *NETWORK, "weights")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(checkpoint: Model, as_json: bool, **given: Any) -> None:
     """Show architecture, hyper-parameters and every attention layer of CHECKPOINT.
@@ -241,13 +247,15 @@ def inspect(checkpoint: Model, as_json: bool, **given: Any) -> None:
             "whole numbers, or use csa2glmha convert"
         )
     asked = options.model_fields_set & {"rank", "rank_q", "rank_k", "rank_v", "rank_pos"}
-    found = inspect_model(file, options.ranks, options.input_size, options.weights, lowered=not asked)
+    found = inspect_model(
+        file, options.ranks, options.input_size, options.weights, lowered=not asked, network=options
+    )
     show(dumps(found, indent=2) if as_json else describe(found))
 
 
 @cli.command(context_settings=CONTEXT, short_help="Why low rank works for a checkpoint, and which.")
 @click.argument("checkpoint", type=MODEL)
-@settings(*DATA, "calibration_crops", "calibration_size", "weights", "device", "seed")
+@settings(*DATA, "calibration_crops", "calibration_size", *NETWORK, "weights", "device", "seed")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "-o", "--output", type=EXISTING, metavar="DIR", help="Also write JSON and plots to this folder."
@@ -273,7 +281,7 @@ def analyze(
 @cli.command(context_settings=CONTEXT, short_help="Fine-tune a student further on your own images.")
 @click.argument("student", type=MODEL)
 @click.option("--teacher", type=MODEL, required=True, metavar="CKPT", help="The original checkpoint.")
-@settings(*DATA, *TRAINING, "weights", "device", "seed")
+@settings(*DATA, *TRAINING, *NETWORK, "weights", "device", "seed")
 @click.option("-o", "--output", type=EXISTING, metavar="FILE", help="New student file [STUDENT-distilled].")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def distill(student: Model, teacher: Model, output: Path | None, overwrite: bool, **given: Any) -> None:
@@ -309,7 +317,7 @@ def distill(student: Model, teacher: Model, output: Path | None, overwrite: bool
     help="Inputs and output.",
 )
 @click.option("--opset", type=int, help="ONNX operators, from 17 on [21, for ONNX Runtime 1.18 and later].")
-@settings(*DATA, "calibration_crops", "calibration_size", "input_size", "weights", "seed")
+@settings(*DATA, "calibration_crops", "calibration_size", "input_size", *NETWORK, "weights", "seed")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def export(
     model: Model | None,
@@ -357,7 +365,7 @@ def export(
     show_default=True,
     help="What PSNR and SSIM are of: y is that of YCbCr, as in papers on deraining.",
 )
-@settings("weights", "device", "seed")
+@settings(*NETWORK, "weights", "device", "seed")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, per image too.")
 def evaluate(
     model: Model, teacher: Model | None, crop: int | None, channel: str, as_json: bool, **given: Any
@@ -406,7 +414,7 @@ def evaluate(
     show_default=True,
     help="Of spectral results.",
 )
-@settings("weights", "device")
+@settings(*NETWORK, "weights", "device")
 @click.option("--overwrite", is_flag=True, help="Replace existing results; never the inputs.")
 @click.option("--skip-existing", is_flag=True, help="Leave existing results and make the others.")
 def run(
@@ -477,7 +485,7 @@ def run(
     metavar="S",
     help="To time at most, once 5 rounds are done.",
 )
-@settings("weights")
+@settings(*NETWORK, "weights")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(
     models: tuple[Model, ...],
@@ -486,7 +494,7 @@ def bench(
     provider: str,
     seconds: float,
     as_json: bool,
-    weights: str | None,
+    **given: Any,
 ) -> None:
     """Compare MODELS (ONNX files, checkpoints, students) with the first of them.
 
@@ -496,8 +504,8 @@ def bench(
     from csa2glmha.bench.rounds import Patience
     from csa2glmha.commands.bench import describe_bench, run_bench
 
-    chosen = make_options(**given_only({"weights": weights})).weights
-    settings = Settings(None if size is None else (size, size), threads, provider, chosen)
+    options = make_options(**given_only(given))
+    settings = Settings(None if size is None else (size, size), threads, provider, options.weights, options)
     found = run_bench([local_file(model) for model in models], settings, Patience(seconds=seconds))
     show(dumps(found, indent=2) if as_json else describe_bench(found))
 
@@ -513,7 +521,7 @@ def bench(
 )
 @settings("rank_q", "attention", *DATA, "calibration_crops", "calibration_size")
 @settings(*(name for name in TRAINING if name != "resume"), "distill", "input_size", "timing")
-@settings("weights", "device", "seed")
+@settings(*NETWORK, "weights", "device", "seed")
 @click.option(
     "-o", "--output", type=EXISTING, metavar="DIR", help="Output folder [default: CHECKPOINT-sweep]."
 )
@@ -537,7 +545,7 @@ def sweep(
 
     points = parse_points(ranks, given_only(given))
     file = local_file(checkpoint)
-    output = output or Path(f"{file.stem}-sweep")
+    output = output or Path(f"{points[0].options.stem_of(file)}-sweep")
     found = run_sweep(file, points, output, overwrite=overwrite, latency=timing is not False)
     show(dumps(found.to_json(), indent=2) if as_json else describe_sweep(found))
     if not as_json:

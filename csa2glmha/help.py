@@ -21,6 +21,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "ranks",
         "attention",
     ),
+    "Your own network": ("network", "network_arg", "example", "value_range", "output_index"),
     "Data": (
         "data",
         "targets",

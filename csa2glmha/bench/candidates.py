@@ -11,6 +11,7 @@ import torch
 from csa2glmha.bench.noise import noise
 from csa2glmha.checkpoint import is_student
 from csa2glmha.checkpoint.student import load_model
+from csa2glmha.config.network import NetworkOptions
 from csa2glmha.core.environment import thread_count
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.progress import say
@@ -31,12 +32,14 @@ class Settings:
         threads: within an operator; None: one for each core that may be used.
         provider: of ONNX Runtime in lower case, such as "cpu" or "cuda"; PyTorch knows these two.
         weights: which to take of checkpoints that hold several; None: averaged ones.
+        network: the user's own that files are of; not used for ONNX files.
     """
 
     size: tuple[int, int] | None = None
     threads: int | None = None
     provider: str = "cpu"
     weights: str | None = None
+    network: NetworkOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def _open_pytorch(path: Path, settings: Settings) -> _Opened:
             "--provider cpu, or export it first"
         )
     device = torch.device(settings.provider)
-    loaded = load_model(path, None if is_student(path) else settings.weights)
+    loaded = load_model(path, None if is_student(path) else settings.weights, settings.network)
     for note in loaded.checkpoint.notes:
         say(note)
     model = loaded.model.to(device)

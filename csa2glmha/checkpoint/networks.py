@@ -12,14 +12,12 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from csa2glmha.checkpoint.sizes import is_plain
-from csa2glmha.families.family import Family
-from csa2glmha.families.registry import known_families, likeness
 
 #: Modules that wrap another one and do nothing that matters here: DataParallel, torch.compile, activation
 #: checkpointing, FullyShardedDataParallel (new and old), Lightning's Fabric. They stand anywhere in a name.
@@ -55,16 +53,41 @@ _LONGEST_NAME = 300
 #: Networks beside which averages under names without dots are looked for.
 _MOST_NETWORKS = 8
 _MOST_NAMES = 5000
+#: Of an architecture's names, those that are looked for at the ends of others.
+_MOST_KEYS = 50
 
 Path = tuple[str, ...]
 
 
+class Architecture(Protocol):
+    """What is looked for in a file: a name, and keys that together occur in its networks alone."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def signature(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class OneNetwork:
+    """The architecture of one network, of which all parameters are known."""
+
+    name: str
+    signature: tuple[str, ...]
+
+    @classmethod
+    def of(cls, network: nn.Module, name: str) -> OneNetwork:
+        """The name with most parts goes first: no other one ends with it, so it tells what stands before."""
+        names = [name for name, _ in network.named_parameters()]
+        return cls(name, tuple(sorted(names, key=lambda name: -name.count("."))))
+
+
 @dataclass(frozen=True)
 class Network:
-    """One whole network of a supported architecture in a checkpoint.
+    """One whole network of a known architecture in a checkpoint.
 
     Attributes:
-        architecture: its name in the registry.
+        architecture: its name.
         path: keys of the nested dicts that lead to the one with its tensors.
         prefix: what its names begin with there.
         averaged: these are averaged weights.
@@ -135,12 +158,12 @@ def without_wrappers(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def find_networks(contents: Contents) -> list[Network]:
-    """Every whole network of a supported architecture, in the order of the file."""
+def find_networks(contents: Contents, known: Sequence[Architecture]) -> list[Network]:
+    """Every whole network of a known architecture, in the order of the file."""
     found = []
     for path, tensors in contents.tensors.items():
         taken: set[str] = set()
-        for family in known_families():
+        for family in known:
             for prefix, names in _groups(tensors, family).items():
                 # What has the signatures of two families is of the first.
                 network = None if prefix in taken else _network(family, path, prefix, names, tensors)
@@ -151,7 +174,7 @@ def find_networks(contents: Contents) -> list[Network]:
     return [_exchanged(network, contents) for network in found]
 
 
-def _groups(tensors: Mapping[str, Tensor], family: Family) -> dict[str, list[str]]:
+def _groups(tensors: Mapping[str, Tensor], family: Architecture) -> dict[str, list[str]]:
     """Prefixes under which the first name of the signature stands, and all names under each of them."""
     anchor = family.signature[0].split(".")
     short = (name for name in tensors if len(name) <= _LONGEST_NAME)
@@ -191,7 +214,7 @@ def _longest_prefix(name: str, prefixes: set[str], longest: int) -> str | None:
 
 
 def _network(
-    family: Family,
+    family: Architecture,
     path: Path,
     prefix: str,
     names: list[str],
@@ -258,25 +281,31 @@ def _exchanged(network: Network, contents: Contents) -> Network:
     return network
 
 
-def most_alike(contents: Contents) -> tuple[Path, dict[str, Tensor]]:
+def most_alike(contents: Contents, known: Sequence[Architecture]) -> tuple[Path, dict[str, Tensor]]:
     """Where no network is found, the tensors that come closest to one, and the keys that lead to them."""
     best: tuple[tuple[float, int], Path, dict[str, Tensor]] | None = None
     for path, tensors in contents.tensors.items():
         plain = {without_wrappers(name): tensor for name, tensor in tensors.items()}
         if len(plain) < len(tensors):
             plain = tensors
-        for prefix in _likely_prefixes(plain):
+        for prefix in _likely_prefixes(plain, known):
             under = {name[len(prefix) :]: plain[name] for name in plain if name.startswith(prefix)}
-            rank = (likeness(under), len(under))
+            rank = (max(_signed(each, under) for each in known), len(under))
             if best is None or rank > best[0]:
                 best = rank, path, under
     assert best is not None
     return best[1], best[2]
 
 
-def _likely_prefixes(names: Iterable[str]) -> list[str]:
+def _signed(architecture: Architecture, state: Mapping[str, Tensor]) -> float:
+    """How much of its signature is in a state dict, 0 to 1."""
+    keys = architecture.signature
+    return sum(key in state for key in keys) / max(len(keys), 1)
+
+
+def _likely_prefixes(names: Iterable[str], architectures: Sequence[Architecture]) -> list[str]:
     """None, and those before names that an architecture is known by; a few, from the first names."""
-    known = [key for family in known_families() for key in family.signature]
+    known = [key for each in architectures for key in each.signature[:_MOST_KEYS]]
     first = list(islice(names, _MOST_NAMES))
     found = {
         "": None,

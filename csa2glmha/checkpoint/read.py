@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from csa2glmha.checkpoint.kinds import check_is_file, checkpoint_error, one_line
 from csa2glmha.checkpoint.load import load_content
+from csa2glmha.checkpoint.networks import Architecture
 from csa2glmha.checkpoint.sizes import check_amount, is_plain
 from csa2glmha.checkpoint.unwrap import Opened, open_weights
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.files import sha256_of
 from csa2glmha.core.text import quoted
+from csa2glmha.families.registry import known_families
 
 #: What files of converted networks say of themselves; all their tensors are theirs, as they are named.
 STUDENT_FORMAT = "csa2glmha-student"
@@ -52,7 +55,9 @@ class Checkpoint:
         return (self.wrapper or ".") if self.others else ""
 
 
-def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: str | Path, weights: str | None = None, known: Sequence[Architecture] | None = None
+) -> Checkpoint:
     """Read the weights of a .pth, .pt, .ckpt or .safetensors file without running any of its code.
 
     The network is found wherever it is: in nested dicts (``params_ema``, ``state_dict``, ...), under prefixes
@@ -62,6 +67,7 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
     Args:
         path: the file.
         weights: which of several networks to take, by what it is called in the file; None: the averaged one.
+        known: architectures to look for; None: the supported ones.
 
     Raises:
         CheckpointError: there is no such file; it is not a checkpoint, truncated, or would have to run
@@ -76,7 +82,7 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise checkpoint_error(path, reason, "check that you may read it and that its disk works") from error
-    opened = _open(path, content, metadata, weights)
+    opened = _open(path, content, metadata, weights, known_families() if known is None else known)
     check_amount(path, opened.tensors)
     state_dict, dtype_notes = _to_float32(path, opened.tensors)
     _check_finite(path, state_dict)
@@ -93,9 +99,15 @@ def is_student(path: Path) -> bool:
         return False
 
 
-def _open(path: Path, content: object, metadata: dict[str, str], weights: str | None) -> Opened:
+def _open(
+    path: Path,
+    content: object,
+    metadata: dict[str, str],
+    weights: str | None,
+    known: Sequence[Architecture],
+) -> Opened:
     if metadata.get("format") != STUDENT_FORMAT:
-        return open_weights(path, content, weights)
+        return open_weights(path, content, weights, known)
     if weights is not None:
         raise UsageError(
             f"--weights {quoted(weights)}: {str(path)!r} is a student and has one set; leave it out"

@@ -7,8 +7,9 @@ A student file is safetensors; its metadata says how to rebuild the network:
     architecture      name in the registry
     hyperparameters   JSON, of the architecture
     layers            JSON, layer name to GLMHAConfig
-    network           JSON, of a network that is built elsewhere: the "class" that it is of. Then
-                      architecture is its name, and hyperparameters are empty
+    network           JSON, of a network that is built elsewhere: the "class" that it is of; where it was
+                      named by its builder also "builder", "arguments", the SHA-256 of its "sources", and
+                      its "interface"
     teacher_sha256    of the checkpoint it was made from
     teacher_values_sha256    in place of that: of the weights of a teacher that came from no file
     teacher_source    address of that on the Hugging Face Hub, with the commit, if it came from there
@@ -19,7 +20,6 @@ A student file is safetensors; its metadata says how to rebuild the network:
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,11 +27,21 @@ from pathlib import Path
 from typing import TypeVar, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from csa2glmha.attention.stored import read_config
-from csa2glmha.checkpoint import STUDENT_FORMAT, Checkpoint, read_checkpoint, write_safetensors
+from csa2glmha.checkpoint import STUDENT_FORMAT, Checkpoint, is_student, read_checkpoint, write_safetensors
+from csa2glmha.checkpoint.foreign import (
+    NETWORK,
+    described,
+    foreign_template,
+    load_foreign,
+    weights_sha256,
+)
 from csa2glmha.checkpoint.migrations import FORMAT_VERSION, Stored, brought_up_to_date, format_of
+from csa2glmha.checkpoint.networks import OneNetwork
+from csa2glmha.config.network import NO_FILE, NetworkOptions
+from csa2glmha.config.options import make_options
 from csa2glmha.core.errors import CheckpointError, UsageError
 from csa2glmha.core.hub import local_file
 from csa2glmha.core.strict_json import dumps
@@ -40,12 +50,13 @@ from csa2glmha.core.version import __version__
 from csa2glmha.families.family import load_strictly
 from csa2glmha.families.registry import build_from_state, family_named
 from csa2glmha.networks import RestorationModel
+from csa2glmha.networks.foreign import ForeignNetwork, users_own
 from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_layers
 
 #: What a conversion calls it, in the folder that has the student's own name.
 STUDENT_FILE = "student.safetensors"
-#: Keys of the metadata that not every student has.
-NETWORK, TEACHER_VALUES = "network", "teacher_values_sha256"
+#: A key of the metadata that not every student has.
+TEACHER_VALUES = "teacher_values_sha256"
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -66,7 +77,7 @@ class LoadedModel:
 
 
 @overload
-def load(path: str | Path, weights: str | None = None, *, network: None = None) -> RestorationModel: ...
+def load(path: str | Path, weights: str | None = None, *, network: str | None = None) -> RestorationModel: ...
 
 
 @overload
@@ -81,7 +92,7 @@ def load(
     path: str | Path,
     weights: str | None = None,
     *,
-    network: nn.Module | Callable[[], nn.Module] | None = None,
+    network: nn.Module | Callable[[], nn.Module] | str | None = None,
 ) -> nn.Module:
     """Load a teacher's checkpoint or a student file.
 
@@ -90,7 +101,9 @@ def load(
             "hf://owner/name/file.pth".
         weights: which to take of a file that holds several, such as "state_dict_ema"; None: averaged ones.
         network: for files of a network that is not of a known family: the network with any weights, or what
-            builds it without arguments. A module that is given is not changed.
+            builds it without arguments; a module that is given is not changed. Or what the command line takes
+            as --network, such as "path/to/file.py:build", whose code is run: then images may have any size,
+            and values are in [0, 1], as with networks of known families.
 
     Returns:
         The network in eval mode, float32, on the CPU.
@@ -104,30 +117,44 @@ def load(
     ('restormer', False)
     """
     file = local_file(path)
-    if network is None:
-        return load_model(file, weights).model
+    if network is None or isinstance(network, str):
+        return load_model(file, weights, make_options(network=network)).model
     built = network if isinstance(network, nn.Module) else network()
     if not isinstance(built, nn.Module):
         raise UsageError(f"load: network gives a {type(built).__name__}, no nn.Module; give what builds one")
-    return load_into(read_checkpoint(file, weights), built)
+    known = (OneNetwork.of(built, type(built).__name__),)
+    return load_into(read_checkpoint(file, weights, known), built)
 
 
-def load_model(path: str | Path, weights: str | None = None) -> LoadedModel:
+def load_model(
+    path: str | Path, weights: str | None = None, network: NetworkOptions | None = None
+) -> LoadedModel:
     """As :func:`load`, with what the file says about itself.
 
+    Args:
+        path: also :data:`~csa2glmha.config.network.NO_FILE`, of a network that brings its weights.
+        weights: as for :func:`load`.
+        network: the user's own, which the file is of unless it is a student of a known family.
+
     Raises:
-        CheckpointError: also for a student of a network that is built elsewhere.
+        NetworkError: the user's code fails, or makes another network.
+        CheckpointError, UsageError: as :func:`load`; also a student whose network is not named.
     """
-    checkpoint = read_checkpoint(path, weights)
+    file = Path(path)
+    named = network is not None and network.network is not None
+    if network is not None and named and not is_student(file):
+        return LoadedModel(*load_foreign(file, weights, network), False)
+    if str(file) == NO_FILE:
+        raise UsageError("-: stands for a network that brings its weights; name it with --network")
+    checkpoint = read_checkpoint(file, weights)
     if not _is_student(checkpoint):
         return LoadedModel(build_from_state(checkpoint.state_dict, str(path)), checkpoint, False)
     checkpoint = _up_to_date(checkpoint)
-    if NETWORK in checkpoint.metadata:
-        raise CheckpointError(
-            f"{shown(checkpoint.path)}: is a student of {shown(checkpoint.metadata['architecture'])}, which "
-            "csa2glmha does not build; in Python, csa2glmha.load(file, network=...) takes the network"
-        )
-    return LoadedModel(_build_student(checkpoint), checkpoint, True)
+    if NETWORK not in checkpoint.metadata:
+        return LoadedModel(_build_student(checkpoint), checkpoint, True)
+    built, notes = foreign_template(checkpoint, network)
+    model = load_into(checkpoint, built)
+    return LoadedModel(model, replace(checkpoint, notes=(*checkpoint.notes, *notes)), True)
 
 
 def load_into(checkpoint: Checkpoint, network: ModelT) -> ModelT:
@@ -144,6 +171,9 @@ def load_into(checkpoint: Checkpoint, network: ModelT) -> ModelT:
         CheckpointError: layers, keys or shapes do not fit.
     """
     model = copy.deepcopy(network).to("cpu", torch.float32)
+    if isinstance(model, ForeignNetwork):
+        model.network = load_into(checkpoint, model.network)
+        return model.eval()
     source = str(checkpoint.path)
     if _is_student(checkpoint):
         checkpoint = _up_to_date(checkpoint)
@@ -154,20 +184,8 @@ def load_into(checkpoint: Checkpoint, network: ModelT) -> ModelT:
                 f"{shown(source)}: does not fit {type(model).__name__}: {shown(str(error))}; give the "
                 "network that the student was made of"
             ) from error
-    else:
-        checkpoint = replace(checkpoint, state_dict=_named_as(model, checkpoint.state_dict))
     load_strictly(model, checkpoint.state_dict, source)
     return model.eval()
-
-
-def _named_as(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with the part of their names that all of a network's begin with; reading leaves that off."""
-    wanted = set(model.state_dict())
-    parts, shared = next(iter(wanted), "").split(".")[:-1], ""
-    while parts and all(name.startswith(f"{shared}{parts[0]}.") for name in wanted):
-        shared += f"{parts.pop(0)}."
-    named = {shared + name: value for name, value in state.items()}
-    return named if named.keys() <= wanted else state
 
 
 def _is_student(checkpoint: Checkpoint) -> bool:
@@ -232,17 +250,6 @@ def teacher_weights(teacher: Checkpoint) -> dict[str, str]:
     return {"teacher_weights": teacher.weights} if teacher.weights else {}
 
 
-def weights_sha256(model: nn.Module) -> str:
-    """Of names, shapes and values of all weights, in float32: the same for a network and for its file."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        plain = value.detach().cpu()
-        plain = plain.float() if plain.is_floating_point() else plain
-        digest.update(f"{name} {tuple(plain.shape)} {plain.dtype}".encode())
-        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def is_made_from(metadata: Mapping[str, str], teacher: LoadedModel) -> bool:
     """Whether a student of these metadata was made from that teacher: of a file, or with its weights."""
     values = metadata.get(TEACHER_VALUES)
@@ -262,16 +269,19 @@ def student_metadata(
         seed: of everything random.
         extra: what else is told.
     """
-    layers = {name: layer.config.to_json() for name, layer in glmha_layers(student).items()}
+    own = users_own(student)
+    layers = {name: layer.config.to_json() for name, layer in glmha_layers(own).items()}
+    network = {"architecture": type(own).__name__, "hyperparameters": "{}"}
     if isinstance(student, RestorationModel):
         network = {
             "architecture": student.architecture,
             "hyperparameters": dumps(student.hyperparameters),
         }
-    else:
+    if isinstance(student, ForeignNetwork):
+        network[NETWORK] = dumps(described(student))
+    elif not isinstance(student, RestorationModel):
         kind = type(student)
-        described = {"class": f"{kind.__module__}.{kind.__qualname__}"}
-        network = {"architecture": kind.__name__, "hyperparameters": "{}", NETWORK: dumps(described)}
+        network[NETWORK] = dumps({"class": f"{kind.__module__}.{kind.__qualname__}"})
     return {
         "format": STUDENT_FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -300,4 +310,4 @@ def save_student(
     Raises:
         OutputError: the file cannot be written.
     """
-    write_safetensors(path, student.state_dict(), metadata, before_replacing)
+    write_safetensors(path, users_own(student).state_dict(), metadata, before_replacing)

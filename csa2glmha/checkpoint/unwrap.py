@@ -11,6 +11,7 @@ from torch import Tensor
 
 from csa2glmha.checkpoint.kinds import checkpoint_error
 from csa2glmha.checkpoint.networks import (
+    Architecture,
     Contents,
     Network,
     find_networks,
@@ -50,7 +51,7 @@ class Opened:
     notes: tuple[str, ...]
 
 
-def open_weights(path: Path, content: Any, wanted: str | None) -> Opened:
+def open_weights(path: Path, content: Any, wanted: str | None, known: Sequence[Architecture]) -> Opened:
     """Find the weights of one network in what a file holds; averaged ones are preferred.
 
     Where no whole supported network is found, these are the tensors most like one, for the error that names
@@ -60,6 +61,7 @@ def open_weights(path: Path, content: Any, wanted: str | None) -> Opened:
         path: of the file, for messages.
         content: what it holds.
         wanted: what the user calls the weights to take; None leaves the choice open.
+        known: architectures to look for.
 
     Raises:
         CheckpointError: there are no named tensors, or several networks to choose from.
@@ -68,9 +70,9 @@ def open_weights(path: Path, content: Any, wanted: str | None) -> Opened:
     contents = named_tensors(content)
     if not contents.tensors:
         raise _no_tensors(path, content, contents)
-    networks = find_networks(contents)
+    networks = find_networks(contents, known)
     if not networks:
-        return _closest(path, content, contents, wanted)
+        return _closest(path, content, contents, wanted, known)
     chosen, others = _choose(path, networks, wanted)
     return Opened(
         chosen.tensors,
@@ -203,7 +205,9 @@ def _holds_tensors(value: Any) -> bool:
 # --- where nothing is found
 
 
-def _closest(path: Path, content: Any, contents: Contents, wanted: str | None) -> Opened:
+def _closest(
+    path: Path, content: Any, contents: Contents, wanted: str | None, known: Sequence[Architecture]
+) -> Opened:
     """The tensors that come closest to a network, for the error that says what they lack."""
     labels = {".".join(keys): keys for keys in contents.tensors}
     if wanted is not None and wanted not in labels:
@@ -213,7 +217,7 @@ def _closest(path: Path, content: Any, contents: Contents, wanted: str | None) -
         )
     if wanted is not None:
         contents = Contents({labels[wanted]: contents.tensors[labels[wanted]]})
-    keys, tensors = most_alike(contents)
+    keys, tensors = most_alike(contents, known)
     label = ".".join(keys)
     notes = [f"opened {quoted(label)}"] if label else []
     node = content

@@ -64,7 +64,7 @@ def _analyze_file(
     checkpoint: Path, options: ConvertOptions, output: Path | None, sensitivity: bool
 ) -> dict[str, Any]:
     device = resolve_device(options.device)
-    loaded = load_model(checkpoint, options.weights)
+    loaded = load_model(checkpoint, options.weights, options)
     if loaded.is_student:
         raise UsageError(f"{checkpoint}: is a student; give the teacher's checkpoint")
     teacher = loaded.model

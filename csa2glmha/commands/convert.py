@@ -167,7 +167,7 @@ def prepare_conversion(checkpoint: Path, options: ConvertOptions, workspace: Wor
     """
     device = resolve_device(options.device)
     check_training(options, device)
-    loaded = load_model(checkpoint, options.weights)
+    loaded = load_model(checkpoint, options.weights, options)
     plan = plan_conversion(loaded, options)
     data = open_data(loaded.model, options)
     search = check_data(loaded.model, data, options)

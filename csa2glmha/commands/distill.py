@@ -130,10 +130,10 @@ def _open_pair(student: Path, teacher: Path, options: ConvertOptions) -> _Pair:
     Raises:
         UsageError: they do not.
     """
-    loaded = load_model(student)
+    loaded = load_model(student, network=options)
     metadata = loaded.checkpoint.metadata
     made_from = metadata.get("teacher_weights")
-    original = load_model(teacher, options.weights or made_from)
+    original = load_model(teacher, options.weights or made_from, options)
     if not loaded.is_student:
         raise UsageError(f"{student}: is not a student; make one with csa2glmha convert {student}")
     if original.is_student:

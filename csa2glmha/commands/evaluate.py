@@ -30,13 +30,13 @@ from csa2glmha.report.headline import metrics_of
 def _open_both(model: Path, teacher: Path | None, options: WorkOptions) -> tuple[OpenModel, OpenModel | None]:
     """Both models; --weights chooses the teacher's where there is one, if not those it was converted from."""
     if teacher is None:
-        return open_model(model, options.device, options.weights), None
-    opened = open_model(model, options.device)
+        return open_model(model, options.device, options.weights, options), None
+    opened = open_model(model, options.device, network=options)
     weights, made_from = options.weights, opened.metadata
     known = weights is None and "teacher_weights" in made_from and teacher.is_file()
     if known and made_from.get("teacher_sha256") == sha256_of(teacher):
         weights = made_from["teacher_weights"]
-    return opened, open_model(teacher, options.device, weights)
+    return opened, open_model(teacher, options.device, weights, options)
 
 
 def evaluate_file(

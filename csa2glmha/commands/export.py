@@ -87,7 +87,7 @@ def export_file(
         Csa2GlmhaError: the file is unusable, or the ONNX outputs differ from PyTorch's.
     """
     _check_choices(choices)
-    loaded = load_model(model, options.weights)
+    loaded = load_model(model, options.weights, options)
     evaluated = choices.precision == "int8" or (
         choices.precision == "fp16" and not options.model_fields_set.isdisjoint(_DATA)
     )
@@ -96,7 +96,7 @@ def export_file(
             f"{model}: has a mask baked in; int8 and --data need a model that takes its mask as an input: "
             "convert without --mask"
         )
-    output = _output_file(model, output)
+    output = _output_file(model, output, options.stem_of(model))
     with exclusive_file(output):
         ensure_writable(output, choices.overwrite)
         return _written(loaded, output, choices, options, evaluated)
@@ -166,11 +166,11 @@ def _with_task(loaded: LoadedModel, options: WorkOptions) -> WorkOptions:
     return options.model_copy(update={"degrade": task})
 
 
-def _output_file(model: Path, output: Path | None) -> Path:
+def _output_file(model: Path, output: Path | None, stem: str) -> Path:
     """The file to write, which no reader takes for something else, and which is not the model itself."""
     if output is not None and output.suffix.lower() != ".onnx":
         raise UsageError(f"-o {output}: run, evaluate and bench know ONNX files by the suffix .onnx; add it")
-    output = output or beside(model, f"{model.stem}.onnx")
+    output = output or beside(model, f"{stem}.onnx")
     if output.exists() and output.samefile(model):
         raise UsageError(f"-o {output}: is the model itself, which is never replaced; give another name")
     return output

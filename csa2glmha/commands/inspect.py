@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from csa2glmha.checkpoint.student import TEACHER_VALUES, load_model
+from csa2glmha.config.network import NetworkOptions
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.hub import display_name
 from csa2glmha.core.text import one_line
@@ -17,7 +18,12 @@ from csa2glmha.report.document import render_table
 
 
 def inspect_model(
-    checkpoint: Path, ranks: Ranks, input_size: int, weights: str | None = None, lowered: bool = False
+    checkpoint: Path,
+    ranks: Ranks,
+    input_size: int,
+    weights: str | None = None,
+    lowered: bool = False,
+    network: NetworkOptions | None = None,
 ) -> dict[str, Any]:
     """Architecture, hyper-parameters and attention layers of a teacher or student file, as JSON values.
 
@@ -28,11 +34,12 @@ def inspect_model(
         weights: as for :func:`csa2glmha.load`.
         lowered: nobody asked for these ranks, so those above the widest head are lowered to it, and that is
             said.
+        network: the user's own that the file is of.
 
     Raises:
         UsageError: a rank is above the channels of every head, and not to be lowered.
     """
-    loaded = load_model(checkpoint, weights)
+    loaded = load_model(checkpoint, weights, network)
     model = loaded.model
     height, width = model.fixed_size or (input_size, input_size)
     shapes = model.input_shapes(height, width)

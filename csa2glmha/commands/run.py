@@ -92,7 +92,7 @@ def _run_files(
     overwrite: bool,
     skip_existing: bool,
 ) -> RunResult:
-    opened = open_model(model, options.device, options.weights)
+    opened = open_model(model, options.device, options.weights, options)
     kind, facts = opened.kind, opened.facts
     inputs = kind.open_files(facts, options, cube_suffix)
     formats = inputs.formats

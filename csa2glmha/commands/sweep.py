@@ -53,7 +53,7 @@ def run_sweep(
 def _run_sweep(
     checkpoint: Path, points: Sequence[Point], output: Path, overwrite: bool, latency: bool
 ) -> Sweep:
-    loaded = load_model(checkpoint, points[0].options.weights)
+    loaded = load_model(checkpoint, points[0].options.weights, points[0].options)
     plans = {point.label: plan_conversion(loaded, point.options) for point in points}
     finished = _look(loaded, points, output, overwrite)
     _check_states([(output / point.folder, plans[point.label]) for point in points], overwrite)
@@ -133,7 +133,7 @@ def _times(
     Returns:
         The times, and why there are none: the points that are done are worth a table without them.
     """
-    teacher = load_model(checkpoint, points[0].options.weights).model
+    teacher = load_model(checkpoint, points[0].options.weights, points[0].options).model
     height, width = next(iter(reports.values())).input_size
     files = {point.label: output / point.folder / ONNX_FILE for point in points}
     try:

@@ -32,6 +32,7 @@ from csa2glmha.export.metadata import onnx_metadata
 from csa2glmha.export.onnx import ExportReport, export_onnx
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.networks import RestorationModel
+from csa2glmha.networks.foreign import ForeignNetwork
 from csa2glmha.reading.layers import glmha_layers
 from csa2glmha.report.card import write_card
 from csa2glmha.report.document import write_report
@@ -80,7 +81,9 @@ class Resume(Always[FileRun]):
 
     def __call__(self, run: FileRun) -> None:
         """Sets what the stages before the training would."""
-        student, run.fits, run.seconds["initialise"], run.found = load_initial(run.workspace.states)
+        student, run.fits, run.seconds["initialise"], run.found = load_initial(
+            run.workspace.states, run.teacher
+        )
         run.configs = {name: layer.config for name, layer in glmha_layers(student).items()}
         run.student = student.to(run.device)
 
@@ -157,6 +160,10 @@ class Export(Always[FileRun]):
                 lambda: self.exporter(student, space.onnx, metadata=described, example=example)
             )
         except ExportError as error:
+            if isinstance(student, ForeignNetwork):  # any code may stand in it, also what no exporter takes
+                run.latency_missing = f"not exported: {error}"
+                say(f"{run.latency_missing}; the student itself is complete")
+                return
             raise ExportError(f"{error}; the student itself is kept in {space.student}") from error
 
 
@@ -170,6 +177,10 @@ class TimeFiles(Always[FileRun]):
     def planned(self, run: FileRun) -> bool:
         """Where it is asked for."""
         return run.options.timing
+
+    def wanted(self, run: FileRun) -> bool:
+        """And where there is a file."""
+        return self.planned(run) and run.latency_missing is None
 
     def __call__(self, run: FileRun) -> None:
         """Sets ``latency``, or ``latency_missing``."""

@@ -9,7 +9,8 @@ from typing import Generic
 
 from torch import nn
 
-from csa2glmha.checkpoint.student import TEACHER_VALUES, save_student, student_metadata, weights_sha256
+from csa2glmha.checkpoint.foreign import weights_sha256
+from csa2glmha.checkpoint.student import TEACHER_VALUES, save_student, student_metadata
 from csa2glmha.compression.files import provenance
 from csa2glmha.compression.measured import measurements_of
 from csa2glmha.compression.pictured import Pictured

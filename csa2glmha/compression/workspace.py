@@ -41,15 +41,15 @@ T = TypeVar("T")
 
 def default_output(checkpoint: Path, options: ConvertOptions) -> str:
     """The folder results go to when none is named: "<checkpoint>-rank8" beside nothing but the caller."""
-    budget = options.budget
+    stem, budget = options.stem_of(checkpoint), options.budget
     if budget is not None:
-        return f"{checkpoint.stem}-rankauto{str(budget).replace(' ', '').replace('--', '-')}"
+        return f"{stem}-rankauto{str(budget).replace(' ', '').replace('--', '-')}"
     named = options.ranks.k is not None or options.shares[0] is not None
     rank = f"rank{options.rank}" if named else "full"
     ranks = {"q": options.rank_q, "k": options.rank_k, "v": options.rank_v, "pos": options.rank_pos}
     extra = "".join(f"-{name}{value}" for name, value in ranks.items() if value is not None)
     compact = "-compact" if options.attention == "compact" else ""
-    return f"{checkpoint.stem}-{rank}{extra}{compact}"
+    return f"{stem}-{rank}{extra}{compact}"
 
 
 @dataclass

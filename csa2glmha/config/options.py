@@ -10,6 +10,7 @@ from pydantic import ValidationError, model_validator
 
 from csa2glmha.config.data import CalibrationOptions, DataOptions
 from csa2glmha.config.distillation import DistillOptions
+from csa2glmha.config.network import NetworkOptions
 from csa2glmha.config.rank_options import RankOptions
 from csa2glmha.config.recipe import load_recipe
 from csa2glmha.config.running import MeasureOptions, RunOptions
@@ -17,11 +18,13 @@ from csa2glmha.core.errors import UsageError
 from csa2glmha.core.text import shortened
 
 #: Flags that do not follow from the name of their field.
-_FLAGS = {"timing": "--latency"}
+_FLAGS = {"timing": "--latency", "value_range": "--range"}
 
 
 # Pydantic lists the fields of the last base first.
-class WorkOptions(RunOptions, MeasureOptions, DistillOptions, CalibrationOptions, DataOptions):
+class WorkOptions(
+    RunOptions, NetworkOptions, MeasureOptions, DistillOptions, CalibrationOptions, DataOptions
+):
     """All but the ranks: what is learnt from and how, what is measured, and how a command runs."""
 
 
@@ -67,6 +70,7 @@ def make_options(**values: Any) -> ConvertOptions:
         options = ConvertOptions(**values)
     except ValidationError as error:
         raise UsageError(_first_problem(error)) from None
+    options.check_network()
     options.check_ranks()
     options.check_distillation()
     options.check_data()

@@ -23,6 +23,10 @@ class CheckpointError(Csa2GlmhaError):
     """A checkpoint cannot be read, or is not of a supported architecture."""
 
 
+class NetworkError(Csa2GlmhaError):
+    """A network of the user's own cannot be built, or cannot be used."""
+
+
 class DataError(Csa2GlmhaError):
     """Images or other calibration and evaluation data cannot be used."""
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from csa2glmha.checkpoint.student import load_model, save_student
+from csa2glmha.checkpoint import read_checkpoint
+from csa2glmha.checkpoint.student import load_into, save_student
 from csa2glmha.config.affects import Affects, values_that_affect
 from csa2glmha.config.data import DataOptions
 from csa2glmha.config.distillation import DistillOptions
@@ -175,15 +176,15 @@ def save_initial(
 
 
 def load_initial(
-    states: StateFolder,
+    states: StateFolder, teacher: RestorationModel
 ) -> tuple[RestorationModel, dict[str, LayerFit], float, dict[str, Any] | None]:
     """What training began with: the student, how its layers fit, the seconds of that, and the rank search.
 
     Raises:
         CheckpointError: it is not there, or damaged.
     """
-    loaded = load_model(states.path / INITIAL_FILE)
-    metadata = loaded.checkpoint.metadata
+    checkpoint = read_checkpoint(states.path / INITIAL_FILE)
+    student, metadata = load_into(checkpoint, teacher), checkpoint.metadata
     try:
         fits = {name: LayerFit(**fit) for name, fit in json.loads(metadata["fits"]).items()}
         seconds = float(metadata["seconds"])
@@ -193,7 +194,7 @@ def load_initial(
             f"--resume: {states.path / INITIAL_FILE} is damaged; start over with --overwrite and without "
             "--resume"
         ) from error
-    return loaded.model, fits, seconds, found
+    return student, fits, seconds, found
 
 
 @dataclass(frozen=True)

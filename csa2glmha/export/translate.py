@@ -54,7 +54,8 @@ def translate(
         with _sizes_are_open():
             tracer = fx.Tracer(autowrap_functions=(reflect_pad_to_multiple,))
             graph = tracer.trace(network, concrete_args=_left_out(network))
-    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+    # The tracer's own errors, and whatever code that knows nothing of it makes of its stand-ins for tensors.
+    except Exception as error:
         raise UntranslatableError(f"no symbolic trace: {error}") from error
     inputs = dict(zip(network.input_names, shapes, strict=True))
     emitter = _Emitter(fx.GraphModule(network, graph), opset)

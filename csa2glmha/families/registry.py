@@ -66,11 +66,6 @@ def recognise(state: Mapping[str, Tensor], source: str) -> Family:
     )
 
 
-def likeness(state: Mapping[str, Tensor]) -> float:
-    """How much of what the most similar family is known by is in a state dict, 0 to 1."""
-    return max(family.signed(state) for family in families.FAMILIES)
-
-
 def inputs_of(name: str) -> str | None:
     """The kind of inputs that networks of the family of that name take; None: there is no such family."""
     named = [family.model for family in families.FAMILIES if family.name == name]

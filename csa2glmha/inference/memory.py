@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from csa2glmha.core.device import free_memory
 from csa2glmha.inference.grid import Tile, divide_axis
 from csa2glmha.inference.lockstep import lockstep
-from csa2glmha.networks import RestorationModel
+from csa2glmha.networks import RestorationModel, skeleton_of
 
 #: Measured peaks on a CPU are this much above the sum of the tensors: convolutions reorder their inputs and
 #: outputs, memory that was freed is not at once given back, and small runs also load code.
@@ -48,13 +47,13 @@ class MemoryNeeds:
 
 def whole_needs(model: RestorationModel, height: int, width: int) -> int:
     """Bytes that a run on one image takes at most, beside weights and image."""
-    skeleton = _skeleton(model)
+    skeleton = skeleton_of(model)
     return _overhead(_peak(skeleton, lambda: skeleton(*_inputs(model, height, width, 1))))
 
 
 def training_needs(model: RestorationModel, batch: int, height: int, width: int) -> int:
     """Bytes that a training step takes beside the weights: activations, gradients, Adam's moments."""
-    skeleton = _skeleton(model).requires_grad_(True)
+    skeleton = skeleton_of(model).requires_grad_(True)
     inputs = _inputs(model, height, width, batch)
 
     def step() -> Tensor:
@@ -77,7 +76,7 @@ def tile_needs(
         tile, sample: height and width.
         shared: the tiles share attention maps.
     """
-    skeleton = _skeleton(model)
+    skeleton = skeleton_of(model)
     if not shared:
         return MemoryNeeds(_overhead(_peak(skeleton, lambda: skeleton(*_inputs(model, *tile, 1)))), 0, 0)
     memory, waiting = _Allocations(skeleton), 0
@@ -124,17 +123,6 @@ def used_bytes(device: torch.device) -> int:
 
 def _overhead(peak: int) -> int:
     return int(peak * OVERHEAD) + OVERHEAD_BYTES
-
-
-def _skeleton(model: RestorationModel) -> RestorationModel:
-    """The network with shapes only, so that a run takes no memory and hardly any time."""
-    memo: dict[int, Any] = {
-        id(tensor): torch.nn.Parameter(tensor.to("meta"), requires_grad=False)
-        if isinstance(tensor, torch.nn.Parameter)
-        else tensor.to("meta")
-        for tensor in (*model.parameters(), *model.buffers())
-    }
-    return copy.deepcopy(model, memo)
 
 
 def _inputs(model: RestorationModel, height: int, width: int, batch: int) -> Sequence[Tensor]:

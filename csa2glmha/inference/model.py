@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from csa2glmha.checkpoint.student import load_model
+from csa2glmha.config.network import NetworkOptions
 from csa2glmha.core.device import resolve_device
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.progress import say
@@ -61,15 +62,17 @@ class OpenModel:
         return input_kind(self.facts)
 
 
-def open_model(path: Path, device: str, weights: str | None = None) -> OpenModel:
+def open_model(
+    path: Path, device: str, weights: str | None = None, network: NetworkOptions | None = None
+) -> OpenModel:
     """Open a checkpoint, student or ONNX file.
 
     Args:
         path: the file.
         device: as for :func:`~csa2glmha.core.device.resolve_device`. Of an ONNX file a provider of
             ONNX Runtime, such as "cpu" or "cuda"; "auto" is the CPU, where its memory can be foretold.
-
         weights: which to take of a checkpoint that holds several; None: averaged ones.
+        network: the user's own that the file is of; not used for ONNX files.
 
     Raises:
         UsageError: a device that is not known or not there, or weights that are not.
@@ -79,20 +82,20 @@ def open_model(path: Path, device: str, weights: str | None = None) -> OpenModel
         if weights is not None:
             raise UsageError(f"--weights {weights}: {path} is an ONNX file and has one set; leave it out")
         provider = CPU_PROVIDER if device == "auto" else provider_name(device, "--device")
-        network = OnnxModel(path, provider=provider)
-        fitted = FittedOnnx(network)
+        runtime = OnnxModel(path, provider=provider)
+        fitted = FittedOnnx(runtime)
         return OpenModel(
             lambda inputs: fitted(inputs)[0],
-            network.metadata.get("architecture", ""),
-            network.in_channels,
-            network.out_channels,
-            network.fixed_size,
-            metadata=network.metadata,
-            foreign=network.foreign,
-            inputs=network.facts.inputs,
-            count=network.facts.count,
+            runtime.metadata.get("architecture", ""),
+            runtime.in_channels,
+            runtime.out_channels,
+            runtime.fixed_size,
+            metadata=runtime.metadata,
+            foreign=runtime.foreign,
+            inputs=runtime.facts.inputs,
+            count=runtime.facts.count,
         )
-    loaded = load_model(path, weights)
+    loaded = load_model(path, weights, network)
     for note in loaded.checkpoint.notes:
         say(note)
     model = loaded.model.to(resolve_device(device))

@@ -27,6 +27,7 @@ def command_line(report: Report) -> str:
     for name in options_that_affect(Affects.REPORT, ConvertOptions):
         default = ConvertOptions.model_fields[name].default
         value = options.get(name, default)
+        value = tuple(value) if isinstance(value, list) else value
         if (value != default or name in ("rank", "seed")) and not _replaced(name, options):
             words += _option(name, value)
     return shlex.join(one_line(word) for word in words)
@@ -40,4 +41,6 @@ def _replaced(name: str, options: Mapping[str, JsonValue]) -> bool:
 def _option(name: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [flag_of(name, value)]
-    return [flag_of(name), Path(str(value)).name if name in _PATHS else str(value)]
+    if isinstance(value, tuple):
+        return [word for each in value for word in (flag_of(name), str(each))]
+    return [flag_of(name), Path(str(value)).name if name in _PATHS or name == "network" else str(value)]

@@ -40,6 +40,9 @@ OTHER: dict[str, Any] = {
     "learning_rate": 2e-4,
     "truth_weight": 0.5,
     "weights": "params",
+    "network": "archs.py:build",
+    "network_arg": ("dim=3",),
+    "example": ("1x3x8x8",),
     "device": "cpu",
 }
 PATHS = ("data", "targets", "mask", "tensorboard", "output")

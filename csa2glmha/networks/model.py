@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import copy
+from fractions import Fraction
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +17,20 @@ class RestorationModel(nn.Module):
     rebuild them, so that a student file describes itself.
     """
 
-    architecture: ClassVar[str]
+    #: Its name, in messages and files.
+    architecture: str
     #: Its kind of inputs, by a name that :mod:`csa2glmha.data.inputs` knows: that says how files are opened,
     #: read, shaped and refused.
-    inputs: ClassVar[str] = "images"
+    inputs: str = "images"
     #: Names of the inputs in call order; they become the names in the ONNX file.
     input_names: tuple[str, ...] = ("input",)
     #: Feature maps are halved this often, so heights and widths are padded to this multiple inside.
     size_multiple: int = 8
     #: Height and width, where the network holds for one size only.
     fixed_size: tuple[int, int] | None = None
+
+    #: Height and width of the output over those of the input.
+    scale: Fraction = Fraction(1)
 
     hyperparameters: dict[str, Any]
 
@@ -41,6 +47,20 @@ class RestorationModel(nn.Module):
     def input_shapes(self, height: int, width: int, batch: int = 1) -> tuple[tuple[int, ...], ...]:
         """Shapes of the inputs, in call order, for an image of ``height`` x ``width`` pixels."""
         return ((batch, self.in_channels, height, width),)
+
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def skeleton_of(model: ModuleT) -> ModuleT:
+    """The network with shapes only, so that a run takes no memory and hardly any time."""
+    memo: dict[int, Any] = {
+        id(tensor): nn.Parameter(tensor.to("meta"), requires_grad=False)
+        if isinstance(tensor, nn.Parameter)
+        else tensor.to("meta")
+        for tensor in (*model.parameters(), *model.buffers())
+    }
+    return copy.deepcopy(model, memo)
 
 
 def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:

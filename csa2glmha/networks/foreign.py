@@ -1,0 +1,205 @@
+"""A network of the user's own, with all that a network of a known family has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
+from fractions import Fraction
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from csa2glmha.core.errors import NetworkError
+from csa2glmha.core.users_code import calls_users_code
+from csa2glmha.networks.builder import Origin, label_of
+from csa2glmha.networks.model import RestorationModel, reflect_pad_to_multiple
+
+Shape = tuple[int, ...]
+#: Inputs that a network may have.
+MOST_INPUTS = 4
+#: By the name of a range, its least value and its width.
+RANGES = {"0-1": (0.0, 1.0), "-1-1": (-1.0, 2.0), "0-255": (0.0, 255.0)}
+
+calls_users_code(__file__)
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a network takes and makes.
+
+    Attributes:
+        shapes: of inputs that it takes, in the order of its call; the first is an image (B, C, H, W).
+        out_channels: of its output.
+        multiple: heights and widths must be multiples of it.
+        scale: height and width of the output over those of the first input.
+        fixed_size: height and width, where it takes one size only.
+        value_range: of inputs and output, one of :data:`RANGES`.
+        output_index: which of several outputs counts.
+    """
+
+    shapes: tuple[Shape, ...]
+    out_channels: int
+    multiple: int = 1
+    scale: Fraction = Fraction(1)
+    fixed_size: tuple[int, int] | None = None
+    value_range: str = "0-1"
+    output_index: int = -1
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, for a student's file."""
+        return {
+            "shapes": [list(shape) for shape in self.shapes],
+            "out_channels": self.out_channels,
+            "multiple": self.multiple,
+            "scale": str(self.scale),
+            "fixed_size": None if self.fixed_size is None else list(self.fixed_size),
+            "value_range": self.value_range,
+            "output_index": self.output_index,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Interface:
+        """The inverse.
+
+        Raises:
+            LookupError, TypeError, ValueError: these are none.
+        """
+        fixed = values["fixed_size"]
+        found = cls(
+            tuple(tuple(_positive(size) for size in shape) for shape in values["shapes"]),
+            _positive(values["out_channels"]),
+            _positive(values["multiple"]),
+            Fraction(str(values["scale"])),
+            None if fixed is None else (_positive(fixed[0]), _positive(fixed[1])),
+            str(values["value_range"]),
+            int(values["output_index"]),
+        )
+        if not found.shapes or len(found.shapes[0]) != 4 or found.value_range not in RANGES:
+            raise ValueError("these are no inputs and outputs of a network")
+        if not 0 < found.scale <= 64:
+            raise ValueError(f"a scale of {found.scale} is none")
+        return found
+
+
+def _positive(value: object) -> int:
+    if not isinstance(value, int) or not 0 < value < 1 << 24:
+        raise ValueError(f"{value!r} is no size")
+    return value
+
+
+class ForeignNetwork(RestorationModel):
+    """The user's network behind the contract of all others.
+
+    It takes images of any height and width, with values in [0, 1], and makes one output of values in [0, 1].
+
+    Args:
+        network: the user's, which is kept as it is under this name.
+        interface: what that takes and makes.
+        origin: where it came from.
+    """
+
+    def __init__(self, network: nn.Module, interface: Interface, origin: Origin) -> None:
+        super().__init__()
+        self.network = network
+        self.interface = interface
+        self.origin = origin
+        self.architecture = label_of(network)
+        self.size_multiple = interface.multiple
+        self.fixed_size = interface.fixed_size
+        self.scale = interface.scale
+        more = range(2, len(interface.shapes) + 1)
+        self.input_names = ("input", *(f"input{number}" for number in more))
+        self.hyperparameters = {"network": origin.builder, **origin.arguments} | self._particulars()
+
+    def _particulars(self) -> dict[str, Any]:
+        """What is not as it usually is."""
+        face = self.interface
+        usual = Interface(face.shapes, face.out_channels)
+        told = {
+            "size multiple": (face.multiple, usual.multiple),
+            "output scale": (str(face.scale), str(usual.scale)),
+            "values": (face.value_range, usual.value_range),
+            "output": (face.output_index, usual.output_index),
+        }
+        return {name: value for name, (value, default) in told.items() if value != default}
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the first input."""
+        return self.interface.shapes[0][1]
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.interface.out_channels
+
+    def input_shapes(self, height: int, width: int, batch: int = 1) -> tuple[Shape, ...]:
+        """Further inputs are larger or smaller than the first as in the example that the user gave."""
+        first, *more = self.interface.shapes
+        image = (batch, first[1], height, width)
+        return (image, *(alike(shape, first, image) for shape in more))
+
+    def forward(
+        self,
+        image: Tensor,
+        second: Tensor | None = None,
+        third: Tensor | None = None,
+        fourth: Tensor | None = None,
+    ) -> Tensor:
+        """Images (B, C, H, W) in [0, 1], and what further inputs there are, to (B, C', scale H, scale W)."""
+        # By name, one by one: PyTorch's exporter and its tracer know how many there are.
+        inputs = (image, *(each for each in (second, third, fourth) if each is not None))
+        height, width = image.shape[-2:]
+        face = self.interface
+        low, span = RANGES[face.value_range]
+        multiple = face.multiple
+        if multiple > 1 and face.fixed_size is None:
+            inputs = tuple(_padded(each, inputs[0], multiple) for each in inputs)
+        if (low, span) != RANGES["0-1"]:
+            inputs = tuple(each * span + low for each in inputs)
+        output = chosen_output(self.network(*inputs), face.output_index)
+        if (low, span) != RANGES["0-1"]:
+            output = (output - low) / span
+        up, down = face.scale.numerator, face.scale.denominator
+        if multiple > 1 and face.fixed_size is None:
+            output = output[..., : height * up // down, : width * up // down]
+        return output
+
+
+def users_own(model: nn.Module) -> nn.Module:
+    """The user's own network, whose names files have; of another network that itself."""
+    return model.network if isinstance(model, ForeignNetwork) else model
+
+
+def _padded(given: Tensor, first: Tensor, multiple: int) -> Tensor:
+    """Further inputs are padded where they are as large as the first."""
+    if given is not first and (given.ndim != 4 or given.shape[-2:] != first.shape[-2:]):
+        return given
+    return reflect_pad_to_multiple(given, multiple)
+
+
+def alike(shape: Shape, first: Shape, image: Shape) -> Shape:
+    """The shape that stands to ``image`` as it stands to ``first`` now."""
+    if len(shape) != 4:
+        return (image[0], *shape[1:])
+    sides = zip(shape[2:], image[2:], first[2:], strict=True)
+    return (image[0], shape[1], *(side * now // then for side, now, then in sides))
+
+
+def chosen_output(output: Any, index: int) -> Tensor:
+    """One of the tensors that a network returns, alone or in tuples, lists and dicts.
+
+    Raises:
+        NetworkError: there is none of that number.
+    """
+    tensors = [output]
+    if isinstance(output, (tuple, list, Mapping)):
+        tensors = [each for each in tree_leaves(output) if isinstance(each, Tensor)]
+    elif is_dataclass(output):
+        tensors = [each for each in vars(output).values() if isinstance(each, Tensor)]
+    if not -len(tensors) <= index < len(tensors):
+        found = "1 output" if len(tensors) == 1 else f"{len(tensors)} outputs"
+        raise NetworkError(f"--output-index {index}: the network makes {found}; give a smaller number")
+    chosen: Tensor = tensors[index]
+    return chosen

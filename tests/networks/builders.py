@@ -1,0 +1,152 @@
+"""Networks as users have them, and functions that build them: given to --network by the tests, as a file.
+
+Nothing in here is for users of the package.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from csa2glmha.families.transposed.readers import MDTA
+
+
+class Block(nn.Module):
+    """Attention and a convolution, each around a shortcut."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.attn = MDTA(dim, heads, bias=True)
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(x)
+        return x + F.gelu(self.conv(x))
+
+
+class Denoiser(nn.Module):
+    """A network of one level below the first; sides must be multiples of 4, and are not padded.
+
+    Args:
+        dim: width.
+        heads: of the attention, on both levels.
+        scale: height and width of the output over those of the input.
+        last: what it returns: "tensor", or a "tuple" or "dict" of a half-sized output and the whole one.
+        noise: of this standard deviation is added to the output.
+    """
+
+    def __init__(
+        self, dim: int = 8, heads: int = 2, scale: int = 1, last: str = "tensor", noise: float = 0
+    ) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, dim, 3, padding=1)
+        self.top = Block(dim, heads)
+        self.down = nn.Conv2d(dim, dim, 4, stride=4)
+        self.bottom = Block(dim, heads)
+        self.up = nn.Conv2d(dim, 16 * dim, 1)
+        self.last = nn.Conv2d(dim, 3 * scale * scale, 3, padding=1)
+        self.scale, self.returns, self.noise = scale, last, noise
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor] | dict[str, Tensor]:
+        x = self.top(self.first(image))
+        below = self.bottom(self.down(x))
+        x = x + F.pixel_shuffle(self.up(below), 4)
+        whole = F.pixel_shuffle(self.last(x), self.scale)
+        whole = whole + F.interpolate(image, scale_factor=self.scale, mode="nearest")
+        if self.noise:
+            whole = whole + self.noise * torch.randn_like(whole)
+        half = F.avg_pool2d(whole, 2)
+        if self.returns == "tuple":
+            return half, whole
+        return OrderedDict(half=half, whole=whole) if self.returns == "dict" else whole
+
+
+def build(seed: int = 0, **arguments: object) -> nn.Module:
+    """One with weights that are the same every time, and attention that is not flat."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = Denoiser(**arguments)  # type: ignore[arg-type]
+        for name, parameter in network.named_parameters():
+            if name.endswith("temperature"):
+                parameter.data.fill_(3)
+    return network
+
+
+class Signed(nn.Module):
+    """The same for values from ``low`` to ``high``, refused outside of these."""
+
+    def __init__(self, low: float = -1, high: float = 1) -> None:
+        super().__init__()
+        self.body = build()
+        self.low, self.high = low, high
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = (image - self.low) / (self.high - self.low)
+        return self.body(x) * (self.high - self.low) + self.low
+
+
+class Guided(nn.Module):
+    """Of two inputs: an image, and a map of half its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = build()
+
+    def forward(self, image: Tensor, guide: Tensor) -> Tensor:
+        return self.body(image * F.interpolate(guide, scale_factor=2, mode="nearest"))
+
+
+class OneSize(nn.Module):
+    """With an embedding of positions, so that images must have 32 x 48 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = build()
+        self.positions = nn.Parameter(torch.zeros(1, 3, 32, 48))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.body(image + self.positions)
+
+
+class Classifier(nn.Module):
+    """Makes no images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.first(image).mean((2, 3))
+
+
+class Failing(nn.Module):
+    """Fails at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        raise ZeroDivisionError("there is no answer")
+
+
+def failing_builder() -> nn.Module:
+    """Fails before there is a network."""
+    raise KeyError("no such variant")
+
+
+def ending_builder() -> nn.Module:
+    """Ends the program, as code does that parses a command line."""
+    raise SystemExit("usage: train.py [--opt FILE]")
+
+
+def no_network() -> str:
+    """Returns something else."""
+    return "a network"
+
+
+FILE = Path(__file__)
