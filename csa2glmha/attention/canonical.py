@@ -5,7 +5,7 @@ Per head, from an input x of C channels and L pixels:
     R, K, V = queries, keys, values: c x L each, a projection of x (pointwise, then maybe depthwise);
               queries may have an input of their own, with the same pixels
     S = temperature * R^ K^T       R^, K^: every row divided by its L2 norm over the L pixels
-    Y = output * blockdiag_h(softmax(S_h)) * V
+    Y = output * blockdiag_h(softmax(S_h)) * V        in some networks ReLU in place of the softmax
 
 A reader reads a layer of a particular network into :class:`ChannelAttention`; everything else in
 the package works on that.
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csa2glmha.attention.core import Moments, folded
+from csa2glmha.attention.core import Activation, Moments, activated, folded
 
 #: Smallest mean square of a map in a norm. Maps this weak carry no signal; the floor keeps the
 #: division finite.
@@ -82,8 +82,10 @@ class ChannelAttention:
         temperature: (heads,), multiplies the logits.
         output: (C, heads * c), the output projection.
         output_bias: (C,) or None.
-        value_branch: something is made of V beside the attention and added, so that all of V is needed.
+        value_branch: all of V is needed, because something is made of it beside the attention and added, or
+            because it is multiplied by something before.
         query_channels: channels of an input that queries alone are made from; None: one input for all.
+        activation: what makes the map of the logits.
     """
 
     heads: int
@@ -95,6 +97,7 @@ class ChannelAttention:
     output_bias: Tensor | None = None
     value_branch: bool = False
     query_channels: int | None = None
+    activation: Activation = "softmax"
 
     @property
     def pointwise(self) -> bool:
@@ -160,9 +163,13 @@ class ChannelAttention:
         cross, query_power, key_power = moments
         return normalised_logits(cross, query_power, key_power, self.temperature.view(-1, 1, 1))
 
+    def attention(self, logits: Tensor) -> Tensor:
+        """The map that logits (..., c, c) make."""
+        return activated(logits, self.activation)
+
     def matrix(self, moments: Moments) -> Tensor:
         """Output projection and attention in one, from :meth:`moments`: (B, out, heads * c)."""
-        return folded(self.output, self.logits_of(moments).softmax(-1))
+        return folded(self.output, self.attention(self.logits_of(moments)))
 
 
 def tokens(maps: Tensor, heads: int) -> Tensor:

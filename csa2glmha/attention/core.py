@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from csa2glmha.core.errors import Csa2GlmhaError
 
+#: What makes an attention map of logits.
+Activation = Literal["softmax", "relu"]
 #: Means over pixels. Of two parts of an image, the means are the weighted means of theirs.
 Moments = tuple[Tensor, ...]
 #: From maps (B, C, H, W) to the pixels of them that count.
@@ -94,6 +96,11 @@ def weighted_mean(parts: Sequence[tuple[Moments, int]]) -> Moments:
         torch.stack([part * weight for part, weight in zip(kind, weights, strict=True)]).sum(0)
         for kind in zip(*(moments for moments, _ in parts), strict=True)
     )
+
+
+def activated(logits: Tensor, activation: Activation) -> Tensor:
+    """The attention map of logits (..., c, keys)."""
+    return logits.relu() if activation == "relu" else logits.softmax(-1)
 
 
 def folded(output: Tensor, attention: Tensor) -> Tensor:

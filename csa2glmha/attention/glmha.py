@@ -24,12 +24,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import NORM_FLOOR, expanded_power, normalised_logits, tokens
-from csa2glmha.attention.core import Moments, Region, applied, everywhere, folded, in_order
+from csa2glmha.attention.core import (
+    Activation,
+    Moments,
+    Region,
+    activated,
+    applied,
+    everywhere,
+    folded,
+    in_order,
+)
 
 #: Sides of the generators' depthwise kernels.
 KERNEL_SIZES = (1, 3, 5, 7)
 #: Fields that the first student files do not have.
-_LATER_FIELDS = ("dilation", "query_channels")
+_LATER_FIELDS = ("dilation", "query_channels", "activation")
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ class GLMHAConfig:
         kernel_size: of the depthwise part of the generators, 1 for none.
         dilation: likewise.
         query_channels: of an input that queries alone are made from; None: one input for all.
+        activation: what makes the map of the logits; ReLU has no compact form.
         bias: the generators carry biases.
         output_bias: the output projection carries a bias.
         bias_rank: rank per head of the static logit bias; 0 leaves it out.
@@ -77,6 +87,7 @@ class GLMHAConfig:
     rank_pos: int | None = None
     dilation: int = 1
     query_channels: int | None = None
+    activation: Activation = "softmax"
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values; ``GLMHAConfig(**value)`` restores them.
@@ -184,7 +195,10 @@ def statistics_of_moments(mean: Tensor, square: Tensor) -> Tensor:
 class GuidedAttention(nn.Module):
     """What layers have in common, wherever their logits and values come from.
 
-    That is the correction of the logits (temperature, static and guided modes, gates) and the matrix into
+    A layer that is called otherwise than with maps says so in :meth:`bind`, :meth:`inputs_of` and
+    :meth:`module_output`; :meth:`value_factors` and :meth:`value_branch` are what lies beside the attention.
+
+    Common is the correction of the logits (temperature, static and guided modes, gates) and the matrix into
     which output projection, attention and value expansion are folded.
     """
 
@@ -220,7 +234,7 @@ class GuidedAttention(nn.Module):
         return in_order(partial(type(self).forward, self), args, kwargs)
 
     def inputs_of(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        """From the arguments of a call, what the attention is made from: the input, and that of queries."""
+        """What the attention is made from, (B, C, H, W), and a second input for queries, from a call's."""
         return args[:1] if self.config.query_channels is None else args[:2]
 
     def input_logits(self, *inputs: Tensor) -> Tensor:
@@ -292,7 +306,11 @@ class GuidedAttention(nn.Module):
         count = len(moments) - (0 if self.guide is None else 2)
         strengths, key_gates, value_gates = self.guidance_of(moments[count:])
         logits = self.logits_of(moments[:count], key_gates)
-        return self.fold(self.correct(logits, strengths).softmax(-1), value_gates)
+        return self.fold(self.attention(logits, strengths), value_gates)
+
+    def attention(self, logits: Tensor, strengths: Tensor | None = None) -> Tensor:
+        """The map that logits make, with modes added: (B, heads, c, keys)."""
+        return activated(self.correct(logits, strengths), self.config.activation)
 
     def logits_of(self, moments: Moments, key_gates: Tensor | None) -> Tensor:
         """S before modes are added, from the moments that it is made of: (B, heads, c, keys)."""
@@ -303,8 +321,34 @@ class GuidedAttention(nn.Module):
         raise NotImplementedError
 
     def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Tensor:
-        """The layer's output (B, out_channels, H, W) by that map."""
+        """The layer's output by that map."""
         raise NotImplementedError
+
+    def attend(self, args: tuple[Any, ...]) -> Tensor:
+        """The layer's output, with the map that its own input makes."""
+        raise NotImplementedError
+
+    def value_factors(self, args: tuple[Any, ...]) -> Tensor | None:
+        """What V is multiplied by before the attention, from the arguments of a call; None: nothing.
+
+        A layer that says something here, or in :meth:`value_branch`, makes V in full.
+        """
+        return None
+
+    def value_branch(self, values: Tensor) -> Tensor | None:
+        """What is made of V (B, heads * c, H, W) and added to the output; None: nothing."""
+        return None
+
+    def output_from(self, args: tuple[Any, ...], matrix: Tensor, values: Tensor) -> Tensor:
+        """The layer's output from the map and V (B, heads * rank_v, H, W), with what lies beside it."""
+        factors = self.value_factors(args)
+        y = self.mix(matrix, values if factors is None else values * factors)
+        branch = self.value_branch(values)
+        return self.module_output(args, y if branch is None else y + branch)
+
+    def module_output(self, args: tuple[Any, ...], maps: Tensor) -> Tensor:
+        """What the module that it replaces returned, from the output (B, out_channels, H, W)."""
+        return maps
 
 
 class Generator(NamedTuple):
@@ -355,9 +399,14 @@ class GLMHA(GuidedAttention):
         self.expand_keys = None if config.compact else expansion(config.rank_k)
 
     def forward(self, x: Tensor, query_input: Tensor | None = None) -> Tensor:
-        inputs = (x,) if query_input is None else (x, query_input)
+        return self.attend((x, query_input))
+
+    def attend(self, args: tuple[Any, ...]) -> Tensor:
+        """The layer's output, with the map that its own input makes."""
+        inputs = self.inputs_of(args)
         queries, keys, values = self.generate(*inputs)
-        return self.mix(self.matrix((*self.moments(queries, keys), *self.pooled(*inputs))), values)
+        matrix = self.matrix((*self.moments(queries, keys), *self.pooled(*inputs)))
+        return self.output_from(args, matrix, values)
 
     def moments_of(self, args: tuple[Any, ...], region: Region = everywhere) -> Moments:
         """What the map needs of the pixels in the region; ``args`` are those of the layer's call."""
@@ -371,8 +420,8 @@ class GLMHA(GuidedAttention):
         return self.logits_of_moments(cross, queries, keys, key_gates)
 
     def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Tensor:
-        """The layer's output (B, out_channels, H, W) by that map."""
-        return self.mix(matrix, self.generate_values(args[0]))
+        """The layer's output by that map."""
+        return self.output_from(args, matrix, self.generate_values(self.inputs_of(args)[0]))
 
     def generate(self, x: Tensor, query_input: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The maps R_r, K_r and V_r: (B, heads * rank, H, W) each."""

@@ -46,23 +46,15 @@ class PointwiseGLMHA(GuidedAttention):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.attend(x, self.values(x))
+        return self.attend((x,))
 
-    def value_factors(self, args: tuple[Any, ...]) -> Tensor | None:
-        """What V is multiplied by before the attention, from the arguments of a call; None: nothing."""
-        return None
-
-    def value_branch(self, values: Tensor) -> Tensor | None:
-        """What is made of V (B, heads * c, H, W) and added to the output; None: nothing."""
-        return None
-
-    def attend(self, x: Tensor, values: Tensor) -> Tensor:
-        """Mix ``values`` (B, heads * c, H, W) by the attention that x (B, C, H, W) has, and project."""
-        return self.mix_full(self.matrix(self.moments_of((x,))), values)
+    def attend(self, args: tuple[Any, ...]) -> Tensor:
+        """The layer's output, with the map that its own input makes."""
+        return self.apply_matrix(args, self.matrix(self.moments_of(args)))
 
     def moments_of(self, args: tuple[Any, ...], region: Region = everywhere) -> Moments:
         """What the map needs of the pixels in the region; ``args`` are those of the layer's call."""
-        x = region(args[0])
+        x = region(self.inputs_of(args)[0])
         return self.no_logits(x) if self.expand_queries is None else self.gram(x), *self.pooled(x)
 
     def logits_of(self, moments: Moments, key_gates: Tensor | None) -> Tensor:
@@ -72,15 +64,11 @@ class PointwiseGLMHA(GuidedAttention):
 
     def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Tensor:
         """The layer's output (B, out_channels, H, W) by that map."""
-        values = self.values(args[0])
-        factors = self.value_factors(args)
-        y = self.mix_full(matrix, values if factors is None else values * factors)
-        branch = self.value_branch(values)
-        return y if branch is None else y + branch
+        return self.output_from(args, matrix, self.values(self.inputs_of(args)[0]))
 
-    def mix_full(self, folded: Tensor, values: Tensor) -> Tensor:
-        """As :meth:`mix`, from values in full: (B, heads * c, H, W)."""
-        return self.mix(folded, values if self.reduce_values is None else self.reduce_values(values))
+    def mix(self, folded: Tensor, values: Tensor) -> Tensor:
+        """The layer's output from :meth:`fold` and values in full: (B, heads * c, H, W)."""
+        return super().mix(folded, values if self.reduce_values is None else self.reduce_values(values))
 
     def input_logits(self, *inputs: Tensor) -> Tensor:
         """S for an input (B, C, H, W), before modes and gates: (B, heads, c, c)."""

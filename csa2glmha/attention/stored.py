@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from csa2glmha.attention.canonical import ChannelAttention
+from csa2glmha.attention.core import Activation
 from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.core.problems import first_problem
 
@@ -36,6 +37,7 @@ class _Fields(BaseModel):
     rank_pos: _Count | None = None
     dilation: Annotated[int, Field(ge=1, le=2**10)] = 1
     query_channels: _Count | None = None
+    activation: Activation = "softmax"
 
 
 def read_config(value: Any, form: ChannelAttention) -> GLMHAConfig:
@@ -70,6 +72,7 @@ def _misfit(config: GLMHAConfig, form: ChannelAttention) -> str | None:
         "heads": form.heads,
         "head_channels": form.head_channels,
         "query_channels": form.query_channels,
+        "activation": form.activation,
     }
     for name, expected in layer.items():
         if getattr(config, name) != expected:
@@ -93,12 +96,15 @@ def _contradiction(config: GLMHAConfig, form: ChannelAttention) -> str | None:
     }
     if not fits[config.logits]:
         return f"logits: {config.logits!r} does not go with queries of rank {q} and keys of rank {k} here"
-    if config.compact and (form.from_moments or k != config.rank_v or k < 2):
+    compact = not form.value_branch and form.activation == "softmax" and k == config.rank_v and k > 1
+    if config.compact and not compact:
         return (
             f"attention: 'compact' does not go with keys of rank {k} and values of rank {config.rank_v} here"
         )
-    if config.rank_pos is not None and not form.value_branch:
+    if config.rank_pos is not None and not form.from_moments:
         return "rank_pos: this layer makes no positional embedding"
+    if config.rank_v < c and form.value_branch and not form.from_moments:
+        return f"rank_v: {config.rank_v}, this layer needs all {c} values of a head"
     if form.from_moments and (config.kernel_size != 1 or config.bias):
         return "kernel_size, bias: this layer has neither depthwise convolutions nor biases"
     return None

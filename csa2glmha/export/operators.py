@@ -188,6 +188,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "flatten": shapes.flatten,
     "float": _float,
     "mean": _reduce("ReduceMean"),
+    "relu": _unary("Relu"),
     "reshape": shapes.reshape,
     "rsqrt": _rsqrt,
     "softmax": _softmax,

@@ -187,8 +187,25 @@ def _common_call(requests: Sequence[_Request | None]) -> Call | None:
 
 
 def _core(tile: Tile, maps: Tensor) -> Tensor:
-    """The pixels of maps (1, C, H, W) that the tile answers for."""
+    """The pixels of maps (1, C, H, W), or of tokens (1, C, H * W, 1), that the tile answers for."""
+    height, width = maps.shape[-2:]
+    if width == 1 and tile.columns.length > tile.rows.length // height:
+        maps = maps.flatten(2).unflatten(2, _size_of_tokens(tile, height))
     return tile.core_of(maps)
+
+
+def _size_of_tokens(tile: Tile, count: int) -> tuple[int, int]:
+    """Height and width of so many pixels in rows, which have the tile's proportions.
+
+    Raises:
+        Csa2GlmhaError: they have not.
+    """
+    rows, columns = tile.rows.length, tile.columns.length
+    height = round((count * rows / columns) ** 0.5)
+    width = count // max(height, 1)
+    if height * width != count or height * columns != width * rows:
+        raise Csa2GlmhaError(f"{count} tokens were made of {rows} x {columns} pixels: {_ADVICE}")
+    return height, width
 
 
 @contextlib.contextmanager

@@ -53,7 +53,12 @@ def plan_layers(
     if ranks.k == 0 and ranks.q is not None:
         raise UsageError(f"rank 0 of keys leaves out queries too; leave out --rank-q {ranks.q}")
     forms = [layer.form for layer in layers.values()]
-    if attention == "compact" and any(form.from_moments for form in forms):
+    if attention == "compact" and any(form.activation == "relu" for form in forms):
+        raise UsageError(
+            "--attention compact: this model's layers have a ReLU in the place of the softmax and have no "
+            "compact form; give expanded"
+        )
+    if attention == "compact" and any(form.value_branch for form in forms):
         raise UsageError(
             "--attention compact: this model's layers make a positional embedding from all values and have "
             "no compact form; give expanded"
@@ -61,6 +66,10 @@ def plan_layers(
     if ranks.pos is not None and not any(form.value_branch for form in forms):
         raise UsageError(
             f"--rank-pos {ranks.pos}: this model makes no positional embedding from its values; leave it out"
+        )
+    if ranks.pos is not None and not any(form.from_moments for form in forms):
+        raise UsageError(
+            f"--rank-pos {ranks.pos}: this model's layers need all of their values; leave it out"
         )
     return {name: layer_config(layer.form, ranks, attention) for name, layer in layers.items()}
 
@@ -87,13 +96,14 @@ def layer_config(form: ChannelAttention, ranks: Ranks, attention: str = "expande
         head_channels=c,
         rank_q=0 if modes else rank_q,
         rank_k=rank_k,
-        rank_v=rank_v,
+        rank_v=c if form.value_branch else rank_v,
         # At c keys the compact form is the expanded one.
         attention="expanded" if rank_k == c else attention,
         kernel_size=form.values.kernel_size,
         dilation=form.values.dilation,
         bias=form.biased,
         query_channels=form.query_channels,
+        activation=form.activation,
         output_bias=form.output_bias is not None,
         bias_rank=0
         if exact_logits
@@ -105,11 +115,6 @@ def layer_config(form: ChannelAttention, ranks: Ranks, attention: str = "expande
 
 def inexpressible(form: ChannelAttention) -> str | None:
     """In one line, what this form has that no GLMHA layer can compute; None: nothing."""
-    if form.value_branch and not form.from_moments:
-        return (
-            "this attention makes something of its values beside it, behind depthwise projections or biases: "
-            "there is no low-rank form of that yet"
-        )
     parts = {"queries": form.queries, "keys": form.keys, "values": form.values}
     sizes = ", ".join(f"{k} x {k}" for k in KERNEL_SIZES)
     for name, part in parts.items():
@@ -148,4 +153,5 @@ def _pointwise_config(form: ChannelAttention, ranks: Ranks) -> GLMHAConfig:
         guide_width=0 if exact_logits else MODES_GUIDE_WIDTH if modes else GUIDE_WIDTH,
         logits="modes" if modes else "gram" if exact_logits else "subspace",
         rank_pos=worthwhile(ranks.pos),
+        activation=form.activation,
     )

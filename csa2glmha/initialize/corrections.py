@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from csa2glmha.attention.glmha import GuidedAttention
+from csa2glmha.attention.glmha import GLMHAConfig, GuidedAttention
 from csa2glmha.initialize.compact import compact_target
 from csa2glmha.initialize.fit import LayerFit
 from csa2glmha.initialize.logits import fit_guide, fit_scales, low_rank
@@ -32,14 +32,12 @@ def set_corrections(
         core.temperature.mul_(column.to(core.temperature))
     if core.query_scale is not None:
         core.query_scale.copy_(row)
-    # A constant along a row of logits does nothing to its softmax: do not spend rank on it.
-    residual = target - logits
-    residual = residual - residual.mean(-1, keepdim=True)
+    residual = _that_counts(target - logits, config)
     static = config.bias_rank
     assert core.mode_left is not None and core.mode_right is not None and core.guide is not None
     left, right = low_rank(residual.mean(0), static)
     core.mode_left[..., :static], core.mode_right[..., :static] = left, right
-    varied = target - target.mean(-1, keepdim=True)
+    varied = _that_counts(target, config)
     spread = (varied - varied.mean(0)).square().sum().clamp_min(1e-30)
     fit.logit_error = float((residual - left @ right.transpose(-2, -1)).square().sum() / spread)
     guide = fit_guide(residual, features, config.guide_width)
@@ -47,3 +45,8 @@ def set_corrections(
     core.guide.hidden.weight.copy_(guide.weight)
     core.guide.hidden.bias.copy_(guide.bias)
     fit.guide_explained = guide.explained
+
+
+def _that_counts(logits: Tensor, config: GLMHAConfig) -> Tensor:
+    """A constant along a row of logits does nothing to its softmax: do not spend rank on it."""
+    return logits if config.activation == "relu" else logits - logits.mean(-1, keepdim=True)

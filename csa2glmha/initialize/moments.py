@@ -79,7 +79,7 @@ class Moments:
 
     def maps(self) -> Tensor:
         """The teacher's attention, (N, heads, c, c)."""
-        return self.logits().softmax(-1)
+        return self.form.attention(self.logits())
 
     def outputs(self) -> Tensor:
         """The teacher's output projection times its attention, (N, heads, C, c)."""

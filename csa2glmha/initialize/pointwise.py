@@ -140,7 +140,7 @@ def _folded(layer: PointwiseGLMHA, moments: Moments, guide: list[Tensor]) -> Ten
     """What multiplies the full values: (N, C, heads * c)."""
     strengths, key_gates, value_gates = guide
     logits = layer.gram_logits(layer.subspace_gram(moments.grams), key_gates)
-    folded = layer.fold(layer.correct(logits, strengths).softmax(-1), value_gates)
+    folded = layer.fold(layer.attention(logits, strengths), value_gates)
     if layer.reduce_values is None:
         return folded
     reduce = layer.reduce_values.weight[:, :, 0, 0]

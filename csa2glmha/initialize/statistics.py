@@ -132,7 +132,7 @@ class LayerStatistics:
         if self.queries is not None:
             self.queries.add(unit["keys"], patches_of("queries"), maps["queries"])
         logits = (unit["queries"] @ unit["keys"].transpose(-2, -1)) * form.temperature.view(-1, 1, 1)
-        self.maps.append(logits.softmax(-1).cpu())
+        self.maps.append(form.attention(logits).cpu())
         if self.attention is not None and self.values is not None:
             attention = self.maps[-1].double()
             output = form.output.cpu().double().view(-1, heads, form.head_channels).permute(1, 0, 2)

@@ -52,7 +52,7 @@ class Reader(Protocol):
         ...
 
     def build(self, module: nn.Module, config: GLMHAConfig) -> nn.Module:
-        """An uninitialised replacement that is called as the module is.
+        """An uninitialised replacement that is called as the module is; it is a GuidedAttention itself.
 
         What lies beside the attention it takes over from the module, which is not used any more.
         """

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import NORM_FLOOR, expanded_power
+from csa2glmha.attention.core import activated
 from csa2glmha.attention.glmha import (
     GLMHA,
     CalibrationNetwork,
@@ -128,7 +129,7 @@ class DeployedCore(nn.Module):
         return cross * queries * (keys * self.scale)
 
     def attention(self, logits: Tensor | None, strengths: Tensor | None) -> Tensor:
-        """Softmax of corrected logits; without logits there are the corrections alone."""
+        """The map of corrected logits; without logits there are the corrections alone."""
         terms: list[Tensor] = []
         if self.static is not None:
             terms.append(self.static)
@@ -141,7 +142,7 @@ class DeployedCore(nn.Module):
         total = terms[0]
         for term in terms[1:]:
             total = total + term
-        return total.softmax(-1)
+        return activated(total, self.config.activation)
 
     def folded(self, attention: Tensor, gates: Tensor | None) -> Tensor:
         """Output projection, attention and value expansion in one: (B, out_channels, heads * rank_v)."""

@@ -34,10 +34,6 @@ class SpectralGLMHA(PointwiseGLMHA):
         embedding: Tensor = self.pos_emb(values)
         return embedding
 
-    def forward(self, x: Tensor) -> Tensor:
-        values = self.values(x)
-        return self.attend(x, values) + self.pos_emb(values)
-
 
 class FactoredSpectralGLMHA(SpectralGLMHA):
     """Likewise, where the attention sees V times factors that come with the call."""
@@ -47,9 +43,7 @@ class FactoredSpectralGLMHA(SpectralGLMHA):
         raise NotImplementedError
 
     def forward(self, *args: Any) -> Tensor:
-        x: Tensor = args[0]
-        values = self.values(x)
-        return self.attend(x, values * self.value_factors(args)) + self.pos_emb(values)
+        return self.attend(args)
 
 
 class SpectralReader(PlainReader):
