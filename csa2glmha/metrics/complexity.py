@@ -1,8 +1,8 @@
 """Multiply-accumulates, FLOPs and parameters, counted from the operators that actually run.
 
 The model is copied to the ``meta`` device, where operators compute shapes and no values, and run once in
-evaluation mode; every operator that reaches PyTorch's dispatcher is priced by one handler of a table. The
-convention:
+evaluation mode. MACs are those of PyTorch's own counter, with formulas for a few operators that it leaves
+out; what else an operator costs is said by one handler of a table here. The convention:
 
 * **MAC**: one multiply-accumulate of a convolution (grouped and transposed included) or of a matrix product
   (``mm``, ``bmm``, ``addmm``, ...; ``linear``, ``matmul`` and ``einsum`` arrive as these). Products with
@@ -25,7 +25,8 @@ convention:
   =============================================  ===========================================
 
 * **Free**: views, copies, casts, padding, concatenation, indexing, selection, pixel shuffles, constants.
-* Any other operator costs nothing and is listed in :attr:`Complexity.uncounted`.
+* Any other operator costs nothing and is listed in :attr:`Complexity.uncounted`, unless PyTorch's counter
+  knows it.
 
 Parameters are counted once each, however often they are shared; buffers are not parameters.
 
@@ -45,6 +46,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from csa2glmha.core.errors import Csa2GlmhaError, UsageError
 
@@ -110,10 +112,11 @@ def count_complexity(model: nn.Module, *inputs: Tensor | tuple[int, ...]) -> Com
     meta_inputs = [_meta_input(value, model) for value in inputs]
     shapes = tuple(tuple(value.shape) for value in meta_inputs)
     twin = _meta_copy(model).eval()
-    counter = _OperatorCounter()
+    products = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    counter = _OperatorCounter(products)
     _follow_modules(twin, counter)
     try:
-        with torch.no_grad(), torch.device("meta"), counter:
+        with torch.no_grad(), torch.device("meta"), products, counter:
             twin(*meta_inputs)
     except Csa2GlmhaError:
         raise
@@ -216,14 +219,19 @@ class _Frame(NamedTuple):
 
 
 class _OperatorCounter(TorchDispatchMode):
-    """Charges every operator that runs to all modules on the stack of running modules."""
+    """Charges every operator that runs to all modules on the stack of running modules.
 
-    def __init__(self) -> None:
+    Args:
+        products: counts multiplications and additions of products, two for each MAC; it sees operators next.
+    """
+
+    def __init__(self, products: FlopCounterMode) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tallies: defaultdict[str, _Tally] = defaultdict(_Tally)
         self.by_operator: Counter[str] = Counter()
         self.uncounted: Counter[str] = Counter()
         self._running: list[_Frame] = []
+        self._products = products
 
     def enter(self, names: list[str]) -> None:
         """Start a module that is registered under these names."""
@@ -254,21 +262,23 @@ class _OperatorCounter(TorchDispatchMode):
                 output = func.decompose(*args, **kwargs)
             if output is not NotImplemented:
                 return output
-            self.uncounted[name] += 1
+        before = self._products.get_total_flops()
         output = func(*args, **kwargs)
-        if handler is not None:
-            self._charge(name, handler(args, output))
+        macs = (self._products.get_total_flops() - before) // 2
+        if handler is None and not macs and name not in _FREE:
+            self.uncounted[name] += 1
+        self._charge(name, macs, 0 if handler is None else handler(args, output))
         return output
 
-    def _charge(self, operator: str, cost: _Cost) -> None:
-        if cost.macs:
-            self.by_operator[operator] += cost.macs
+    def _charge(self, operator: str, macs: int, other_flops: int) -> None:
+        if macs:
+            self.by_operator[operator] += macs
         for name in self._running[-1].charged:
             tally = self.tallies[name]
-            tally.macs += cost.macs
-            tally.flops += 2 * cost.macs + cost.other_flops
+            tally.macs += macs
+            tally.flops += 2 * macs + other_flops
             if operator == "convolution":
-                tally.conv_macs += cost.macs
+                tally.conv_macs += macs
 
 
 def _follow_modules(model: nn.Module, counter: _OperatorCounter) -> None:
@@ -306,75 +316,50 @@ def _operator_name(func: Any) -> str:
 # --- what an operator costs ---------------------------------------------------------------------------------
 
 
-class _Cost(NamedTuple):
-    """MACs, and the FLOPs that are not part of a MAC."""
-
-    macs: int
-    other_flops: int
+#: FLOPs that are not part of a MAC, from an operator's arguments and its output.
+_Handler = Callable[[tuple[Any, ...], Any], int]
 
 
-_Handler = Callable[[tuple[Any, ...], Any], _Cost]
+def _convolution(args: tuple[Any, ...], output: Any) -> int:
+    # (input, weight, bias, ...)
+    return 0 if args[2] is None else _first(output).numel()
 
 
-def _convolution(args: tuple[Any, ...], output: Any) -> _Cost:
-    # (input, weight, bias, stride, padding, dilation, transposed, ...). A plain convolution reads one filter
-    # weight[0], in/groups x kernel, per output element. A transposed one spreads each input element over
-    # weight[0], out/groups x kernel.
-    x, weight, bias, transposed = args[0], args[1], args[2], args[6]
-    positions = x.numel() if transposed else output.numel()
-    return _Cost(positions * math.prod(weight.shape[1:]), output.numel() if bias is not None else 0)
-
-
-def _product(left: int) -> _Handler:
-    """Price a matrix product whose left factor is the given argument; earlier ones are added to it."""
-
-    def handler(args: tuple[Any, ...], output: Any) -> _Cost:
-        macs = output.numel() * args[left].shape[-1]
-        return _Cost(macs, output.numel() if left > 0 else 0)
-
-    return handler
-
-
-def _addbmm(args: tuple[Any, ...], output: Any) -> _Cost:
-    # The products of the batch are summed into one output, so the batch is one more accumulated dimension.
-    batch, _, inner = args[1].shape
-    return _Cost(output.numel() * batch * inner, output.numel())
-
-
-def _fused_attention(args: tuple[Any, ...], output: Any) -> _Cost:
+def _fused_attention(args: tuple[Any, ...], output: Any) -> int:
     # query (B, h, L, E), key (B, h, S, E), value (B, h, S, Ev).
-    query, key, value = args[:3]
-    logits = math.prod(query.shape[:-1]) * key.shape[-2]
-    return _Cost(logits * (query.shape[-1] + value.shape[-1]), 6 * logits)
+    query, key = args[:2]
+    logits: int = math.prod(query.shape[:-1]) * key.shape[-2]
+    return 6 * logits
 
 
 def _per_output(flops: int) -> _Handler:
-    return lambda args, output: _Cost(0, flops * _first(output).numel())
+    return lambda args, output: flops * _first(output).numel()
 
 
 def _per_input(flops: int) -> _Handler:
-    return lambda args, output: _Cost(0, flops * args[0].numel())
+    return lambda args, output: flops * int(args[0].numel())
 
 
 def _statistics_norm(weight: int) -> _Handler:
     """Price a normalisation whose weight is the given argument and whose bias is the next."""
 
-    def handler(args: tuple[Any, ...], output: Any) -> _Cost:
+    def handler(args: tuple[Any, ...], output: Any) -> int:
         affine = sum(parameter is not None for parameter in args[weight : weight + 2])
-        return _Cost(0, (5 + affine) * args[0].numel())
+        return (5 + affine) * int(args[0].numel())
 
     return handler
 
 
-def _batch_norm(args: tuple[Any, ...], output: Any) -> _Cost:
+def _batch_norm(args: tuple[Any, ...], output: Any) -> int:
     # (input, weight, bias, running_mean, running_var, training, ...)
-    return _Cost(0, (7 if args[5] else 2) * args[0].numel())
+    return (7 if args[5] else 2) * int(args[0].numel())
 
 
-def _pooling(args: tuple[Any, ...], output: Any) -> _Cost:
+def _pooling(args: tuple[Any, ...], output: Any) -> int:
     # (input, kernel_size, ...); a kernel of one number is square.
     kernel = args[1] if len(args[1]) == 2 else args[1] * 2
-    return _Cost(0, math.prod(kernel) * _first(output).numel())
+    window: int = math.prod(kernel)
+    return window * _first(output).numel()
 
 
 def _first(output: Any) -> Tensor:
@@ -403,16 +388,31 @@ _REDUCTIONS = _names(
     """
 )
 
+_Shape = tuple[int, ...]
+
+
+def _addbmm(summand: _Shape, left: _Shape, right: _Shape, **rest: object) -> int:
+    return 2 * math.prod(left) * right[-1]
+
+
+def _attention(query: _Shape, key: _Shape, value: _Shape, *rest: object, **more: object) -> int:
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+#: Twice the MACs of operators that PyTorch's counter leaves out, from the shapes of their arguments.
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    torch.ops.aten.mv: lambda matrix, vector, **rest: 2 * math.prod(matrix),
+    torch.ops.aten.dot: lambda left, right, **rest: 2 * math.prod(left),
+    torch.ops.aten.addmv: lambda summand, matrix, vector, **rest: 2 * math.prod(matrix),
+    torch.ops.aten.addbmm: _addbmm,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_fused_attention_overrideable: _attention,
+}
+
 _HANDLERS: dict[str, _Handler] = {
     "convolution": _convolution,
-    "mm": _product(left=0),
-    "bmm": _product(left=0),
-    "mv": _product(left=0),
-    "dot": _product(left=0),
-    "addmm": _product(left=1),
-    "addmv": _product(left=1),
-    "baddbmm": _product(left=1),
-    "addbmm": _addbmm,
+    **dict.fromkeys(["mm", "bmm", "mv", "dot"], _per_output(0)),
+    **dict.fromkeys(["addmm", "addmv", "baddbmm", "addbmm"], _per_output(1)),
     "_scaled_dot_product_cudnn_attention": _fused_attention,
     "_scaled_dot_product_efficient_attention": _fused_attention,
     "_scaled_dot_product_flash_attention": _fused_attention,
