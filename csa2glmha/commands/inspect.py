@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from csa2glmha.attention.glmha import GuidedAttention
 from csa2glmha.checkpoint.student import TEACHER_VALUES, load_model
 from csa2glmha.config.network import NetworkOptions
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.hub import display_name
 from csa2glmha.core.text import one_line
 from csa2glmha.initialize.configure import plan_layers
-from csa2glmha.metrics.complexity import count_complexity, format_macs, format_params
-from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_layers
+from csa2glmha.metrics.complexity import Complexity, count_complexity, format_macs, format_params
+from csa2glmha.networks import RestorationModel
+from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers, replace_layers
 from csa2glmha.report.document import render_table
+
+#: What a student's metadata say that is shown.
+_TOLD = (
+    "tool_version",
+    "teacher_sha256",
+    TEACHER_VALUES,
+    "teacher_source",
+    "teacher_weights",
+    "seed",
+    "ranks",
+    "task",
+    "attention",
+    "mask",
+)
 
 
 def inspect_model(
@@ -59,35 +76,9 @@ def inspect_model(
         "flops": now.flops,
     }
     if loaded.is_student:
-        keep = (
-            "tool_version",
-            "teacher_sha256",
-            TEACHER_VALUES,
-            "teacher_source",
-            "teacher_weights",
-            "seed",
-            "ranks",
-            "task",
-            "attention",
-            "mask",
-        )
         metadata = loaded.checkpoint.metadata
-        found["student"] = {key: metadata[key] for key in keep if key in metadata}
-        found["layers"] = [
-            {
-                "name": name,
-                "heads": layer.config.heads,
-                "head_channels": layer.config.head_channels,
-                "params": now.modules[name].params,
-                "macs": now.modules[name].macs,
-                "rank_q": layer.config.rank_q,
-                "rank_k": layer.config.rank_k,
-                "rank_v": layer.config.rank_v,
-                "rank_pos": layer.config.rank_pos,
-                "route": layer.config.route,
-            }
-            for name, layer in glmha_layers(model).items()
-        ]
+        found["student"] = {key: metadata[key] for key in _TOLD if key in metadata}
+        found["layers"] = [_student_layer(name, layer, now) for name, layer in glmha_layers(model).items()]
         return found
     layers = attention_layers(model)
     if not layers:
@@ -100,25 +91,48 @@ def inspect_model(
         found["notes"].append(
             f"the estimate is for ranks {within}: no head of this network has more than {widest} channels"
         )
-    ranks = within
-    student, configs = copy.deepcopy(model), plan_layers(layers, ranks)
+    return found | _estimate(model, layers, within, now)
+
+
+def _student_layer(name: str, layer: GuidedAttention, counted: Complexity) -> dict[str, Any]:
+    config, own = layer.config, counted.modules[name]
+    return {
+        "name": name,
+        "heads": config.heads,
+        "head_channels": config.head_channels,
+        "params": own.params,
+        "macs": own.macs,
+        "rank_q": config.rank_q,
+        "rank_k": config.rank_k,
+        "rank_v": config.rank_v,
+        "rank_pos": config.rank_pos,
+        "route": config.route,
+    }
+
+
+def _estimate(
+    model: RestorationModel, layers: Mapping[str, AttentionLayer], ranks: Ranks, now: Complexity
+) -> dict[str, Any]:
+    """What a student of these ranks would cost, in all and layer by layer."""
+    student, configs = copy.deepcopy(model), plan_layers(dict(layers), ranks)
     replace_layers(student, configs)
-    then = count_complexity(student, *shapes)
-    found["estimate"] = {"ranks": str(ranks), "params": then.params, "macs": then.macs, "flops": then.flops}
-    found["layers"] = [
-        {
-            "name": name,
-            "heads": layer.form.heads,
-            "head_channels": layer.form.head_channels,
-            "params": now.modules[name].params,
-            "macs": now.modules[name].macs,
-            "params_estimate": then.modules[name].params,
-            "macs_estimate": then.modules[name].macs,
-            "route": configs[name].route,
-        }
-        for name, layer in layers.items()
-    ]
-    return found
+    then = count_complexity(student, *now.input_shapes)
+    return {
+        "estimate": {"ranks": str(ranks), "params": then.params, "macs": then.macs, "flops": then.flops},
+        "layers": [
+            {
+                "name": name,
+                "heads": layer.form.heads,
+                "head_channels": layer.form.head_channels,
+                "params": now.modules[name].params,
+                "macs": now.modules[name].macs,
+                "params_estimate": then.modules[name].params,
+                "macs_estimate": then.modules[name].macs,
+                "route": configs[name].route,
+            }
+            for name, layer in layers.items()
+        ],
+    }
 
 
 def _at_most(ranks: Ranks, widest: int) -> Ranks:

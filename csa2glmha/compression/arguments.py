@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from csa2glmha.compression.run import ModelT, Plan, Run, Shapes
 from csa2glmha.config.options import ConvertOptions, make_options
+from csa2glmha.core.device import resolve_device
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.core.progress import say
 from csa2glmha.data.batches import Data, Example
 from csa2glmha.data.given import GivenBatches, read_samples
 from csa2glmha.data.open import open_data
 from csa2glmha.distill import DistillSettings
-from csa2glmha.distill.job import check_ground_truth, options_of
+from csa2glmha.distill.job import check_ground_truth, check_training, options_of
 from csa2glmha.metrics.evaluate import check_sizes
 from csa2glmha.networks import RestorationModel, run
 from csa2glmha.reading.layers import glmha_layers
@@ -46,7 +47,7 @@ def options_from(
     """The options of a conversion, from the arguments of :func:`csa2glmha.compress`.
 
     Raises:
-        UsageError: an option that is unknown, out of range, or of files.
+        UsageError: an option that is unknown, out of range, of files, or not for this machine.
     """
     for name in _OF_FILES:
         if name in more:
@@ -58,7 +59,9 @@ def options_from(
         values |= options_of(distill)
     elif distill is not True:
         values["distill_steps"] = distill
-    return make_options(**values)
+    options = make_options(**values)
+    check_training(options, resolve_device(options.device))
+    return options
 
 
 def teacher_from(model: ModelT, device: torch.device) -> ModelT:
@@ -109,9 +112,14 @@ def data_from(
 
 
 def begin(
-    teacher: ModelT, data: Data, plan: Plan, options: ConvertOptions, device: torch.device
+    teacher: ModelT, data: Data, plan: Plan, options: ConvertOptions, settings: DistillSettings | None = None
 ) -> Run[ModelT]:
     """A compression that is ready for its stages.
+
+    Args:
+        teacher: in eval mode, on the device to compute on.
+        data, plan, options: what is to be made, and of what.
+        settings: of the distillation; None: those of the options.
 
     Raises:
         UsageError: a budget for ranks cannot be met, or not be checked.
@@ -136,7 +144,8 @@ def begin(
         options=options,
         data=data,
         plan=plan,
-        device=device,
+        device=next(teacher.parameters()).device,
+        settings=settings,
         examples=examples,
         shapes=given_shapes,
         finish=unchanged_module,

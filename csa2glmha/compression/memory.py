@@ -13,7 +13,6 @@ from csa2glmha.compression.stages import Calibrate, Compare, Count, Distil, Eval
 from csa2glmha.core.device import resolve_device
 from csa2glmha.core.progress import quiet, telling
 from csa2glmha.distill import DistillSettings
-from csa2glmha.distill.job import check_training
 from csa2glmha.reading.layers import attention_layers
 
 _STAGES = (Calibrate(), MeasureRanks(), Initialise(), Distil(), Evaluate(), Count(), Compare())
@@ -33,15 +32,12 @@ def compress(
     """Compress the channel attention of a network in memory.
 
     Args:
-        model: with channel attention of a known kind, itself or anywhere in it; it is not changed. On any
-            device.
-        calibration: batches of its inputs, each a tensor (B, ...) or a tuple of tensors; ground truth is not
-            needed. They give the statistics, and distillation samples them again. For a network of a known
-            family also a folder of images, with ``degrade`` and the like.
+        model: with channel attention of a known kind anywhere in it, on any device; it is not changed.
+        calibration: batches of its inputs, each a tensor (B, ...) or a tuple of tensors, without ground
+            truth. For a network of a known family also a folder of images, with ``degrade`` and the like.
         rank: per head of keys and values; a share of each layer's energy to keep, such as 0.99; "full"; or
             "auto", which searches for a rank of every layer and takes one budget, such as ``macs=0.8``.
-        distill: None or False trains nothing; True trains as long as ``distill_minutes`` says; a number is
-            the steps; or all settings.
+        distill: True trains for ``distill_minutes``; or the steps; or all settings. None: no training.
         held_out: batches to evaluate on. None: every eighth sample of ``calibration``.
         seed: of everything random.
         progress: tell on standard error what goes on.
@@ -66,12 +62,9 @@ def compress(
     """
     with quiet(not progress), telling(progress):
         settings = options_from(rank, distill, seed, options)
-        device = resolve_device(settings.device)
-        check_training(settings, device)
-        teacher = teacher_from(model, device)
+        teacher = teacher_from(model, resolve_device(settings.device))
         plan = Plan.of(attention_layers(teacher), settings)
-        run = begin(teacher, data_from(model, calibration, held_out, settings), plan, settings, device)
-        if isinstance(distill, DistillSettings):
-            run.settings = distill
+        data = data_from(model, calibration, held_out, settings)
+        run = begin(teacher, data, plan, settings, distill if isinstance(distill, DistillSettings) else None)
         carry_out(run, _STAGES)
         return Compression.of(run)

@@ -168,7 +168,6 @@ class Distillation(Part):
     layer_share: float | None = None
     layer_rate: float | None = None
     warmup: float | None = None
-
     steps: int
     seconds: float
     before: Figure

@@ -13,7 +13,7 @@ import csa2glmha
 from csa2glmha.core.errors import OutputError
 from csa2glmha.families.restormer.network import Restormer
 from csa2glmha.report.stored import read_record
-from tests.compression.test_memory import BATCHES
+from tests.compression.test_memory import BATCHES, LOW
 
 
 def linked(folder: Path) -> set[str]:
@@ -22,7 +22,7 @@ def linked(folder: Path) -> set[str]:
 
 
 def test_a_report_is_whole(tiny_restormer: Restormer, tmp_path: Path) -> None:
-    result = csa2glmha.compress(tiny_restormer, BATCHES, rank=4, distill=1, progress=False)
+    result = csa2glmha.compress(tiny_restormer, BATCHES, **LOW, distill=1, progress=False)
     result.report(tmp_path / "report")
     files = {path.name for path in (tmp_path / "report").iterdir()}
     assert files == {"report.json", "report.md", "report.html", "comparison.png"}
@@ -46,9 +46,9 @@ class Gray(nn.Module):
 
 
 def test_what_is_not_there_is_not_linked(tiny_restormer: Restormer, tmp_path: Path) -> None:
-    pictured = csa2glmha.compress(tiny_restormer, BATCHES, rank=4, progress=False)
+    pictured = csa2glmha.compress(tiny_restormer, BATCHES, **LOW, progress=False)
     pictured.report(tmp_path)
-    plain = csa2glmha.compress(Gray(tiny_restormer), [torch.rand(2, 16, 16)], rank=4, progress=False)
+    plain = csa2glmha.compress(Gray(tiny_restormer), [torch.rand(2, 16, 16)], **LOW, progress=False)
     plain.report(tmp_path, overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.md", "report.html"}
     assert not linked(tmp_path) and plain.record.comparisons is None
@@ -66,5 +66,5 @@ class Doubled(nn.Module):
 
 
 def test_outputs_may_be_larger_than_inputs(tiny_restormer: Restormer, tmp_path: Path) -> None:
-    csa2glmha.compress(Doubled(tiny_restormer), BATCHES, rank=4, progress=False).report(tmp_path)
+    csa2glmha.compress(Doubled(tiny_restormer), BATCHES, **LOW, progress=False).report(tmp_path)
     assert linked(tmp_path) == {"comparison.png"} and (tmp_path / "comparison.png").is_file()

@@ -15,14 +15,14 @@ from csa2glmha.commands.distill import distill_file
 from csa2glmha.config.options import make_options
 from csa2glmha.core.errors import CheckpointError, UsageError
 from csa2glmha.families.restormer.network import Restormer
-from tests.compression.test_memory import BATCHES, Around
+from tests.compression.test_memory import BATCHES, LOW, Around
 from tests.conftest import MakeRestormer
 
 
 @pytest.fixture
 def saved(tiny_restormer: Restormer, tmp_path: Path) -> tuple[Path, Tensor]:
     """The file of a student of a network that this package does not build, and what the student gives."""
-    result = csa2glmha.compress(Around(tiny_restormer), BATCHES, rank=4, progress=False)
+    result = csa2glmha.compress(Around(tiny_restormer), BATCHES, **LOW, progress=False)
     result.save(tmp_path / "around.safetensors")
     return tmp_path / "around.safetensors", result.student(BATCHES[0])
 
@@ -80,7 +80,7 @@ def test_weights_alone_are_loaded_into_a_network_too(
 def test_a_student_made_in_memory_is_distilled_further_from_its_teachers_file(
     tiny_restormer: Restormer, make_restormer: MakeRestormer, tmp_path: Path
 ) -> None:
-    result = csa2glmha.compress(tiny_restormer, BATCHES, rank=4, progress=False)
+    result = csa2glmha.compress(tiny_restormer, BATCHES, **LOW, progress=False)
     result.save(tmp_path / "student.safetensors")
     torch.save({"params": tiny_restormer.state_dict()}, tmp_path / "teacher.pth")
     torch.save({"params": make_restormer(seed=5).state_dict()}, tmp_path / "other.pth")
