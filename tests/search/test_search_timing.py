@@ -17,7 +17,6 @@ from csa2glmha.bench.compare import FileTimings
 from csa2glmha.bench.profile import ModuleProfile
 from csa2glmha.bench.rounds import Latency, Ratio
 from csa2glmha.core.errors import ExportError
-from csa2glmha.families.registry import build
 from csa2glmha.initialize.configure import layer_config
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.networks import RestorationModel
@@ -26,9 +25,10 @@ from csa2glmha.search import timing
 from csa2glmha.search.choices import LOGITS, SIDES, VALUES, all_choices, combined
 from csa2glmha.search.costs import count_configs, count_costs
 from csa2glmha.search.timing import Stopwatch, disturbed, layer_times
-from tests.conftest import TINY_RESTORMER
+from tests.conftest import MakeRestormer
 
-TINY = TINY_RESTORMER | {"dim": 16, "num_blocks": [2, 1, 1, 1], "norm_bias": False}
+#: What sets this network apart from the smallest: ranks to choose among, and layers that are alike.
+WIDER: dict[str, Any] = {"dim": 16, "num_blocks": [2, 1, 1, 1], "norm_bias": False}
 FRAME = (32, 32)
 
 
@@ -61,9 +61,9 @@ def test_layers_are_compared_at_the_same_speed() -> None:
 
 
 @pytest.fixture
-def stopwatch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stopwatch:
+def stopwatch(make_restormer: MakeRestormer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stopwatch:
     """On a made-up machine whose speed is another one in every run."""
-    teacher = build("restormer", TINY).eval()
+    teacher = make_restormer(**WIDER)
     exported: dict[Path, RestorationModel] = {}
     speed = random.Random(0)
 
@@ -118,8 +118,8 @@ def layer_milliseconds(model: RestorationModel) -> dict[str, float]:
     return times
 
 
-def test_times_foretell_students(stopwatch: Stopwatch) -> None:
-    teacher = build("restormer", TINY).eval()
+def test_times_foretell_students(stopwatch: Stopwatch, make_restormer: MakeRestormer) -> None:
+    teacher = make_restormer(**WIDER)
     layers = attention_layers(teacher)
     choices = all_choices(layers)
 
