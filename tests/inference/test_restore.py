@@ -15,7 +15,6 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from csa2glmha.checkpoint.student import load, save_student, student_metadata
-from csa2glmha.commands import run as command
 from csa2glmha.commands.run import run_files
 from csa2glmha.config.options import make_options
 from csa2glmha.core.errors import DataError, OutputError, UsageError
@@ -121,15 +120,15 @@ def test_one_file_of_a_folder_does_not_stop_the_others(
     folder.mkdir()
     for name in ("large.png", "nan.png", "well.png"):
         write_image(folder / name, torch.rand(3, 8, 8))
-    monkeypatch.setattr(command, "Restorer", Picky)
-    result = run_files(colour, [folder], tmp_path / "out")
+    result = run_files(colour, [folder], tmp_path / "out", make_restorer=Picky)
     assert [path.name for path in result.written] == ["well.png"]
     assert [path.name for path, _ in result.skipped] == ["large.png", "nan.png"] and result.failed == 2
     said = capsys.readouterr().err
     assert f"skipped {folder / 'large.png'}: tiles of" in said and "not finite" in said
     for name, error in (("large.png", DataError), ("nan.png", OutputError)):
         with pytest.raises(error):
-            run_files(colour, [folder / name, folder / "well.png"], tmp_path / name)
+            images = [folder / name, folder / "well.png"]
+            run_files(colour, images, tmp_path / name, make_restorer=Picky)
 
 
 def test_a_full_disk_ends_the_run(colour: Path, folder: Path, tmp_path: Path, monkeypatch) -> None:

@@ -50,7 +50,7 @@ from csa2glmha.search.sensitivity import (
     measure_sensitivity,
 )
 from csa2glmha.search.space import Configs, SearchSpace
-from csa2glmha.search.timing import Times
+from csa2glmha.search.stopwatch import Times
 from csa2glmha.search.trials import search_drop, search_latency
 from tests.command_line import run
 
