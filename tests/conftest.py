@@ -33,6 +33,7 @@ from csa2glmha.data.batches import Inputs
 from csa2glmha.data.images import write_image
 from csa2glmha.families.restormer.network import Restormer
 from tests.hub_server import Hub, serve
+from tests.subjects import SUBJECTS
 
 torch.set_num_threads(1)
 
@@ -64,12 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 MakeRestormer = Callable[..., Restormer]
 
 #: Hyper-parameters of the smallest network that has all there is in one.
-TINY_RESTORMER: dict[str, Any] = {
-    "dim": 8,
-    "num_blocks": [1, 1, 1, 1],
-    "num_refinement_blocks": 1,
-    "heads": [1, 1, 2, 4],
-}
+TINY_RESTORMER: dict[str, Any] = dict(SUBJECTS["restormer"].tiny)
 
 
 def shared_folder() -> Path:
@@ -103,6 +99,12 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = Path(folder, "cases", "make_cases.py")
     subprocess.run([sys.executable, str(script), str(made)], check=True, capture_output=True)
     return made
+
+
+def smooth_images(count: int, seed: int = 0, side: int = 32) -> Tensor:
+    """Colour images (count, 3, side, side) with nothing finer than four pixels."""
+    coarse = torch.rand(count, 3, side // 4, side // 4, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, size=(side, side), mode="bilinear")
 
 
 def batches(images: Tensor, size: int = 2, *shared_inputs: Tensor) -> list[Inputs]:

@@ -53,6 +53,7 @@ from csa2glmha.search.space import Configs, SearchSpace
 from csa2glmha.search.stopwatch import Times
 from csa2glmha.search.trials import search_drop, search_latency
 from tests.command_line import run
+from tests.conftest import smooth_images
 
 FRAME = (32, 32)
 
@@ -60,11 +61,6 @@ FRAME = (32, 32)
 def shapes(model: Any) -> tuple[tuple[int, ...], ...]:
     found: tuple[tuple[int, ...], ...] = model.input_shapes(*FRAME)
     return found
-
-
-def images(count: int, seed: int) -> Tensor:
-    small = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.interpolate(small, size=FRAME, mode="bilinear")
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +80,13 @@ def few_ranks() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def batches() -> list[tuple[Tensor, ...]]:
-    return [(images(2, seed),) for seed in range(4)]
+    return [(smooth_images(2, seed),) for seed in range(4)]
 
 
 @pytest.fixture(scope="module")
 def space(teacher: RestorationModel, batches: list[tuple[Tensor, ...]]) -> SearchSpace:
     choices = all_choices(attention_layers(teacher))
-    held_out = teacher_outputs(teacher, [(images(2, 98),), (images(2, 99),)])
+    held_out = teacher_outputs(teacher, [(smooth_images(2, 98),), (smooth_images(2, 99),)])
     measured = measure_sensitivity(teacher, choices, held_out, batches, gather_all(teacher, batches))
     count = partial(count_configs, teacher, shapes=shapes)
     before = count_complexity(teacher, *shapes(teacher))
@@ -132,9 +128,8 @@ def test_errors_are_those_of_students(
     configs = {key[0]: choices[-1].config}
     student, _ = initialise_student(teacher, configs, batches)
     with torch.no_grad():
-        error = sum(
-            float((student(images(2, seed)) - teacher(images(2, seed))).square().mean()) for seed in (98, 99)
-        )
+        held_out = [smooth_images(2, seed) for seed in (98, 99)]
+        error = sum(float((student(image) - teacher(image)).square().mean()) for image in held_out)
     assert space.measured[key][-1].error == pytest.approx(error / 2, rel=1e-3)
 
 
@@ -205,7 +200,7 @@ def test_measurements_are_kept_and_not_made_again(
     teacher: RestorationModel, space: SearchSpace, batches: list[tuple[Tensor, ...]], tmp_path: Path
 ) -> None:
     path = tmp_path / "sensitivity.jsonl"
-    held_out = teacher_outputs(teacher, [(images(2, 98),), (images(2, 99),)])
+    held_out = teacher_outputs(teacher, [(smooth_images(2, 98),), (smooth_images(2, 99),)])
     some = {key: choices[:2] for key, choices in list(space.choices.items())[:3]}
 
     def measure(identity: str) -> SensitivityCache:
