@@ -49,11 +49,13 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that slow.txt names, and those of the fixtures that it names."""
+    """Mark the tests that slow.txt names, with their parameters or without, and those of its fixtures."""
     listed = set(Path(__file__).with_name("slow.txt").read_text(encoding="utf-8").splitlines())
+    prefixes = tuple(line[:-1] for line in listed if line.endswith("*"))
     for item in items:
-        names = [getattr(item, "originalname", item.name), *getattr(item, "fixturenames", ())]
-        if any(f"{item.path.name}::{name}" in listed for name in names):
+        own = [item.name, getattr(item, "originalname", item.name), *getattr(item, "fixturenames", ())]
+        names = [f"{item.path.name}::{name}" for name in own]
+        if any(name in listed or name.startswith(prefixes) for name in names):
             item.add_marker(pytest.mark.slow)
 
 
