@@ -161,7 +161,8 @@ class ChannelAttention:
     def logits_of(self, moments: Moments) -> Tensor:
         """As :meth:`logits`, from :meth:`moments`."""
         cross, query_power, key_power = moments
-        return normalised_logits(cross, query_power, key_power, self.temperature.view(-1, 1, 1))
+        temperature = self.temperature.view(-1, 1, 1)
+        return normalised_logits(cross, query_power.unsqueeze(-1), key_power.unsqueeze(-2), temperature)
 
     def attention(self, logits: Tensor) -> Tensor:
         """The map that logits (..., c, c) make."""
@@ -178,7 +179,7 @@ def tokens(maps: Tensor, heads: int) -> Tensor:
     return maps.reshape(batch, heads, channels // heads, height * width)
 
 
-def normalised_logits(cross: Tensor, query_power: Tensor, key_power: Tensor, temperature: Tensor) -> Tensor:
+def normalised_logits(cross: Tensor, query_power: Tensor, key_power: Tensor, scale: Tensor) -> Tensor:
     """Attention logits from second moments.
 
     Working on second moments instead of normalising the maps saves two passes over them, and means over
@@ -186,16 +187,64 @@ def normalised_logits(cross: Tensor, query_power: Tensor, key_power: Tensor, tem
 
     Args:
         cross: (B, heads, c, d), mean over pixels of the products of queries and keys.
-        query_power: (B, heads, c), mean square of each query.
-        key_power: (B, heads, d).
-        temperature: (heads, 1, 1).
+        query_power: (B, heads, c, 1), mean square of each query.
+        key_power: (B, heads, 1, d).
+        scale: (heads, c or 1, d or 1), what the normalised products are multiplied by: the temperature.
 
     Returns:
         (B, heads, c, d).
     """
-    query_scale = query_power.clamp_min(NORM_FLOOR).rsqrt().unsqueeze(-1)
-    key_scale = key_power.clamp_min(NORM_FLOOR).rsqrt().unsqueeze(-2)
-    return cross * query_scale * key_scale * temperature
+    queries, keys = (power.clamp_min(NORM_FLOOR).rsqrt() for power in (query_power, key_power))
+    return cross * queries * (keys * scale)
+
+
+def generated_logits(
+    products: tuple[Tensor, Tensor, Tensor],
+    expand_queries: Tensor | None,
+    expand_keys: Tensor | None,
+    scale: Tensor,
+    gate: Tensor | None = None,
+) -> Tensor:
+    """Attention logits of queries and keys that are mixtures of generated ones, or these themselves.
+
+    Args:
+        products: means over pixels of the generated maps' products: of queries with keys (B, heads, q, k); of
+            queries with each other (B, heads, q, q), or their squares (B, heads, c, 1) where they are used as
+            they are; of keys likewise, (B, heads, k, k) or (B, heads, 1, k).
+        expand_queries, expand_keys: the mixtures, (heads, c, q) and (heads, c, k); None: used as they are.
+        scale: as of :func:`normalised_logits`.
+        gate: (B, heads, 1, k), weight of each generated key; None: all count the same.
+
+    Returns:
+        (B, heads, c, c), or (B, heads, c, k) where keys are used as they are.
+    """
+    cross, queries, keys = products
+    if expand_keys is not None:
+        expand = expand_keys if gate is None else expand_keys * gate
+        keys = expanded_power(expand, keys).unsqueeze(-2)
+        cross = cross @ expand.transpose(-2, -1)
+    if expand_queries is not None:
+        queries = expanded_power(expand_queries, queries).unsqueeze(-1)
+        cross = expand_queries @ cross
+    logits = normalised_logits(cross, queries, keys, scale)
+    return logits if gate is None or expand_keys is not None else logits * gate
+
+
+def gram_logits(gram: Tensor, queries: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
+    """Attention logits of queries and keys that are mixtures of the same maps.
+
+    Args:
+        gram: (B, heads or 1, r, r), means over pixels of the maps' products.
+        queries, keys: the mixtures, (heads, c, r) each.
+        scale: as of :func:`normalised_logits`.
+
+    Returns:
+        (B, heads, c, c).
+    """
+    seen = queries @ gram
+    query_power = (seen * queries).sum(-1, keepdim=True)
+    key_power = expanded_power(keys, gram).unsqueeze(-2)
+    return normalised_logits(seen @ keys.transpose(-2, -1), query_power, key_power, scale)
 
 
 def expanded_power(expand: Tensor, gram: Tensor) -> Tensor:

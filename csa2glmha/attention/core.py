@@ -113,9 +113,33 @@ def folded(output: Tensor, attention: Tensor) -> Tensor:
     Returns:
         (B, out, heads * d).
     """
-    heads, c = attention.shape[1:3]
-    per_head = output.view(-1, heads, c).transpose(0, 1)
-    return (per_head @ attention).transpose(1, 2).flatten(2)
+    return folded_heads(by_heads(output, attention.shape[1]), attention)
+
+
+def by_heads(output: Tensor, heads: int) -> Tensor:
+    """An output projection (out, heads * c) by its heads: (heads, out, c)."""
+    return output.view(output.shape[0], heads, -1).transpose(0, 1)
+
+
+def folded_heads(
+    output: Tensor, attention: Tensor, expand: Tensor | None = None, gate: Tensor | None = None
+) -> Tensor:
+    """As :func:`folded`, with what makes values of generated ones.
+
+    Args:
+        output: (heads, out, c), as :func:`by_heads` gives it.
+        attention: (B, heads, c, d).
+        expand: (heads, d, r), the values as mixtures of generated ones; None: used as they are, r = d.
+        gate: (B, heads, 1, r), weight of each generated value; None: all count the same.
+
+    Returns:
+        (B, out, heads * r).
+    """
+    if expand is not None:
+        attention = attention @ expand
+    if gate is not None:
+        attention = attention * gate
+    return (output @ attention).transpose(1, 2).flatten(2)
 
 
 def applied(matrix: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:

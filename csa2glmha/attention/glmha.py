@@ -23,15 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csa2glmha.attention.canonical import NORM_FLOOR, expanded_power, normalised_logits, tokens
+from csa2glmha.attention.canonical import NORM_FLOOR, generated_logits, tokens
 from csa2glmha.attention.core import (
     Activation,
     Moments,
     Region,
     activated,
     applied,
+    by_heads,
     everywhere,
-    folded,
+    folded_heads,
     in_order,
 )
 
@@ -246,11 +247,10 @@ class GuidedAttention(nn.Module):
         c = self.config.head_channels
         return x.new_zeros(x.shape[0], self.config.heads, c, c)
 
-    def normalised(self, cross: Tensor, query_power: Tensor, key_power: Tensor) -> Tensor:
-        """Logits (B, heads, c, keys) from products of queries and keys, and their mean squares."""
+    def scale(self) -> Tensor:
+        """What normalised products of queries and keys are multiplied by: (heads, c or 1, keys or 1)."""
         assert self.temperature is not None
-        logits = normalised_logits(cross, query_power, key_power, self.temperature)
-        return logits if self.query_scale is None else logits * self.query_scale
+        return self.temperature if self.query_scale is None else self.temperature * self.query_scale
 
     def guidance(self, *inputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Mode strengths (B, guide_width) and gates (B, heads * rank) on keys and values; None: no guide."""
@@ -280,11 +280,8 @@ class GuidedAttention(nn.Module):
     def fold(self, attention: Tensor, value_gates: Tensor | None = None) -> Tensor:
         """Output projection, attention and value expansion in one matrix: (B, out, heads * rank_v)."""
         heads = self.config.heads
-        if self.expand_values is not None:
-            attention = attention @ self.expand_values
-        if value_gates is not None:
-            attention = attention * value_gates.view(-1, heads, 1, self.config.rank_v)
-        return folded(self.output, attention)
+        gate = None if value_gates is None else value_gates.view(-1, heads, 1, self.config.rank_v)
+        return folded_heads(by_heads(self.output, heads), attention, self.expand_values, gate)
 
     def mix(self, folded: Tensor, values: Tensor) -> Tensor:
         """The layer's output from :meth:`fold` and (B, heads * rank_v, H, W): (B, out_channels, H, W)."""
@@ -512,14 +509,9 @@ class GLMHA(GuidedAttention):
         """As :meth:`uncorrected_logits`, from :meth:`moments`."""
         if not self.config.rank_k:
             return self.no_logits(cross)
+        queries = query_moments if self.expand_queries is not None else query_moments.unsqueeze(-1)
+        keys = key_moments if self.expand_keys is not None else key_moments.unsqueeze(-2)
         gate = self.key_gate(key_gates)
-        query_power, key_power = query_moments, key_moments
-        if self.expand_keys is not None:
-            expand = self.expand_keys if gate is None else self.expand_keys * gate
-            key_power = expanded_power(expand, key_moments)
-            cross = cross @ expand.transpose(-2, -1)
-        if self.expand_queries is not None:
-            query_power = expanded_power(self.expand_queries, query_moments)
-            cross = self.expand_queries @ cross
-        logits = self.normalised(cross, query_power, key_power)
-        return logits * gate if self.config.compact and gate is not None else logits
+        return generated_logits(
+            (cross, queries, keys), self.expand_queries, self.expand_keys, self.scale(), gate
+        )

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csa2glmha.attention.canonical import expanded_power, tokens
+from csa2glmha.attention.canonical import gram_logits, tokens
 from csa2glmha.attention.core import Moments, Region, everywhere
 from csa2glmha.attention.glmha import GLMHAConfig, GuidedAttention
 
@@ -86,12 +86,7 @@ class PointwiseGLMHA(GuidedAttention):
             return self.no_logits(gram)
         gate = self.key_gate(key_gates)
         keys = self.expand_keys if gate is None else self.expand_keys * gate
-        queries = self.expand_queries @ gram
-        return self.normalised(
-            queries @ keys.transpose(-2, -1),
-            (queries * self.expand_queries).sum(-1),
-            expanded_power(keys, gram),
-        )
+        return gram_logits(gram, self.expand_queries, keys, self.scale())
 
     def subspace_gram(self, gram: Tensor) -> Tensor:
         """What :meth:`gram_logits` takes, from the input's mean products (B, C, C)."""

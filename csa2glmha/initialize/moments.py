@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from csa2glmha.attention.canonical import ChannelAttention, expanded_power, normalised_logits
+from csa2glmha.attention.canonical import ChannelAttention, gram_logits
 from csa2glmha.attention.glmha import pooled_statistics
 
 
@@ -72,10 +72,7 @@ class Moments:
         queries, keys = self.stacked().chunk(2, 1)
         gram = self.grams.unsqueeze(1)
         temperature = self.form.temperature.to(gram).view(-1, 1, 1)
-        cross = queries @ gram @ keys.transpose(-2, -1)
-        return normalised_logits(
-            cross, expanded_power(queries, gram), expanded_power(keys, gram), temperature
-        )
+        return gram_logits(gram, queries, keys, temperature)
 
     def maps(self) -> Tensor:
         """The teacher's attention, (N, heads, c, c)."""

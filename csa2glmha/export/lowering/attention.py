@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csa2glmha.attention.canonical import NORM_FLOOR, expanded_power
-from csa2glmha.attention.core import activated
+from csa2glmha.attention.canonical import NORM_FLOOR, generated_logits
+from csa2glmha.attention.core import activated, by_heads, folded_heads
 from csa2glmha.attention.glmha import (
     GLMHA,
     CalibrationNetwork,
@@ -79,10 +79,7 @@ class DeployedCore(nn.Module):
         self.config = layer.config
         self.scale = None
         if layer.temperature is not None:
-            scale = layer.temperature.detach()
-            if layer.query_scale is not None:
-                scale = scale * layer.query_scale.detach()
-            self.scale = nn.Parameter(scale.clone())
+            self.scale = nn.Parameter(layer.scale().detach().clone())
         modes = layer.config.bias_rank
         left, right = layer.mode_left, layer.mode_right
         self.static = self.left = self.right = None
@@ -98,9 +95,7 @@ class DeployedCore(nn.Module):
         self.guide = None if layer.guide is None else DeployedGuide(layer.guide, affine)
         expand = layer.expand_values
         self.expand_values = None if expand is None else nn.Parameter(expand.detach().clone())
-        heads, c = self.config.heads, self.config.head_channels
-        output = layer.output.detach().view(-1, heads, c).transpose(0, 1)
-        self.output = nn.Parameter(output.contiguous().clone())
+        self.output = nn.Parameter(by_heads(layer.output.detach(), self.config.heads).contiguous().clone())
         bias = layer.output_bias
         self.output_bias = None if bias is None else nn.Parameter(bias.detach().clone())
 
@@ -117,16 +112,6 @@ class DeployedCore(nn.Module):
         if gates is None or not self.config.key_gates:
             return None
         return gates.view(-1, self.config.heads, 1, self.config.rank_k)
-
-    def normalised(self, cross: Tensor, query_power: Tensor, key_power: Tensor) -> Tensor:
-        """Logits (B, heads, c, keys) from means over pixels.
-
-        The powers are those of queries (B, heads, c, 1) and keys (B, heads, keys, 1).
-        """
-        assert self.scale is not None
-        queries = query_power.clamp_min(NORM_FLOOR).rsqrt()
-        keys = key_power.clamp_min(NORM_FLOOR).rsqrt().transpose(2, 3)
-        return cross * queries * (keys * self.scale)
 
     def attention(self, logits: Tensor | None, strengths: Tensor | None) -> Tensor:
         """The map of corrected logits; without logits there are the corrections alone."""
@@ -146,11 +131,8 @@ class DeployedCore(nn.Module):
 
     def folded(self, attention: Tensor, gates: Tensor | None) -> Tensor:
         """Output projection, attention and value expansion in one: (B, out_channels, heads * rank_v)."""
-        if self.expand_values is not None:
-            attention = attention @ self.expand_values
-        if gates is not None:
-            attention = attention * gates.view(-1, self.config.heads, 1, self.config.rank_v)
-        return (self.output @ attention).transpose(1, 2).flatten(2)
+        gate = None if gates is None else gates.view(-1, self.config.heads, 1, self.config.rank_v)
+        return folded_heads(self.output, attention, self.expand_values, gate)
 
     def mixed(self, folded: Tensor, values: Tensor, like: Tensor) -> Tensor:
         """The output (B, out_channels, H, W) from :meth:`folded` and values (B, heads * rank_v, H * W)."""
@@ -225,21 +207,18 @@ class DeployedGLMHA(DeployedCore):
 
     def logits(self, queries: Tensor, keys: Tensor, share: Tensor, gate: Tensor | None) -> Tensor:
         """S for queries and keys (B, heads, rank, L), before static and guided modes are added."""
+        assert self.scale is not None
         cross = queries @ keys.transpose(2, 3) * share
-        if self.expand_keys is None:
-            key_power = square_sum(keys, 3) * share
-        else:
-            expand = self.expand_keys if gate is None else self.expand_keys * gate
-            key_power = expanded_power(expand, keys @ keys.transpose(2, 3) * share).unsqueeze(-1)
-            cross = cross @ expand.transpose(2, 3)
         if self.expand_queries is None:
-            query_power = square_sum(queries, 3) * share
+            queries = square_sum(queries, 3) * share
         else:
-            gram = queries @ queries.transpose(2, 3) * share
-            query_power = expanded_power(self.expand_queries, gram).unsqueeze(-1)
-            cross = self.expand_queries @ cross
-        logits = self.normalised(cross, query_power, key_power)
-        return logits * gate if self.config.compact and gate is not None else logits
+            queries = queries @ queries.transpose(2, 3) * share
+        if self.expand_keys is None:
+            keys = (square_sum(keys, 3) * share).transpose(2, 3)
+        else:
+            keys = keys @ keys.transpose(2, 3) * share
+        products = cross, queries, keys
+        return generated_logits(products, self.expand_queries, self.expand_keys, self.scale, gate)
 
 
 def copied(parameter: Tensor) -> nn.Parameter:

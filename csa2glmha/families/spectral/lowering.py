@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from csa2glmha.attention.canonical import expanded_power
+from csa2glmha.attention.canonical import gram_logits
 from csa2glmha.export.lowering.attention import DeployedCore, copied
 from csa2glmha.export.lowering.folding import (
     Affine,
@@ -80,14 +80,11 @@ class DeployedSpectral(DeployedCore):
 
     def logits(self, gram: Tensor, gate: Tensor | None) -> Tensor:
         """From second moments of the input: (B, 1, C, C)."""
-        assert self.expand_queries is not None and self.expand_keys is not None
+        assert self.expand_queries is not None and self.expand_keys is not None and self.scale is not None
         if self.subspace is not None:
             gram = self.subspace @ gram @ self.subspace.transpose(1, 2)
-        columns = self.expand_keys if gate is None else self.expand_keys * gate
-        rows = self.expand_queries @ gram
-        query_power = (rows * self.expand_queries).sum(-1, keepdim=True)
-        key_power = expanded_power(columns, gram).unsqueeze(-1)
-        return self.normalised(rows @ columns.transpose(2, 3), query_power, key_power)
+        keys = self.expand_keys if gate is None else self.expand_keys * gate
+        return gram_logits(gram, self.expand_queries, keys, self.scale)
 
     def narrowed(self, maps: Tensor) -> Tensor:
         """Without the channels that were added."""
