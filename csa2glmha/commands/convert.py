@@ -126,7 +126,7 @@ def check_data(
         UsageError: a ground truth is needed and not there, or the budget cannot be met.
         DataError: a held-out image cannot be evaluated on.
     """
-    check_ground_truth(options, data, teacher.out_channels)
+    check_ground_truth(options, data, teacher)
     check_sizes(data.examples(options.input_size, options.seed))
     budget = options.budget
     if budget is None:

@@ -98,7 +98,7 @@ def _distill_file(
     options = as_trained(pair.student.checkpoint.metadata, options)
     options = options.model_copy(update={"overwrite": overwrite})
     data = open_data(pair.teacher.model, options)
-    check_ground_truth(options, data, pair.teacher.model.out_channels)
+    check_ground_truth(options, data, pair.teacher.model)
     identity = identity_of(options, data, pair.hashes)
     states = StateFolder(_beside(output, STATE_FOLDER), identity, options.state_minutes, say)
     state, log = find_state(states, options), _beside(output, LOG_FILE)

@@ -99,7 +99,7 @@ def data_from(
         if held_out is not None:
             raise UsageError("held_out: of a folder some images are held out by themselves; leave it out")
         data = open_data(model, options.model_copy(update={"data": Path(calibration)}))
-        check_ground_truth(options, data, model.out_channels)
+        check_ground_truth(options, data, model)
         return data
     if options.degrade is not None or options.targets is not None:
         raise UsageError("degrade and targets are for folders; give batches as the network takes them")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.data.batches import Batch, seeded, shuffled
-from csa2glmha.data.degrade import Degradation, reflect_pad
+from csa2glmha.data.degrade import Degradation, cut_to_multiple, reflect_pad
 
 
 class ImageSource(Protocol):
@@ -28,7 +28,7 @@ class ImageSource(Protocol):
         ...
 
     def read(self, index: int) -> tuple[str, Tensor, Tensor | None]:
-        """Return name, input (C, H, W) float32, and target of the same height and width or None."""
+        """Return name, input (C, H, W) float32, and target or None; targets may be larger."""
         ...
 
 
@@ -37,14 +37,16 @@ def random_crop(
 ) -> tuple[Tensor, Tensor | None]:
     """Cut the same random ``size`` x ``size`` window from an image (C, H, W) and its target, if any.
 
-    A side shorter than ``size`` is first reflect-padded up to it, at the bottom or right.
+    Of a target that is some times larger, the window is as much larger. A side shorter than ``size`` is first
+    reflect-padded up to it, at the bottom or right.
     """
+    times = 1 if target is None else max(target.shape[-1] // image.shape[-1], 1)
     image = _pad_to(image, size)
     top, left = _random_corner(image, size, generator)
     crop = image[..., top : top + size, left : left + size]
     if target is None:
         return crop, None
-    return crop, _pad_to(target, size)[..., top : top + size, left : left + size]
+    return crop, _window(_pad_to(target, times * size), times * top, times * left, times * size)
 
 
 def augment(image: Tensor, target: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
@@ -62,8 +64,8 @@ def calibration_crops(
     more than another. The same arguments give the same crops.
 
     Returns:
-        Inputs (count, C, size, size) and their references of the same shape, None where there are none
-        (see the module's three kinds of data).
+        Inputs (count, C, size, size) and their references, so many times larger where a network enlarges;
+        None where there are none (see the module's three kinds of data).
 
     Raises:
         UsageError: a size or count below one, or a degradation for images that come with targets.
@@ -146,16 +148,20 @@ def _sample(
 def _degraded_crop(
     clean: Tensor, degradation: Degradation, size: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    clean = _pad_to(clean, size)
-    top, left = _random_corner(clean, size, generator)
+    times, reach = degradation.times, degradation.reach
+    clean = cut_to_multiple(_pad_to(clean, times * size), times)
+    # In pixels of the degraded image: that of the crop must be that of the whole image, reduced.
+    corner = _random_corner(clean[..., ::times, ::times], size, generator)
+    top, left = (times * each for each in corner)
     # Blur carries pixels across the edge of the crop: degrade what it can reach as well, then cut that off.
-    up, before = min(top, degradation.reach), min(left, degradation.reach)
-    bottom, right = top + size + degradation.reach, left + size + degradation.reach
+    up, before = min(top, reach), min(left, reach)
+    bottom, right = top + times * size + reach, left + times * size + reach
     degraded = degradation(clean[..., top - up : bottom, left - before : right], generator)
-    return (
-        degraded[..., up : up + size, before : before + size],
-        clean[..., top : top + size, left : left + size],
-    )
+    return _window(degraded, up // times, before // times, size), _window(clean, top, left, times * size)
+
+
+def _window(image: Tensor, top: int, left: int, size: int) -> Tensor:
+    return image[..., top : top + size, left : left + size]
 
 
 def _pad_to(image: Tensor, size: int) -> Tensor:

@@ -22,7 +22,7 @@ from csa2glmha.core.errors import DataError, UsageError
 FORMS = (
     "none, noise:SIGMA (0 to 255, of 255), blur:SIGMA (0 to 50 pixels), "
     "motion:LENGTH (1 to 255 whole pixels), jpeg:QUALITY (1 to 100, whole), gamma:POWER (0.1 to 10), "
-    "dark:EXPOSURE (0 to 1, of the light); "
+    "dark:EXPOSURE (0 to 1, of the light), down:TIMES (1 to 16, whole, no range); "
     "each value also as a range LOW-HIGH, several joined by +"
 )
 
@@ -124,6 +124,23 @@ def _darken(image: Tensor, exposure: float, generator: torch.Generator) -> Tenso
     return image * exposure
 
 
+def _reduce(image: Tensor, times: float, generator: torch.Generator) -> Tensor:
+    """By bicubic interpolation that averages over what it leaves out; sides are cut to a multiple first."""
+    image = cut_to_multiple(image, int(times))
+    size = [side // int(times) for side in image.shape[-2:]]
+    return F.interpolate(image[None], size, mode="bicubic", antialias=True, align_corners=False)[0]
+
+
+def _reduction_reach(times: float) -> int:
+    return 2 * int(times)
+
+
+def cut_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Without the last rows and columns of (..., H, W) that are too many."""
+    height, width = (side // multiple * multiple for side in image.shape[-2:])
+    return image[..., :height, :width]
+
+
 def _no_reach(value: float) -> int:
     return 0
 
@@ -139,6 +156,8 @@ class _Kind:
     reach: Callable[[float], int] = _no_reach
 
 
+#: The degradation that makes images smaller.
+REDUCTION = "down"
 _KINDS = {
     "noise": _Kind(0, 255, False, _add_noise),
     "blur": _Kind(0, 50, False, _blur, _blur_reach),
@@ -146,6 +165,7 @@ _KINDS = {
     "jpeg": _Kind(1, 100, True, _jpeg),
     "gamma": _Kind(0.1, 10, False, _gamma),
     "dark": _Kind(0, 1, False, _darken),
+    "down": _Kind(1, 16, True, _reduce, _reduction_reach),
 }
 
 
@@ -172,11 +192,20 @@ class Degradation:
 
     @property
     def reach(self) -> int:
-        """How many pixels away an input pixel can matter at most, JPEG blocks aside."""
-        return sum(_KINDS[step.name].reach(step.high) for step in self.steps)
+        """How many pixels away a clean pixel can matter at most, JPEG blocks aside; whole ``times``."""
+        reach, times = 0, 1
+        for step in self.steps:
+            reach += times * _KINDS[step.name].reach(step.high)
+            times *= int(step.high) if step.name == REDUCTION else 1
+        return -(-reach // times) * times
+
+    @property
+    def times(self) -> int:
+        """How many times larger clean images are than degraded ones."""
+        return math.prod(int(step.high) for step in self.steps if step.name == REDUCTION)
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """Degrade one image (C, H, W) in [0, 1], float32; the result has the same shape.
+        """Degrade one image (C, H, W) in [0, 1], float32; the result has the same shape, over ``times``.
 
         Noise is added without clipping, the convention of the denoising literature, so the result may
         leave [0, 1]. Every random choice comes from ``generator``. ``clean`` is not changed.
@@ -198,9 +227,10 @@ def parse_degradation(spec: str) -> Degradation:
     * ``blur:1.5``: Gaussian blur, standard deviation 1.5 pixels.
     * ``motion:15``: linear motion over 15 pixels, at an angle drawn uniformly per image.
     * ``jpeg:40``: JPEG compression at quality 40 (values are clipped to [0, 1] and become 8 bit).
-
     * ``gamma:2.2``: every value to that power (negative ones count as 0).
     * ``dark:0.1``: an exposure that takes a tenth of the light, every value times 0.1.
+
+    * ``down:4``: a quarter of the height and width (bicubic, with antialiasing), for networks that enlarge.
 
     Low light is ``gamma:1.5-2.2+dark:0.08-0.3+noise:0.5-3``.
 
@@ -230,6 +260,8 @@ def _parse_step(part: str, spec: str) -> _Step:
     high = float(match[2] or match[1])
     if low > high:
         raise _bad(spec, f"the range {value!r} runs backwards")
+    if name == REDUCTION and low != high:
+        raise _bad(spec, "all images are reduced alike: give one number")
     if low < kind.low or high > kind.high:
         raise _bad(spec, f"{value!r} is out of bounds for {name}, {kind.low:g} to {kind.high:g}")
     return _Step(name, low, high)

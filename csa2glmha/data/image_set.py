@@ -6,6 +6,7 @@ import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from csa2glmha.data.folders import Files, list_with_foreign
 from csa2glmha.data.images import FOREIGN_SUFFIXES, SUFFIX_LIST, SUFFIXES, check_channels, to_tensor
 from csa2glmha.data.pairing import pair_names
 from csa2glmha.data.stored import Pixels, StoredImage, UnreadableError
+from csa2glmha.networks import scaled
 
 
 @dataclass
@@ -67,12 +69,13 @@ class ImageSet:
         cache_bytes: int = 512 * 2**20,
         pair: str | None = None,
         smallest: int = 1,
+        scale: Fraction = Fraction(1),
     ) -> ImageSet:
         """Search a folder and its subfolders, linked ones too, for images, in the order of their names.
 
         Files that cannot be read are left out, and listed in :attr:`skipped`. With ``targets``, inputs
         are paired with the files there by name, as :func:`~csa2glmha.data.pairing.pair_names` does it; an
-        input without one, or one of another size, is left out likewise.
+        input without one, or one of another size than ``scale`` says, is left out likewise.
 
         Args:
             folder: Searched for png, jpg, jpeg, bmp, tif, tiff, webp, ppm and pgm files, in any case.
@@ -81,6 +84,7 @@ class ImageSet:
             cache_bytes: How much decoded data to keep in memory.
             pair: How the names of inputs and targets differ; None finds it out.
             smallest: Least height and width; smaller images are left out.
+            scale: Height and width of targets over those of inputs; others are left out.
 
         Raises:
             DataError: a folder is missing, or none of its images can be used.
@@ -94,7 +98,7 @@ class ImageSet:
             entries = found._pair(folder, targets, pair)
         with ThreadPoolExecutor(min(8, cpu_count())) as pool:
             # Half of it: an image is more than its samples while a network runs on it.
-            read = partial(_decode_entry, smallest=smallest, room=total_memory() // 2)
+            read = partial(_decode_entry, smallest=smallest, scale=scale, room=total_memory() // 2)
             results = pool.map(read, entries)
             for entry, result in zip(entries, results, strict=True):
                 if isinstance(result, tuple):
@@ -251,7 +255,9 @@ def _checksum(pixels: Pixels) -> int:
     return zlib.crc32(np.ascontiguousarray(pixels).data, zlib.crc32(str(pixels.shape).encode()))
 
 
-def _decode_entry(entry: _Entry, smallest: int, room: int) -> dict[Path, StoredImage] | tuple[Path, str]:
+def _decode_entry(
+    entry: _Entry, smallest: int, scale: Fraction, room: int
+) -> dict[Path, StoredImage] | tuple[Path, str]:
     """Decode input and target; where that fails, return the file at fault and the reason."""
     decoded: dict[Path, StoredImage] = {}
     for path in entry.paths:
@@ -262,11 +268,12 @@ def _decode_entry(entry: _Entry, smallest: int, room: int) -> dict[Path, StoredI
         height, width = decoded[path].pixels.shape[:2]
         if min(height, width) < smallest:
             return path, f"too small: {width}x{height}, at least {smallest}x{smallest} pixels are needed"
-    heights_and_widths = [each.pixels.shape[:2] for each in decoded.values()]
-    if len(set(heights_and_widths)) > 1:
-        (height, width), (target_height, target_width) = heights_and_widths
+    shapes = [each.pixels.shape[:2] for each in decoded.values()]
+    (height, width), (target_height, target_width) = shapes[0], shapes[-1]
+    if len(shapes) > 1 and (target_height, target_width) != (scaled(height, scale), scaled(width, scale)):
+        times = "" if scale == 1 else f", which is to be {scale} times as large"
         return (
             entry.input,
-            f"not of its target's size: {width}x{height} against {target_width}x{target_height}",
+            f"not of its target's size: {width}x{height} against {target_width}x{target_height}{times}",
         )
     return decoded

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from csa2glmha.core.errors import DataError
+from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.data.batches import Example, Inputs
 from csa2glmha.data.crops import ImageSource, TrainingCrops, calibration_crops
-from csa2glmha.data.degrade import Degradation, parse_degradation
+from csa2glmha.data.degrade import REDUCTION, Degradation, cut_to_multiple, parse_degradation
 from csa2glmha.data.image_set import ImageSet, skipped_note
 from csa2glmha.data.images import MemoryImages, bundled_images
 from csa2glmha.data.inputs.spectral import CubeSet, SpectralPairs
@@ -25,6 +26,8 @@ from csa2glmha.metrics.quality import SSIM_WINDOW
 IMAGE_CHANNELS = (1, 3, 6)
 #: Side of the crops that distillation trains on.
 TRAINING_SIDE = 96
+#: Side of the inputs of networks that enlarge them: outputs of 96 pixels would show little.
+ENLARGED_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class ImageData:
         has_ground_truth: a reference exists for the outputs.
         spectral: the outputs' channels are bands of a spectrum.
         stretched: each whole image is brought to [0, 1] first.
+        scale: height and width of the outputs over those of the inputs.
     """
 
     train: ImageSource
@@ -48,6 +52,7 @@ class ImageData:
     has_ground_truth: bool
     spectral: bool = False
     stretched: bool = False
+    scale: Fraction = Fraction(1)
 
     @property
     def degradation(self) -> str | None:
@@ -78,7 +83,8 @@ class ImageData:
 
     def training(self, size: int | None, seed: int) -> TrainingCrops:
         """As :meth:`csa2glmha.data.batches.Data.training`."""
-        return TrainingCrops(self.train, self.degrade, size or TRAINING_SIDE, seed, not self.spectral)
+        usual = ENLARGED_SIDE if self.scale > 1 else TRAINING_SIDE
+        return TrainingCrops(self.train, self.degrade, size or usual, seed, not self.spectral)
 
     def examples(self, size: int, seed: int) -> list[Example]:
         """The central squares of the held-out images."""
@@ -103,11 +109,14 @@ def image_example(
         index: which.
         degradation: makes the input.
         seed: of the degradation.
-        size: cut to the central square of at most this side; None keeps whole images.
+        size: cut to the central square of at most this side of the input; None keeps whole images.
         clean_is_ground_truth: the network's output for a degraded image should be the clean one.
     """
     name, image, ground_truth = images.read(index)
-    image, ground_truth = _centre(image, size), None if ground_truth is None else _centre(ground_truth, size)
+    times = 1 if degradation is None else degradation.times
+    larger = 1 if ground_truth is None else max(ground_truth.shape[-1] // image.shape[-1], 1)
+    ground_truth = None if ground_truth is None else _centre(ground_truth, size, larger)
+    image = cut_to_multiple(_centre(image, size, times), times)
     if degradation is not None:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         image, ground_truth = degradation(image, generator), _wanted(image) if clean_is_ground_truth else None
@@ -125,15 +134,21 @@ def _wanted(clean: Tensor) -> Tensor | None:
     return left if torch.equal(left, right) else None
 
 
-def _centre(image: Tensor, size: int | None) -> Tensor:
+def _centre(image: Tensor, size: int | None, times: int = 1) -> Tensor:
+    """The central square of ``times * size`` pixels, where an image so many times smaller has its own."""
     if size is None:
         return image
-    top, left = (max(side - size, 0) // 2 for side in image.shape[-2:])
+    top, left = (max(side // times - size, 0) // 2 * times for side in image.shape[-2:])
+    size *= times
     return image[..., top : top + size, left : left + size]
 
 
 def open_images(
-    folder: Path, channels: int, targets: Path | None = None, pair: str | None = None
+    folder: Path,
+    channels: int,
+    targets: Path | None = None,
+    pair: str | None = None,
+    scale: Fraction = Fraction(1),
 ) -> tuple[ImageSource, tuple[str, ...]]:
     """All images of a folder that quality can be measured on, and notes on what was skipped.
 
@@ -142,7 +157,7 @@ def open_images(
     """
     if channels == DUAL_PIXEL_CHANNELS:
         return open_views(folder, targets, pair)
-    images = ImageSet.find(folder, channels, targets, pair=pair, smallest=SSIM_WINDOW)
+    images = ImageSet.find(folder, channels, targets, pair=pair, smallest=SSIM_WINDOW, scale=scale)
     return images, images.notes(folder)
 
 
@@ -153,6 +168,7 @@ def open_inputs(
     bands: int,
     mat_key: str | None,
     pair: str | None = None,
+    scale: Fraction = Fraction(1),
 ) -> tuple[ImageSource, tuple[str, ...]]:
     """Inputs of a network that makes ``bands`` channels of ``channels``, and notes on what was skipped.
 
@@ -170,7 +186,7 @@ def open_inputs(
     if targets is not None and is_spectral(channels, bands):
         pairs = SpectralPairs.find(folder, targets, bands, mat_key, pair)
         return pairs, pairs.notes + skipped_note(folder, pairs.skipped)
-    return open_images(folder, channels, targets, pair)
+    return open_images(folder, channels, targets, pair, scale)
 
 
 def wants_stretch(channels: int, bands: int) -> bool:
@@ -193,6 +209,7 @@ def prepare_images(
     mat_key: str | None = None,
     pair: str | None = None,
     stretched: bool = False,
+    scale: Fraction = Fraction(1),
 ) -> ImageData:
     """Open the images, split off the held-out ones.
 
@@ -206,11 +223,14 @@ def prepare_images(
         mat_key: name of the array in .mat and .npz files.
         pair: how the names of images and targets differ; None finds it out.
         stretched: bring each whole image to [0, 1] first.
+        scale: height and width of the model's output over those of its input.
 
     Raises:
         DataError, UsageError: no usable images, fewer than two, or a bad degradation.
     """
-    degradation = None if degrade is None else parse_degradation(degrade)
+    if folder is None and degrade is None and scale > 1:
+        degrade = f"{REDUCTION}:{scale}"
+    degradation = fitting_degradation(degrade, scale)
     spectral = bands is not None and is_spectral(channels, bands)
     if folder is None:
         images, source, notes = _photographs(channels, degrade)
@@ -218,13 +238,31 @@ def prepare_images(
             degradation = parse_degradation("none")
             notes += ("no --degrade: if the model removes noise or blur, say which, e.g. --degrade noise:25",)
     else:
-        images, notes = open_inputs(folder, channels, targets, bands or channels, mat_key, pair)
+        images, notes = open_inputs(folder, channels, targets, bands or channels, mat_key, pair, scale)
         source = str(folder)
     if stretched:
         images, notes = Stretched(images), (*notes, STRETCH_NOTE)
     train, held_out = split(images, source, seed)
     known = targets is not None or (degradation is not None and not spectral)
-    return ImageData(train, held_out, degradation, source, notes, known, spectral, stretched)
+    return ImageData(train, held_out, degradation, source, notes, known, spectral, stretched, scale)
+
+
+def fitting_degradation(degrade: str | None, scale: Fraction) -> Degradation | None:
+    """What makes inputs of clean images, for a network whose outputs are so many times larger.
+
+    Raises:
+        UsageError: not valid, or outputs would not be of the clean images' size.
+    """
+    if degrade is None:
+        return None
+    degradation = parse_degradation(degrade)
+    if degradation.times == scale:
+        return degradation
+    if scale.denominator > 1:
+        raise UsageError(f"--degrade {degrade}: no degradation is for networks that make images smaller")
+    what = "of the size of their inputs" if scale == 1 else f"{scale} times as large as their inputs"
+    advice = f"leave out {REDUCTION}" if scale == 1 else f"add {REDUCTION}:{scale}"
+    raise UsageError(f"--degrade {degrade}: the network makes images {what}; {advice}")
 
 
 def _photographs(channels: int, degrade: str | None) -> tuple[ImageSource, str, tuple[str, ...]]:

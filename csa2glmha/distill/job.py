@@ -34,7 +34,7 @@ from csa2glmha.distill.state import State, StateFolder
 from csa2glmha.distill.state_files import INITIAL_FILE
 from csa2glmha.families.registry import specialise_of
 from csa2glmha.initialize import LayerFit
-from csa2glmha.networks import RestorationModel
+from csa2glmha.networks import RestorationModel, scaled
 
 STATE_FOLDER, LOG_FILE = "state", "distill.jsonl"
 
@@ -102,12 +102,12 @@ def check_apart(output: Path, options: DataOptions) -> None:
             )
 
 
-def check_ground_truth(options: WorkOptions, data: Data, channels: int) -> None:
-    """Raise UsageError if a ground truth of so many channels is to be learned and there is none."""
+def check_ground_truth(options: WorkOptions, data: Data, teacher: RestorationModel) -> None:
+    """Raise UsageError if a ground truth of the teacher's outputs is to be learned and there is none."""
     if options.truth_weight and options.distill_stages != LAYERS:
         sample = data.training(options.crop, options.seed + 2).batch(0, 0, 1)
-        height_and_width = sample.inputs[0].shape[-2:]
-        known_ground_truth(sample, torch.empty(1, channels, *height_and_width))
+        size = (scaled(side, teacher.scale) for side in sample.inputs[0].shape[-2:])
+        known_ground_truth(sample, torch.empty(1, teacher.out_channels, *size))
 
 
 def identity_of(options: ConvertOptions, data: Data, more: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,6 +117,8 @@ def export_onnx(
     check = Check(cases_for(network, example), TOLERANCES[precision] if tolerance is None else tolerance)
     notes: list[str] = []
     described = {**(metadata or {}), "precision": precision}
+    if network.scale != 1:
+        described["scale"] = str(network.scale)
     with atomic_path(path) as temporary:
         deployed = None if plain else _deployed(network, opset or DEFAULT_OPSET, precision, half_io, notes)
         described["rewritten"] = str(deployed is not None).lower()

@@ -54,6 +54,8 @@ def convert(network: RestorationModel, inputs: tuple[Tensor, ...], opset: int) -
             f"{name} cannot be converted to ONNX opset {opset}: {first_line(_root_cause(error))}; "
             "try another opset, or use the PyTorch checkpoint"
         ) from error
+    if network.scale != 1:
+        _name_output(proto, "output_")
     return clean(proto)
 
 
@@ -98,12 +100,20 @@ def clean(proto: onnx.ModelProto) -> onnx.ModelProto:
         del item.metadata_props[:]
         item.doc_string = ""
     # The output has the input's size, which the exporter knows only as min(height, padded height).
-    (output,) = graph.output
-    for axis, name in ((0, "batch"), (2, "height"), (3, "width")):
+    enlarged = any(
+        size.dim_param.startswith("output_") for size in graph.output[0].type.tensor_type.shape.dim
+    )
+    _name_output(proto, "output_" if enlarged else "")
+    return proto
+
+
+def _name_output(proto: onnx.ModelProto, before: str) -> None:
+    """Name the axes of the output, heights and widths with a word before them."""
+    (output,) = proto.graph.output
+    for axis, name in ((0, "batch"), (2, f"{before}height"), (3, f"{before}width")):
         dimension = output.type.tensor_type.shape.dim[axis]
         if not dimension.HasField("dim_value"):  # it has one in a network for one size only
             dimension.dim_param = name
-    return proto
 
 
 def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from csa2glmha.core.errors import CheckpointError, DataError, UsageError
 from csa2glmha.core.files import reachable
 from csa2glmha.data.inputs.kind import CASSI, IMAGES, NetworkFacts
 from csa2glmha.families.registry import inputs_of
+from csa2glmha.networks.model import LARGEST_SCALE
 
 # ONNX Runtime also logs what it raises; the exception is enough.
 _LOG_FATAL_ONLY = 4
@@ -56,6 +58,15 @@ def declared_inputs(metadata: Mapping[str, str], count: int) -> str:
     if "architecture" in metadata:
         return inputs_of(metadata["architecture"]) or IMAGES
     return CASSI if count > 1 else IMAGES
+
+
+def declared_scale(metadata: Mapping[str, str]) -> Fraction:
+    """Height and width of the output over those of the input, as a file of ours says it; otherwise 1."""
+    try:
+        found = Fraction(metadata.get("scale", "1"))
+    except (ValueError, ZeroDivisionError):
+        return Fraction(1)
+    return found if 0 < found <= LARGEST_SCALE else Fraction(1)
 
 
 class OnnxModel:
@@ -155,6 +166,7 @@ class OnnxModel:
             count,
             size=self.fixed_size,
             metadata=metadata,
+            scale=declared_scale(metadata),
         )
 
     @property

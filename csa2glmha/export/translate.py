@@ -70,7 +70,8 @@ def translate(
         raise UntranslatableError(f"not translated: {error}") from error
     if not isinstance(output, Value):
         raise UntranslatableError("the output does not depend on the input")
-    output_shape = [shapes[0][0], network.out_channels, *shapes[0][2:]]
+    size = shapes[0][2:] if network.scale == 1 else (f"output_{side}" for side in shapes[0][2:])
+    output_shape = [shapes[0][0], network.out_channels, *size]
     return emitter.builder.model(inputs, emitter.builder.cast(output, io_type), output_shape)
 
 

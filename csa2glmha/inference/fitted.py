@@ -14,7 +14,7 @@ from csa2glmha.data.batches import Inputs
 from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.inference.grid import Tile, divide_axis
 from csa2glmha.inference.tiles import restore_separately
-from csa2glmha.networks import reflect_pad_to_multiple
+from csa2glmha.networks import reflect_pad_to_multiple, scaled
 
 #: Sides that networks ask for a multiple of.
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
@@ -96,7 +96,8 @@ class FittedOnnx:
     def _of_same_size(self, inputs: Inputs) -> Tensor:
         output = self._model(*inputs)
         height, width = inputs[0].shape[-2:]
-        if output.shape[-2:] != (height, width):
+        scale = self._model.facts.scale
+        if output.shape[-2:] != (scaled(height, scale), scaled(width, scale)):
             raise DataError(
                 f"{str(self._model.path)!r} makes {output.shape[-1]}x{output.shape[-2]} pixels of "
                 f"{width}x{height}; only networks whose output is as large as their input can be used"

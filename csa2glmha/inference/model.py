@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 from csa2glmha.checkpoint.student import load_model
@@ -33,6 +34,7 @@ class OpenModel:
         foreign: an ONNX file that another program made.
         inputs: the kind of its inputs, by name.
         count: of its inputs.
+        scale: height and width of its output over those of its input.
     """
 
     run: Restore
@@ -45,6 +47,7 @@ class OpenModel:
     foreign: bool = False
     inputs: str = IMAGES
     count: int = 1
+    scale: Fraction = Fraction(1)
 
     @property
     def facts(self) -> NetworkFacts:
@@ -53,7 +56,14 @@ class OpenModel:
             return facts_of(self.network, self.metadata)
         name = self.architecture or "this model"
         return NetworkFacts(
-            name, self.inputs, self.channels, self.bands, self.count, size=self.size, metadata=self.metadata
+            name,
+            self.inputs,
+            self.channels,
+            self.bands,
+            self.count,
+            size=self.size,
+            metadata=self.metadata,
+            scale=self.scale,
         )
 
     @property
@@ -94,6 +104,7 @@ def open_model(
             foreign=runtime.foreign,
             inputs=runtime.facts.inputs,
             count=runtime.facts.count,
+            scale=runtime.facts.scale,
         )
     loaded = load_model(path, weights, network)
     for note in loaded.checkpoint.notes:

@@ -27,7 +27,7 @@ from csa2glmha.inference.memory import (
 from csa2glmha.inference.model import OpenModel
 from csa2glmha.inference.split import shared_layers
 from csa2glmha.inference.tiles import restore_globally, restore_separately
-from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
+from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple, scaled
 
 GLOBAL, PLAIN = "global", "plain"
 #: Sides of tiles to choose from, where the user leaves it open.
@@ -149,7 +149,8 @@ class Restorer:
             output = self._plain(name, inputs)
         else:
             output = self._global(name, self.model.network, inputs)
-        return output[0, :, :height, :width]
+        scale = self.model.facts.scale
+        return output[0, :, : scaled(height, scale), : scaled(width, scale)]
 
     @property
     def _multiple(self) -> int:
@@ -191,7 +192,11 @@ class Restorer:
         used = used_bytes(self.device)
         memory = self.options.memory
         left = int(_USABLE * available_bytes(self.device)) if memory is None else memory - used
-        return left if self.device.type == "cuda" else left - 4 * self.model.bands * height * width
+        return (
+            left
+            if self.device.type == "cuda"
+            else left - int(4 * self.model.bands * height * width * self.model.facts.scale**2)
+        )
 
     def _plain(self, name: str, inputs: Inputs) -> Tensor:
         height, width = inputs[0].shape[-2:]

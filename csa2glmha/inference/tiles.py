@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import partial
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from csa2glmha.data.batches import Inputs
 from csa2glmha.inference.grid import Tile
 from csa2glmha.inference.lockstep import lockstep
-from csa2glmha.networks import RestorationModel, run
+from csa2glmha.networks import RestorationModel, run, scaled
 
 
 def nothing() -> None:
@@ -34,7 +35,7 @@ def restore_separately(
         on_tile: called after each of them.
 
     Returns:
-        (1, C', H, W) on the CPU.
+        (1, C', H, W) on the CPU, or as much larger as the network makes images.
     """
     return _one_by_one(lambda tile: network(cut(inputs, tile)), inputs, tiles, on_tile)
 
@@ -46,7 +47,7 @@ def _one_by_one(
     for tile in tiles:
         output = network(tile)
         if result is None:
-            result = torch.empty(1, output.shape[1], *inputs[0].shape[-2:])
+            result = _room(inputs, output, tile)
         paste(result, output, tile)
         on_tile()
     assert result is not None, "an image has one tile at least"
@@ -78,7 +79,7 @@ def restore_globally(
         on_tile: called after each tile of the second.
 
     Returns:
-        (1, C', H, W) on the CPU.
+        (1, C', H, W) on the CPU, or as much larger as the network makes images.
 
     Raises:
         Csa2GlmhaError: a layer took part in the first pass without making its map.
@@ -90,7 +91,7 @@ def restore_globally(
         nonlocal result
         if everything:
             if result is None:
-                result = torch.empty(1, output.shape[1], *inputs[0].shape[-2:])
+                result = _room(inputs, output, tile)
             paste(result, output, tile)
             on_tile()
 
@@ -119,11 +120,17 @@ def cut(inputs: Inputs, tile: Tile) -> Inputs:
     )
 
 
+def _room(inputs: Inputs, output: Tensor, tile: Tile) -> Tensor:
+    """For the whole output, which is as much larger than the image as that of a tile is than the tile."""
+    scale = Fraction(output.shape[-2], tile.rows.length)
+    return torch.empty(1, output.shape[1], *(scaled(side, scale) for side in inputs[0].shape[-2:]))
+
+
 def paste(result: Tensor, output: Tensor, tile: Tile) -> None:
     """Put the core of a tile's output (1, C', h, w) into its place in (1, C', H, W)."""
-    rows, columns = tile.rows, tile.columns
-    result[
-        ...,
-        rows.core_start : rows.core_start + rows.core_length,
-        columns.core_start : columns.core_start + columns.core_length,
-    ] = tile.core_of(output).cpu()
+    scale = Fraction(output.shape[-2], tile.rows.length)
+    rows, columns = (
+        slice(scaled(span.core_start, scale), scaled(span.core_start + span.core_length, scale))
+        for span in (tile.rows, tile.columns)
+    )
+    result[..., rows, columns] = tile.core_of(output).cpu()

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from csa2glmha.core.errors import NetworkError
 from csa2glmha.core.users_code import calls_users_code
 from csa2glmha.networks.builder import Origin, label_of
-from csa2glmha.networks.model import RestorationModel, reflect_pad_to_multiple
+from csa2glmha.networks.model import LARGEST_SCALE, RestorationModel, reflect_pad_to_multiple, scaled
 
 Shape = tuple[int, ...]
 #: Inputs that a network may have.
@@ -77,7 +77,7 @@ class Interface:
         )
         if not found.shapes or len(found.shapes[0]) != 4 or found.value_range not in RANGES:
             raise ValueError("these are no inputs and outputs of a network")
-        if not 0 < found.scale <= 64:
+        if not 0 < found.scale <= LARGEST_SCALE:
             raise ValueError(f"a scale of {found.scale} is none")
         return found
 
@@ -161,9 +161,8 @@ class ForeignNetwork(RestorationModel):
         output = chosen_output(self.network(*inputs), face.output_index)
         if (low, span) != RANGES["0-1"]:
             output = (output - low) / span
-        up, down = face.scale.numerator, face.scale.denominator
         if multiple > 1 and face.fixed_size is None:
-            output = output[..., : height * up // down, : width * up // down]
+            output = output[..., : scaled(height, face.scale), : scaled(width, face.scale)]
         return output
 
 

@@ -9,6 +9,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+#: No network makes images larger than that.
+LARGEST_SCALE = 64
+
+
+def scaled(size: int, scale: Fraction) -> int:
+    """A height or width of an input, in pixels of the output."""
+    return size * scale.numerator // scale.denominator
+
 
 class RestorationModel(nn.Module):
     """A network whose channel attention can be converted.

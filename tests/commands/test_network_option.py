@@ -142,6 +142,36 @@ def test_python_loads_it_by_name_and_into_a_module(student: Path, folder: Path) 
         assert torch.equal(named(image), given(image))
 
 
+def test_a_network_that_enlarges(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Super-resolution by 2: reduced images to learn from, pairs of different size to evaluate on, tiles."""
+    own = [*OWN, "--network-arg", "scale=2"]
+    line = complaint(
+        "convert", "enlarging.pth", *own, "--rank", "2", *DATA, *SHORT, "-o", "no", capsys=capsys, code=2
+    )
+    assert "--degrade noise:25: the network makes images 2 times as large as their inputs; add down:2" in line
+    data = ["--data", "photos", "--degrade", "down:2"]
+    code, _, err = run(
+        "convert", "enlarging.pth", *own, "--rank", "2", *data, *SHORT, "-o", "sr", capsys=capsys
+    )
+    assert code == 0, err
+    (folder / "small").mkdir()
+    for photo in Path("photos").iterdir():
+        image = read_image(photo, 3)
+        write_image(Path("small", photo.name), nn.functional.avg_pool2d(image, 2))
+    for model, more in (("sr/student.safetensors", own), ("sr/model.onnx", [])):
+        pairs = ["--data", "small", "--targets", "photos"]
+        code, out, err = run("evaluate", model, *pairs, *more, "--json", capsys=capsys)
+        assert code == 0, err
+        assert json.loads(out)["images"] == 3
+    for name, more in (("whole", []), ("tiles", ["--tile", "28", "--overlap", "8"])):
+        code, _, err = run("run", "sr/student.safetensors", "small", "-o", name, *own, *more, capsys=capsys)
+        assert code == 0, err
+    for photo in Path("photos").iterdir():
+        one, other = (read_image(Path(each, photo.name), 3) for each in ("whole", "tiles"))
+        assert one.shape == (3, 66, 70)
+        assert float((one - other).abs().max()) < 0.02
+
+
 def test_changed_code_is_told(student: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changed = folder / "elsewhere" / "my archs.py"
     changed.parent.mkdir(exist_ok=True)

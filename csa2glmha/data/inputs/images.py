@@ -13,7 +13,6 @@ from csa2glmha.config.options import WorkOptions
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.data.batches import Data
 from csa2glmha.data.crops import ImageSource
-from csa2glmha.data.degrade import parse_degradation
 from csa2glmha.data.folders import check_folder
 from csa2glmha.data.images import MemoryImages, bundled_images, read_stored
 from csa2glmha.data.inputs.cubes import read_cube
@@ -34,6 +33,7 @@ from csa2glmha.data.inputs.stretch import Stretched, stretch
 from csa2glmha.data.inputs.units import white_of_files
 from csa2glmha.data.sources import (
     IMAGE_CHANNELS,
+    fitting_degradation,
     image_example,
     is_spectral,
     open_inputs,
@@ -78,6 +78,7 @@ class ImageInputs:
             options.mat_key,
             options.pair,
             self.stretches(network, options),
+            network.scale,
         )
 
     def open_examples(
@@ -94,7 +95,7 @@ class ImageInputs:
                 "--targets DIR of cubes" if spectral else "--targets DIR, --degrade noise:25 for clean images"
             )
             raise UsageError(f"nothing to compare with: give {cubes}, or --teacher")
-        degradation = None if options.degrade is None else parse_degradation(options.degrade)
+        degradation = fitting_degradation(options.degrade, network.scale)
         images, notes = _open(network, options)
         if stretched:
             images, notes = Stretched(images), (*notes, STRETCH_NOTE)
@@ -129,7 +130,13 @@ def _open(network: NetworkFacts, options: DataOptions) -> tuple[ImageSource, tup
     channels = network.channels
     if options.data is not None:
         return open_inputs(
-            options.data, channels, options.targets, network.bands, options.mat_key, options.pair
+            options.data,
+            channels,
+            options.targets,
+            network.bands,
+            options.mat_key,
+            options.pair,
+            network.scale,
         )
     if channels not in IMAGE_CHANNELS:
         raise UsageError(f"no images of {channels} channels come with this tool: give --data DIR")

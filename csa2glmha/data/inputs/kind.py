@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +37,7 @@ class NetworkFacts:
         multiple: of heights and widths.
         size: height and width, where it holds for one size only.
         metadata: what its file says of itself.
+        scale: height and width of its output over those of its (first) input.
     """
 
     name: str
@@ -46,6 +48,7 @@ class NetworkFacts:
     multiple: int = 1
     size: tuple[int, int] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    scale: Fraction = Fraction(1)
 
 
 def facts_of(model: RestorationModel, metadata: Mapping[str, str] | None = None) -> NetworkFacts:
@@ -59,6 +62,7 @@ def facts_of(model: RestorationModel, metadata: Mapping[str, str] | None = None)
         model.size_multiple,
         model.fixed_size,
         metadata or {},
+        model.scale,
     )
 
 
