@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -592,14 +592,19 @@ def demo(**given: Any) -> None:
     show_line(f"report: {(result.output / 'report.html').resolve()}")
 
 
-def main() -> NoReturn:
-    """Run the command line; errors are one line on standard error."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; errors are one line on standard error.
+
+    Args:
+        arguments: those behind the program's name; None: those that this process was started with.
+    """
     with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
         signal.signal(signal.SIGTERM, _terminate)
     if not sys.warnoptions:
         # What libraries find odd, about a damaged image for instance, means nothing without its name.
         warnings.simplefilter("ignore")
-    sys.exit(run_safely(lambda: cli.main(standalone_mode=False)))
+    name = None if arguments is None else "csa2glmha"
+    sys.exit(run_safely(lambda: cli.main(arguments, name, standalone_mode=False)))
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -20,15 +20,20 @@ import csa2glmha  # noqa: F401  # before PyTorch: it says how threads wait, here
 
 # isort: split
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from torch import Tensor
 
+from csa2glmha.commands import convert
+from csa2glmha.compression.files import CONVERSION_STAGES, Export, replaced
 from csa2glmha.core.environment import cpu_count
 from csa2glmha.core.progress import telling
 from csa2glmha.data.batches import Inputs
+from csa2glmha.data.images import write_image
 from csa2glmha.families.restormer.network import Restormer
 from tests.hub_server import Hub, serve
+from tests.subjects import SUBJECTS
 
 torch.set_num_threads(1)
 
@@ -62,12 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 MakeRestormer = Callable[..., Restormer]
 
 #: Hyper-parameters of the smallest network that has all there is in one.
-TINY_RESTORMER: dict[str, Any] = {
-    "dim": 8,
-    "num_blocks": [1, 1, 1, 1],
-    "num_refinement_blocks": 1,
-    "heads": [1, 1, 2, 4],
-}
+TINY_RESTORMER: dict[str, Any] = dict(SUBJECTS["restormer"].tiny)
 
 
 def shared_folder() -> Path:
@@ -103,6 +103,12 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def smooth_images(count: int, seed: int = 0, side: int = 32) -> Tensor:
+    """Colour images (count, 3, side, side) with nothing finer than four pixels."""
+    coarse = torch.rand(count, 3, side // 4, side // 4, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, size=(side, side), mode="bilinear")
+
+
 def batches(images: Tensor, size: int = 2, *shared_inputs: Tensor) -> list[Inputs]:
     """Images (N, C, H, W) as inputs of a network, a few at a time, with what they share."""
     return [(part, *shared_inputs) for part in images.split(size)]
@@ -134,6 +140,47 @@ def make_restormer() -> MakeRestormer:
 def tiny_restormer() -> Restormer:
     """One of them, for colour images."""
     return _tiny_restormer()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of them in a file, with spaces in its name; for all tests, so none may change it."""
+    path = tmp_path_factory.mktemp("a folder") / "my model.pth"
+    torch.save({"params": _tiny_restormer(norm_bias=False).state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def wide_restormer() -> Restormer:
+    """One that is twice as wide, so that there are ranks to choose among; none may change it."""
+    return _tiny_restormer(dim=16, norm_bias=False)
+
+
+@pytest.fixture(scope="session")
+def wide_checkpoint(wide_restormer: Restormer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in a file."""
+    path = tmp_path_factory.mktemp("a model") / "tiny.pth"
+    torch.save(wide_restormer.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three smooth colour images of 70 x 60 pixels; for all tests, so none may change it."""
+    folder = tmp_path_factory.mktemp("some photos")
+    generator = torch.Generator().manual_seed(0)
+    for index in range(3):
+        small = torch.rand(1, 3, 9, 11, generator=generator)
+        image = F.interpolate(small, (60, 70), mode="bicubic").clamp(0, 1)[0]
+        write_image(folder / f"photo {index}.png", image)
+    return folder
+
+
+@pytest.fixture
+def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversions without the ONNX export, which takes most of their time and has tests of its own."""
+    exported = replaced(Export(lambda *_, **__: None), CONVERSION_STAGES)  # type: ignore[arg-type,return-value]
+    monkeypatch.setattr(convert, "CONVERSION_STAGES", exported)
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.reading.layers import attention_layers
 from tests.conftest import MakeRestormer
 
+Pair = tuple[Restormer, Restormer]
+
 #: The layers of the student that are not exact.
 APPROXIMATE = ("encoder_level1.0.attn", "decoder_level1.0.attn")
 
@@ -49,7 +51,7 @@ class Crops:
         return Batch((inputs,), inputs.flip(-1) if self.ground_truth else None)
 
 
-def make_pair(make_restormer: MakeRestormer) -> tuple[Restormer, Restormer]:
+def make_pair(make_restormer: MakeRestormer) -> Pair:
     """A teacher and its student, two of whose layers are in rank 1, the others full."""
     teacher = make_restormer(num_refinement_blocks=0)
     layers = attention_layers(teacher)

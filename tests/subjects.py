@@ -109,6 +109,8 @@ class Subject:
         refusal: what the error that refuses it says; a regular expression.
         inputs: makes inputs of (model, height, width, batch, seed).
         rank: of keys and values of a student that is not exact.
+        rounding: of outputs that are the same in exact numbers, over the largest value. Float32 has 1.2e-7,
+            and a network sums thousands of values.
         odd_sizes: it takes images of any size, and pads inside.
         fix: makes the network for one size of image from (model, inputs), where the family has such a form.
         overlap: pixels by which tiles of the tiny network overlap: no less than its receptive field reaches,
@@ -126,6 +128,7 @@ class Subject:
     shared: int = 0
     inputs: Callable[..., Inputs] = image_alone
     rank: int = 2
+    rounding: float = 1e-5
     odd_sizes: bool = True
     fix: Callable[[RestorationModel, Inputs], RestorationModel] | None = None
     overlap: int = 72
@@ -231,6 +234,32 @@ SUBJECTS: dict[str, Subject] = {
                 "parity/retinexformer.pth",
                 "parity/retinexformer_io.npz",
                 {"in_channels": 3, "n_feat": 16, "stage": 1, "num_blocks": [1, 1, 1]},
+            ),
+        ),
+    ),
+    "cidnet": Subject(
+        name="cidnet",
+        tiny={"channels": [8, 8, 12, 16], "heads": [2, 2, 4], "ffn_expansion_factor": 2.5},
+        layers=11,
+        container=None,
+        prefix="",
+        relative=_renamed(trans__density_k="trans__k"),
+        refusal=r"closest is cidnet, but it has no trans\.density_k",
+        # In the branch of colour norms follow each other without a residual, and each magnifies rounding.
+        rounding=5e-5,
+        # Three 3x3 convolutions a block, two blocks a level, one convolution and one pixel of resizing to
+        # change level: 1 + 2 + 2 (6 + 4) + 4 (6 + 4) + 8 (6 + 2) + 1 = 128.
+        overlap=128,
+        fixtures=(
+            Fixture(
+                "parity/cidnet.pth",
+                "parity/cidnet_io.npz",
+                {
+                    "channels": [24, 24, 48, 96],
+                    "heads": [2, 4, 8],
+                    "ffn_expansion_factor": 2.66,
+                    "norm": False,
+                },
             ),
         ),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,21 +26,31 @@ from csa2glmha.metrics.quality import (
 from csa2glmha.report.document import render_table
 from csa2glmha.report.headline import metrics_of
 
+#: Opens a model, as :func:`~csa2glmha.inference.model.open_model`.
+Opener = Callable[..., OpenModel]
 
-def _open_both(model: Path, teacher: Path | None, options: WorkOptions) -> tuple[OpenModel, OpenModel | None]:
+
+def _open_both(
+    model: Path, teacher: Path | None, options: WorkOptions, opener: Opener
+) -> tuple[OpenModel, OpenModel | None]:
     """Both models; --weights chooses the teacher's where there is one, if not those it was converted from."""
     if teacher is None:
-        return open_model(model, options.device, options.weights, options), None
-    opened = open_model(model, options.device, network=options)
+        return opener(model, options.device, options.weights, options), None
+    opened = opener(model, options.device, network=options)
     weights, made_from = options.weights, opened.metadata
     known = weights is None and "teacher_weights" in made_from and teacher.is_file()
     if known and made_from.get("teacher_sha256") == sha256_of(teacher):
         weights = made_from["teacher_weights"]
-    return opened, open_model(teacher, options.device, weights, options)
+    return opened, opener(teacher, options.device, weights, options)
 
 
 def evaluate_file(
-    model: Path, options: WorkOptions, teacher: Path | None, crop: int | None, channel: str = "rgb"
+    model: Path,
+    options: WorkOptions,
+    teacher: Path | None,
+    crop: int | None,
+    channel: str = "rgb",
+    opener: Opener = open_model,
 ) -> dict[str, Any]:
     """Quality of a model, per image and on average, as JSON values.
 
@@ -50,6 +60,7 @@ def evaluate_file(
         teacher: also compare with this model's outputs.
         crop: evaluate on the central square of this side; None takes whole images.
         channel: "rgb", or "y": PSNR and SSIM of :func:`~csa2glmha.metrics.quality.luma`.
+        opener: opens model and teacher.
 
     Raises:
         UsageError: nothing to compare with: neither targets, a degradation, nor a teacher.
@@ -57,7 +68,7 @@ def evaluate_file(
     """
     if crop is not None and crop < SSIM_WINDOW:
         raise UsageError(f"--crop {crop}: give a side in pixels, at least {SSIM_WINDOW}, which SSIM needs")
-    opened, other = _open_both(model, teacher, options)
+    opened, other = _open_both(model, teacher, options, opener)
     if other is not None and (other.channels, other.bands) != (opened.channels, opened.bands):
         raise UsageError(
             f"--teacher {teacher}: turns {other.channels} channels into {other.bands}, {model} turns "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +15,19 @@ from csa2glmha.core.errors import DataError, UnfitError, UsageError
 from csa2glmha.core.files import ensure_writable
 from csa2glmha.core.locks import exclusive_folder
 from csa2glmha.core.progress import progress, say
+from csa2glmha.data.batches import Inputs
 from csa2glmha.data.encode import fits_profile, holds_alpha, holds_profile
 from csa2glmha.data.images import largest_bits, write_image
 from csa2glmha.data.inputs.cubes import write_cube
 from csa2glmha.data.inputs.stretch import NOTE as STRETCH_NOTE
 from csa2glmha.data.stored import StoredImage
 from csa2glmha.inference.jobs import Job, find_jobs
-from csa2glmha.inference.model import open_model
+from csa2glmha.inference.model import OpenModel, open_model
 from csa2glmha.inference.plan import Restorer, TileOptions, image_room
 from csa2glmha.metrics.quality import RANGE_HINT, out_of_range
+
+#: From a file, the open model, its device and the tiles to what restores one image.
+MakeRestorer = Callable[[Path, OpenModel, torch.device, TileOptions], Callable[[str, Inputs], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ def run_files(
     cube_suffix: str = ".npy",
     overwrite: bool = False,
     skip_existing: bool = False,
+    make_restorer: MakeRestorer = Restorer,
 ) -> RunResult:
     """Run a model on files and on all files of folders.
 
@@ -69,6 +74,8 @@ def run_files(
         cube_suffix: .npy or .mat, of outputs that are cubes.
         overwrite: replace existing outputs; inputs are never replaced.
         skip_existing: leave them, and make the others: so an interrupted run goes on.
+        make_restorer: from the model's file, the open model, its device and the tiles to what restores one
+            image, by its name and the network's inputs.
 
     Raises:
         UsageError: options that do not fit the model or each other.
@@ -79,7 +86,9 @@ def run_files(
         raise UsageError("--overwrite and --skip-existing exclude each other: give one of them")
     options, tiles = options or make_options(), tiles or TileOptions()
     with exclusive_folder(output):
-        return _run_files(model, sources, output, tiles, options, cube_suffix, overwrite, skip_existing)
+        return _run_files(
+            model, sources, output, tiles, options, cube_suffix, overwrite, skip_existing, make_restorer
+        )
 
 
 def _run_files(
@@ -91,6 +100,7 @@ def _run_files(
     cube_suffix: str,
     overwrite: bool,
     skip_existing: bool,
+    make_restorer: MakeRestorer,
 ) -> RunResult:
     opened = open_model(model, options.device, options.weights, options)
     kind, facts = opened.kind, opened.facts
@@ -103,7 +113,7 @@ def _run_files(
     every = find_jobs(sources, output, formats, overwrite=True).jobs
     read = inputs.reader([job.sources for job in every])
     place = torch.device("cpu") if opened.network is None else resolve_device(options.device)
-    restorer, room = Restorer(model, opened, place, tiles), image_room(tiles)
+    restorer, room = make_restorer(model, opened, place, tiles), image_room(tiles)
     stretched = kind.stretches(facts, options)
     if stretched:
         say(STRETCH_NOTE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,10 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csa2glmha.export import shapes
-from csa2glmha.export.graph import FLOAT, HALF, INT64, GraphBuilder, Operand, Value, element_type
+from csa2glmha.export.graph import BOOL, FLOAT, HALF, INT64, GraphBuilder, Operand, Value, element_type
 from csa2glmha.export.lowering import primitives
 from csa2glmha.export.shapes import UntranslatableError, integers
 from csa2glmha.networks import reflect_pad_to_multiple
+
+#: In place of a divisor of zero.
+_TINY = 1e-30
 
 
 def _binary(op_type: str) -> Callable[..., Value]:
@@ -58,6 +62,27 @@ def _rsqrt(g: GraphBuilder, x: Value) -> Value:
 
 def _clamp_min(g: GraphBuilder, x: Value, low: float) -> Value:
     return g.op("Max", x, low)
+
+
+def _clamp(g: GraphBuilder, x: Value, low: float, high: float) -> Value:
+    return g.op("Min", g.op("Max", x, low), high)
+
+
+def _equal(g: GraphBuilder, a: Value, b: Operand) -> Value:
+    return g.op("Equal", a, b, dtype=BOOL)
+
+
+def _where(g: GraphBuilder, condition: Value, a: Value, b: Value) -> Value:
+    return g.op("Where", condition, a, b, dtype=a.dtype)
+
+
+def _atan2(g: GraphBuilder, y: Value, x: Value) -> Value:
+    """The arc tangent, which is right where x > 0; half a turn is missing elsewhere."""
+    dtype, y, x = x.dtype, g.cast(y, FLOAT), g.cast(x, FLOAT)
+    divisor = g.op("Where", _equal(g, x, 0.0), _TINY, x, dtype=FLOAT)
+    half_turn = g.op("Where", g.op("Less", y, 0.0, dtype=BOOL), -math.pi, math.pi, dtype=FLOAT)
+    turn = g.op("Where", g.op("Less", x, 0.0, dtype=BOOL), half_turn, 0.0, dtype=FLOAT)
+    return g.cast(g.op("Add", g.op("Atan", g.op("Div", y, divisor)), turn), dtype)
 
 
 def _softmax(g: GraphBuilder, x: Value, dim: int) -> Value:
@@ -138,6 +163,14 @@ def _gelu_layer(g: GraphBuilder, layer: nn.GELU, x: Value) -> Value:
     return _gelu(g, x, layer.approximate)
 
 
+def _prelu(g: GraphBuilder, layer: nn.PReLU, x: Value) -> Value:
+    return g.op("PRelu", x, layer.weight.view(-1, 1, 1))
+
+
+def _identity(g: GraphBuilder, layer: nn.Identity, x: Value) -> Value:
+    return x
+
+
 def _pixel_shuffle(g: GraphBuilder, layer: nn.PixelShuffle, x: Value) -> Value:
     return g.op("DepthToSpace", x, blocksize=layer.upscale_factor, mode="CRD")
 
@@ -164,8 +197,18 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     operator.getitem: shapes.item_of,
     getattr: shapes.shape_of,
     torch.cat: shapes.cat,
+    operator.pow: _binary("Pow"),
+    torch.atan2: _atan2,
+    torch.cos: _unary("Cos"),
+    torch.eq: _equal,
+    torch.maximum: _binary("Max"),
     torch.sigmoid: _unary("Sigmoid"),
+    torch.sin: _unary("Sin"),
+    torch.sqrt: _unary("Sqrt"),
+    torch.tanh: _unary("Tanh"),
+    torch.where: _where,
     F.gelu: _gelu,
+    F.interpolate: shapes.interpolate,
     F.leaky_relu: _leaky_relu,
     reflect_pad_to_multiple: shapes.reflect_pad,
     primitives.tokens: shapes.tokens,
@@ -175,7 +218,6 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     primitives.cast_like: _cast_like,
     primitives.common_source: shapes.common_source,
     primitives.unshuffle: _unshuffle,
-    primitives.resize_like: shapes.resize_like,
     primitives.shift_back: shapes.shift_back,
 }
 # With a constant tensor on the left, operators are recorded as its methods.
@@ -183,6 +225,10 @@ METHODS: dict[str, Callable[..., Any]] = {
     "add": _binary("Add"),
     "matmul": _binary("MatMul"),
     "mul": _binary("Mul"),
+    "abs": _unary("Abs"),
+    "amax": _reduce("ReduceMax"),
+    "amin": _reduce("ReduceMin"),
+    "clamp": _clamp,
     "clamp_min": _clamp_min,
     "contiguous": shapes.same,
     "flatten": shapes.flatten,
@@ -205,6 +251,9 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.Conv2d: _conv,
     nn.ConvTranspose2d: _conv_transpose,
     nn.GELU: _gelu_layer,
+    nn.Identity: _identity,
     nn.Linear: _linear,
     nn.PixelShuffle: _pixel_shuffle,
+    nn.PReLU: _prelu,
+    nn.ReplicationPad2d: shapes.replication_pad,
 }

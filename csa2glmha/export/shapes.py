@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from csa2glmha.export.graph import HALF, INT64, GraphBuilder, Operand, Value
 
@@ -151,11 +151,37 @@ def reflect_pad(g: GraphBuilder, x: Value, multiple: int) -> Value:
     return x
 
 
-def resize_like(g: GraphBuilder, maps: Value, like: Value) -> Value:
-    """As :func:`csa2glmha.export.lowering.primitives.resize_like`."""
-    sizes = vector(g, [Size(maps, 0), Size(maps, 1), Size(like, 2), Size(like, 3)])
-    middles = "half_pixel"
-    return g.op("Resize", maps, None, None, sizes, mode="linear", coordinate_transformation_mode=middles)
+def interpolate(
+    g: GraphBuilder,
+    maps: Value,
+    size: Sequence[int | Size] | None = None,
+    scale_factor: float | None = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Value:
+    """``F.interpolate``, bilinear: to a size, or by a factor that is whole or one over a whole number."""
+    if mode != "bilinear" or antialias or recompute_scale_factor:
+        raise UntranslatableError(f"interpolation {mode}")
+    if size is not None:
+        sides = vector(g, size)
+    else:
+        sides = g.op("Shape", maps, dtype=INT64, rank=1, start=2)
+        assert scale_factor is not None
+        op_type, number = ("Mul", scale_factor) if scale_factor >= 1 else ("Div", 1 / scale_factor)
+        if number != int(number):
+            raise UntranslatableError(f"interpolation by {scale_factor}")
+        sides = g.op(op_type, sides, integers([int(number)]))
+    sizes = g.op("Concat", vector(g, [Size(maps, 0), Size(maps, 1)]), sides, dtype=INT64, rank=1, axis=0)
+    places = "align_corners" if align_corners else "half_pixel"
+    return g.op("Resize", maps, None, None, sizes, mode="linear", coordinate_transformation_mode=places)
+
+
+def replication_pad(g: GraphBuilder, layer: nn.ReplicationPad2d, x: Value) -> Value:
+    """Border pixels repeated."""
+    left, right, top, bottom = layer.padding
+    return g.op("Pad", x, integers([0, 0, top, left, 0, 0, bottom, right]), mode="edge")
 
 
 def shift_back(g: GraphBuilder, dispersed: Value, shifts: Tensor, like: Value) -> Value:

@@ -4,13 +4,14 @@ A file is of the first that it has the whole signature of: PromptIR's is more th
 the package asks :mod:`csa2glmha.families.registry`.
 """
 
-from csa2glmha.families import mst, mst_plus_plus, promptir, restormer, retinexformer
+from csa2glmha.families import cidnet, mst, mst_plus_plus, promptir, restormer, retinexformer
 from csa2glmha.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
     promptir.FAMILY,
     restormer.FAMILY,
     retinexformer.FAMILY,
+    cidnet.FAMILY,
     mst.FAMILY,
     mst_plus_plus.FAMILY,
 )

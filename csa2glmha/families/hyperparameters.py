@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -48,3 +50,14 @@ def check_hyperparameters(
     if checked.blocks > tensors:
         raise ValueError(f"{checked.blocks} blocks, but only {tensors} tensors")
     return dict(values)
+
+
+def expansion_factor(hidden: Mapping[int, int]) -> float:
+    """The factor with the fewest decimals that gives int(width * factor) == hidden for every level."""
+    low = max(Fraction(size, width) for width, size in hidden.items())
+    high = min(Fraction(size + 1, width) for width, size in hidden.items())
+    for decimals in range(1, 13):
+        factor = math.ceil(low * 10**decimals) / 10**decimals
+        if factor < high and all(int(width * factor) == size for width, size in hidden.items()):
+            return factor
+    return float(low)

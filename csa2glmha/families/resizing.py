@@ -24,8 +24,38 @@ class ResizeLike(PlacedModule):
         return maps
 
 
+class Rescale(PlacedModule):
+    """Maps (B, C, H, W) of the image to (B, C, H * factor, W * factor), corners staying at corners.
+
+    Where the pixels in between come from depends on the image's size.
+
+    Args:
+        factor: whole, or one divided by a whole number that divides H and W.
+    """
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.interpolate(maps, scale_factor=self.factor, mode="bilinear", align_corners=True)
+
+    def forward_at(self, place: Place, maps: Tensor) -> Tensor:
+        """Of a part of the image. Pixels at its border may lack what lies up to one pixel beyond."""
+        for axis, part in ((2, place.rows), (3, place.columns)):
+            source = part.of_maps(maps.shape[axis])
+            start, length, whole = (
+                round(size * self.factor) for size in (source.start, source.length, source.whole)
+            )
+            indices = _indices(Part(start, length, whole))
+            step = (source.whole - 1) / max(1, whole - 1)
+            maps = _sampled(maps, axis, indices * step - source.start)
+        return maps
+
+
 def _indices(part: Part) -> Tensor:
-    return torch.arange(part.start, part.start + part.length, dtype=torch.float64)
+    # In single precision, as PyTorch: networks with many norms magnify the difference.
+    return torch.arange(part.start, part.start + part.length, dtype=torch.float32)
 
 
 def _sampled(maps: Tensor, axis: int, positions: Tensor) -> Tensor:

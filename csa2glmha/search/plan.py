@@ -47,7 +47,7 @@ from csa2glmha.search.report import describe_found
 from csa2glmha.search.search import FoundRanks, check_reachable, search_amount
 from csa2glmha.search.sensitivity import Measured, SensitivityCache, measure_sensitivity
 from csa2glmha.search.space import Configs, SearchSpace
-from csa2glmha.search.timing import Stopwatch
+from csa2glmha.search.stopwatch import Stopwatch
 from csa2glmha.search.trials import check_time, search_drop, search_latency
 
 #: Crops of the held-out images that errors are measured on.

@@ -1,146 +1,19 @@
-"""What choices save in time, read from profiles of whole exported networks."""
+"""What layers take, read from profiles of whole exported networks."""
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
-import torch
+from csa2glmha.bench.profile import ModuleProfile
 
-from csa2glmha.bench.compare import TEACHER, THOROUGH, compare_files
-from csa2glmha.bench.profile import ModuleProfile, profile_modules
-from csa2glmha.config.ranks import Ranks
-from csa2glmha.core.errors import ExportError
-from csa2glmha.core.progress import progress, say
-from csa2glmha.export.onnx import export_onnx
-from csa2glmha.initialize.configure import layer_config, plan_layers
-from csa2glmha.networks import RestorationModel
-from csa2glmha.reading.layers import attention_layers, replace_layers
-from csa2glmha.search.choices import SIDES, Choice, combined
-from csa2glmha.search.costs import Costs, Finish, Key, unchanged
-from csa2glmha.search.space import Configs
-
-RUNS = 12
 #: A network whose calm runs take so many times as long as another's, in what both share, is timed again.
 DISTURBED = 1.15
-RETRIES = 2
-LOSSLESS, STUDENT, BOTH = "lossless", "student", "both"
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Times:
-    """Milliseconds of ONNX Runtime.
-
-    Attributes:
-        teacher: of the teacher's plain export.
-        lossless: of the student at full rank, as it is deployed.
-        saved: of every choice, how much less than at full rank.
-    """
-
-    teacher: float
-    lossless: float
-    saved: dict[Key, list[float]]
-
-
-class Stopwatch:
-    """Times students of one teacher against its plain export, which is made once.
-
-    Args:
-        teacher: in eval mode.
-        frame: height and width.
-        finish: what is done to a student before it is used.
-        folder: where files can be; the caller removes it.
-    """
-
-    def __init__(
-        self,
-        teacher: RestorationModel,
-        frame: tuple[int, int],
-        folder: Path,
-        finish: Finish[RestorationModel] = unchanged,
-    ) -> None:
-        self._teacher, self._folder, self._finish = teacher, folder, finish
-        self._shapes = teacher.input_shapes(*frame)
-        self._plain = folder / "teacher.onnx"
-        say("exporting the teacher for comparison")
-        export_onnx(teacher, self._plain, plain=True)
-
-    def share(self, configs: Configs) -> float:
-        """The time of the student with these layers over the teacher's."""
-        return self._against_teacher(self._export(STUDENT, configs))[1]
-
-    def times(self, choices: Mapping[Key, Sequence[Choice]], costs: Costs) -> Times:
-        """Time networks that have the first choice of every layer's side, the second, and so on.
-
-        What a layer takes is read from the network's profile, relative to the nodes that all networks have
-        alike: so the networks can run one after the other, however the machine's speed changes. Layers whose
-        choices are the same and save the same multiply-accumulates and parameters take the same time, and
-        share what was measured of each.
-
-        Raises:
-            ExportError: a student has no deployment form, whose nodes would tell where they belong.
-        """
-        networks = _networks(self._teacher, choices)
-        names = list(dict.fromkeys(name for name, _ in choices))
-        profiles: dict[str, ModuleProfile] = {}
-        again = list(networks)
-        for _ in range(1 + RETRIES):
-            for label in progress(again, what="timing ranks", unit="network"):
-                path = self._export(label, networks[label])
-                profile = profile_modules(path, *self._shapes, runs=RUNS)
-                if label not in profiles or sum(_fastest(profile)) < sum(_fastest(profiles[label])):
-                    profiles[label] = profile
-                path.unlink()
-            again = disturbed(profiles, names)
-        teacher, share = self._against_teacher(self._export(LOSSLESS, networks[LOSSLESS]))
-        layers = layer_times(profiles, LOSSLESS, names)
-        # In profiles every node takes a little longer.
-        scale = share * teacher / statistics.median(_fastest(profiles[LOSSLESS]))
-        return Times(teacher, share * teacher, _saved(choices, costs, layers, scale))
-
-    def _against_teacher(self, path: Path) -> tuple[float, float]:
-        """The teacher's milliseconds, and a file's time over them."""
-        files = {TEACHER: self._plain, path.stem: path}
-        timed = compare_files(files, *self._shapes, patience=THOROUGH)
-        return timed.latencies[TEACHER].median_ms, timed.ratios[path.stem].median
-
-    def _export(self, label: str, configs: Configs) -> Path:
-        path = self._folder / f"{label}.onnx"
-        student = self._finish(_network(self._teacher, configs))
-        report = export_onnx(student, path, overwrite=True)
-        if not report.rewritten:
-            raise ExportError(f"--latency: students of this model cannot be timed, {'; '.join(report.notes)}")
-        return path
-
-
-def _networks(teacher: RestorationModel, choices: Mapping[Key, Sequence[Choice]]) -> dict[str, Configs]:
-    """By label: the one at full rank, and one for every index in the choices of a side."""
-    layers = attention_layers(teacher)
-    full = plan_layers(layers, Ranks())
-    networks = {LOSSLESS: full, BOTH: dict(full)}
-    for (name, side), each in choices.items():
-        for index, choice in enumerate(each):
-            if not choice.full:
-                networks.setdefault(_label(side, index), dict(full))[name] = choice.config
-    for name in full:
-        pair = [choices[name, side][_middle(choices[name, side])] for side in SIDES]
-        networks[BOTH][name] = layer_config(layers[name].form, combined(*pair))
-    return dict(networks)
-
-
-def _label(side: str, index: int) -> str:
-    return f"{side} {index}"
-
-
-def _middle(choices: Sequence[Choice]) -> int:
-    return len(choices) // 2
 
 
 @dataclass(frozen=True)
@@ -208,7 +81,7 @@ def _calm_runs(profiles: Mapping[str, ModuleProfile], layers: Collection[str]) -
     }
 
 
-def _fastest(profile: ModuleProfile) -> list[float]:
+def fastest(profile: ModuleProfile) -> list[float]:
     """Milliseconds of the faster half of the runs."""
     return _fastest_half([sum(run.values()) for run in profile.runs], float)
 
@@ -240,66 +113,3 @@ def _ancestors(module: str) -> Iterable[str]:
     while module:
         yield module
         module = module.rpartition(".")[0]
-
-
-def _saved(
-    choices: Mapping[Key, Sequence[Choice]],
-    costs: Costs,
-    layers: Mapping[str, Mapping[str, float]],
-    scale: float,
-) -> dict[Key, list[float]]:
-    def gain(label: str, name: str) -> float:
-        return scale * (layers[LOSSLESS][name] - layers[label][name])
-
-    mean = _Means()
-    for (name, side), each in choices.items():
-        for index, choice in enumerate(each):
-            if not choice.full:
-                mean.add((choice.config, costs.saved[name, side][index]), gain(_label(side, index), name))
-    saved = {
-        key: [
-            0.0 if choice.full else mean[choice.config, costs.saved[key][index]]
-            for index, choice in enumerate(each)
-        ]
-        for key, each in choices.items()
-    }
-    # What both sides need, such as a guide, is paid for once: half of it by each.
-    pairs: dict[str, Hashable] = {}
-    for name in dict.fromkeys(name for name, _ in choices):
-        middle = [((name, side), _middle(choices[name, side])) for side in SIDES]
-        if not any(choices[key][index].full for key, index in middle):
-            pairs[name] = tuple(
-                (choices[key][index].config, costs.saved[key][index]) for key, index in middle
-            )
-            mean.add(pairs[name], gain(BOTH, name) - sum(saved[key][index] for key, index in middle))
-    for key, each in choices.items():
-        for index, choice in enumerate(each):
-            if not choice.full and key[0] in pairs:
-                saved[key][index] += mean[pairs[key[0]]] / 2
-    return saved
-
-
-class _Means:
-    """Means of what was measured of things that are alike."""
-
-    def __init__(self) -> None:
-        self._values: defaultdict[Hashable, list[float]] = defaultdict(list)
-
-    def add(self, kind: Hashable, value: float) -> None:
-        self._values[kind].append(value)
-
-    def __getitem__(self, kind: Hashable) -> float:
-        return statistics.mean(self._values[kind])
-
-
-def _network(teacher: RestorationModel, configs: Configs) -> RestorationModel:
-    """A student whose weights are noise, which takes no less time than those that were learned."""
-    student = copy.deepcopy(teacher)
-    replace_layers(student, dict(configs))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name in configs:
-            for parameter in student.get_submodule(name).parameters():
-                if not parameter.any():
-                    parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
-    return student.eval()

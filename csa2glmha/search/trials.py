@@ -10,7 +10,7 @@ from csa2glmha.config.budget import MACS, Budget
 from csa2glmha.search.allocate import Allocation, allocate
 from csa2glmha.search.search import FoundRanks, configs_of, found_ranks, unreachable
 from csa2glmha.search.space import Configs, SearchSpace
-from csa2glmha.search.timing import Times
+from csa2glmha.search.stopwatch import Times
 
 #: Students that are built and evaluated at most.
 EVALUATED = 8

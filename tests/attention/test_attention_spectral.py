@@ -30,7 +30,7 @@ from csa2glmha.initialize.moments import LayerMoments
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_layers
-from tests.conftest import batches
+from tests.conftest import TINY_RESTORMER, batches
 
 BANDS, SIZE = 8, 16
 DISPERSED = SIZE + 2 * (BANDS - 1)
@@ -252,9 +252,7 @@ def test_what_these_layers_do_not_have(mst: MST) -> None:
         plan_layers(layers, Ranks(k=4, v=4), "compact")
     with pytest.raises(UsageError, match="rank 9 of pos is above the 8 channels"):
         plan_layers(layers, Ranks(pos=9))
-    restormer = build(
-        "restormer", {"dim": 8, "num_blocks": [1] * 4, "num_refinement_blocks": 1, "heads": [1] * 4}
-    )
+    restormer = build("restormer", TINY_RESTORMER)
     with pytest.raises(UsageError, match=r"--rank-pos 4: .*leave it out"):
         plan_layers(attention_layers(restormer), Ranks(pos=4))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
 from csa2glmha.checkpoint.student import load, save_student, student_metadata
@@ -20,16 +20,14 @@ from csa2glmha.initialize.configure import layer_config, plan_layers
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers, glmha_layers
+from tests.conftest import smooth_images
+from tests.subjects import SUBJECTS
 
-TINY: dict[str, dict[str, Any]] = {
-    "restormer": {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 2, 4]},
-    "mst_plus_plus": {"n_feat": 5, "stage": 1, "num_blocks": [1, 1, 1]},
-}
+#: Families that read images.
+TINY: dict[str, dict[str, Any]] = {name: dict(SUBJECTS[name].tiny) for name in ("restormer", "mst_plus_plus")}
 
 
-def images(count: int, seed: int = 0) -> Tensor:
-    small = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.interpolate(small, size=(16, 16), mode="bilinear")
+images = partial(smooth_images, side=16)
 
 
 def convert(teacher: RestorationModel, ranks: Ranks) -> RestorationModel:

@@ -6,7 +6,6 @@ import json
 import math
 import random
 import statistics
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from csa2glmha import cli
 from csa2glmha.bench import compare, memory
 from csa2glmha.bench.candidates import Settings, open_candidates
 from csa2glmha.bench.compare import compare_files
@@ -30,6 +28,7 @@ from csa2glmha.export.runtime import provider_name
 from csa2glmha.families.mst.network import bake_mask
 from csa2glmha.families.registry import build
 from csa2glmha.reading.layers import attention_layers
+from tests.command_line import run
 from tests.conftest import TINY_RESTORMER
 
 
@@ -120,14 +119,6 @@ def identity_onnx(path: Path, height: int | str, width: int | str, channels: int
     return path
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path / "teacher.pth"
-    torch.save({"params": build("restormer", TINY_RESTORMER).state_dict()}, path)
-    return path
-
-
 def test_files_of_every_kind_in_json(
     checkpoint: Path,
     tmp_path: Path,
@@ -136,12 +127,9 @@ def test_files_of_every_kind_in_json(
 ) -> None:
     other = identity_onnx(tmp_path / "copies.onnx", "height", "width")
     arguments = ["bench", checkpoint, other, "--size", 40, "--threads", 1, "--seconds", 0, "--json"]
-    monkeypatch.setattr(sys, "argv", ["csa2glmha", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    captured = capsys.readouterr()
-    assert ended.value.code == 0, captured.err
-    found = json.loads(captured.out)
+    code, out, err = run(*arguments, capsys=capsys)
+    assert code == 0, err
+    found = json.loads(out)
     assert [model["runtime"] for model in found["models"]] == ["PyTorch", "ONNX Runtime"]
     assert [model["input_shapes"] for model in found["models"]] == [[[1, 3, 40, 40]]] * 2
     assert found["models"][0]["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
@@ -192,7 +180,7 @@ def test_providers(checkpoint: Path, tmp_path: Path) -> None:
         open_candidates([checkpoint], Settings(provider="openvino"))
     if not torch.cuda.is_available():
         with pytest.raises(
-            UsageError, match=r"^--provider cuda: .*teacher\.pth runs in PyTorch.*--provider cpu"
+            UsageError, match=r"^--provider cuda: .*my model\.pth runs in PyTorch.*--provider cpu"
         ):
             open_candidates([checkpoint], Settings(provider="cuda"))
     with pytest.raises(CheckpointError):

@@ -27,7 +27,7 @@ from csa2glmha.export.metadata import metadata_of
 from csa2glmha.families.restormer.network import Restormer
 from csa2glmha.report.markdown import markdown
 from csa2glmha.report.stored import parse_report
-from tests.commands.test_cli import complaint, run
+from tests.command_line import complaint, run
 from tests.hub_server import TOKEN, Hub, Repository, commit_of
 
 NAME = "some-lab/de.noisers"

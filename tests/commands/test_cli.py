@@ -21,9 +21,9 @@ import torch
 
 from csa2glmha import cli
 from csa2glmha.checkpoint.student import load
-from csa2glmha.data import write_image
 from csa2glmha.distill import StateFolder
 from csa2glmha.families.registry import build
+from tests.command_line import complaint, run
 from tests.conftest import TINY_RESTORMER
 from tests.waiting import wait_until
 
@@ -31,50 +31,6 @@ TINY = TINY_RESTORMER | {"norm_bias": False}
 QUICK = ["--calibration-crops", "2", "--calibration-size", "32", "--input-size", "32", "--no-latency"]
 #: Windows has neither limits on file sizes nor signals that a process can be sent and catch.
 UNIX = pytest.mark.skipif(sys.platform == "win32", reason="needs limits and signals of Unix")
-
-
-def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Run the command in this process; its exit code and what it printed on both streams."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["csa2glmha", *map(str, arguments)])
-        cli.main()
-    captured = capsys.readouterr()
-    return int(ended.value.code or 0), captured.out, captured.err
-
-
-def complaint(*arguments: object, capsys: pytest.CaptureFixture[str], code: int) -> str:
-    """Run something that must fail; returns its one line."""
-    actual, out, err = run(*arguments, capsys=capsys)
-    assert actual == code, err
-    assert out == ""
-    assert "Traceback" not in err
-    lines = [line for line in err.splitlines() if line.startswith("csa2glmha:")]
-    assert len(lines) == 1, err
-    return lines[0]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    model = build("restormer", TINY)
-    with torch.no_grad():
-        for layer in model.modules():
-            if hasattr(layer, "temperature"):
-                layer.temperature.fill_(3.0)
-    path = tmp_path_factory.mktemp("a folder") / "my model.pth"
-    torch.save({"params": model.state_dict()}, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("some photos")
-    generator = torch.Generator().manual_seed(0)
-    for index in range(3):
-        small = torch.rand(1, 3, 9, 11, generator=generator)
-        image = torch.nn.functional.interpolate(small, (60, 70), mode="bicubic").clamp(0, 1)[0]
-        write_image(folder / f"photo {index}.png", image)
-    return folder
 
 
 @pytest.fixture(scope="module")

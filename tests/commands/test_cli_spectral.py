@@ -16,7 +16,7 @@ from csa2glmha.checkpoint.student import load
 from csa2glmha.data.images import write_image
 from csa2glmha.data.inputs.cassi import initial_cube, shifted_mask
 from csa2glmha.families.registry import build
-from tests.commands.test_cli import complaint, run
+from tests.command_line import complaint, run
 
 BANDS, HEIGHT, WIDTH = 6, 24, 32
 QUICK = ["--calibration-crops", "4", "--calibration-size", "16", "--crop", "16", "--no-latency"]

@@ -13,7 +13,7 @@ from csa2glmha.commands.push import pack
 from csa2glmha.distill.job import LOG_FILE, STATE_FOLDER
 from csa2glmha.report.card import write_card
 from csa2glmha.report.stored import parse_report
-from tests.commands.test_cli import complaint, run
+from tests.command_line import complaint, run
 from tests.hub_server import TOKEN, Hub, Repository
 from tests.report.test_card import example
 

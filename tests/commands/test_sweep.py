@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +20,26 @@ from csa2glmha.core.errors import UsageError
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import MemoryImages, write_image
 from csa2glmha.data.sources import ImageData
-from csa2glmha.families.registry import build
 from csa2glmha.report.schema_search import Sweep
 from csa2glmha.sweep.points import parse_points
-from tests.conftest import TINY_RESTORMER
 
-TINY = TINY_RESTORMER | {"dim": 16, "norm_bias": False}
 QUICK = ["--calibration-crops", "4", "--calibration-size", "32", "--input-size", "32", "--crop", "32"]
 QUICK += ["--distill-steps", "2", "--degrade", "noise:25"]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build("restormer", TINY)
-    path = tmp_path_factory.mktemp("a model") / "tiny.pth"
-    torch.save(model.state_dict(), path)
-    return path
-
-
 def sweep(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["csa2glmha", "sweep", *arguments])
     # Networks of a millisecond take long to be known to a percent.
     monkeypatch.setattr(command, "THOROUGH", Patience(tolerance=0.1, seconds=5.0))
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        cli.main(["sweep", *arguments])
     return int(ended.value.code or 0)
 
 
 @pytest.fixture(scope="module")
-def swept(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def swept(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("out") / "a sweep"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        assert sweep(monkeypatch, str(checkpoint), "--ranks", "4,full", *QUICK, "-o", str(output)) == 0
+        assert sweep(monkeypatch, str(wide_checkpoint), "--ranks", "4,full", *QUICK, "-o", str(output)) == 0
     return output
 
 
@@ -76,10 +61,10 @@ def test_points_and_files(swept: Path) -> None:
 
 
 def test_done_points_are_not_done_again(
-    checkpoint: Path, swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    wide_checkpoint: Path, swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (swept / "rank-4" / "student.safetensors").stat().st_mtime_ns
-    arguments = [str(checkpoint), "--ranks", "4,8", *QUICK, "--no-latency", "-o", str(swept)]
+    arguments = [str(wide_checkpoint), "--ranks", "4,8", *QUICK, "--no-latency", "-o", str(swept)]
     assert sweep(monkeypatch, *arguments, "--json") == 0
     out, err = capsys.readouterr()
     assert "rank 4 (1 of 2): done already" in err and "rank 8 (2 of 2): done" not in err
@@ -88,9 +73,9 @@ def test_done_points_are_not_done_again(
 
 
 def test_points_of_other_options_are_kept(
-    checkpoint: Path, swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    wide_checkpoint: Path, swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [str(checkpoint), "--ranks", "4", *QUICK, "--seed", "7", "-o", str(swept)]
+    arguments = [str(wide_checkpoint), "--ranks", "4", *QUICK, "--seed", "7", "-o", str(swept)]
     assert sweep(monkeypatch, *arguments) == 1
     assert "made with other options (seed); pass --overwrite" in capsys.readouterr().err
 
@@ -99,7 +84,7 @@ def test_points_of_other_options_are_kept(
 
 
 def test_a_point_that_was_killed_before_its_report_is_made_again(
-    checkpoint: Path,
+    wide_checkpoint: Path,
     swept: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -112,7 +97,7 @@ def test_a_point_that_was_killed_before_its_report_is_made_again(
         (killed / name).unlink()
     (killed / "notes.txt").write_text("mine")
     kept = (output / "rank-4" / "student.safetensors").stat().st_mtime_ns
-    arguments = [str(checkpoint), "--ranks", "4,full", *QUICK, "--no-latency", "-o", str(output)]
+    arguments = [str(wide_checkpoint), "--ranks", "4,full", *QUICK, "--no-latency", "-o", str(output)]
     assert sweep(monkeypatch, *arguments) == 0
     assert "rank 4 (1 of 2): done already" in capsys.readouterr().err
     assert (killed / "model.onnx").exists() and (killed / "report.json").exists()
@@ -121,7 +106,7 @@ def test_a_point_that_was_killed_before_its_report_is_made_again(
 
 
 def test_a_point_without_its_onnx_file_is_made_again(
-    checkpoint: Path, swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wide_checkpoint: Path, swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "a sweep"
     shutil.copytree(swept / "rank-4", output / "rank-4")
@@ -133,12 +118,12 @@ def test_a_point_without_its_onnx_file_is_made_again(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "begin", run)
-    assert sweep(monkeypatch, str(checkpoint), "--ranks", "4", *QUICK, "-o", str(output)) == 130
+    assert sweep(monkeypatch, str(wide_checkpoint), "--ranks", "4", *QUICK, "-o", str(output)) == 130
     assert begun == [("rank-4", True, False)]
 
 
 def test_an_interrupt_names_a_way_on_that_a_sweep_has(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    wide_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "a sweep"
 
@@ -147,17 +132,17 @@ def test_an_interrupt_names_a_way_on_that_a_sweep_has(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "begin", run)
-    assert sweep(monkeypatch, str(checkpoint), "--ranks", "4", *QUICK, "-o", str(output)) == 130
+    assert sweep(monkeypatch, str(wide_checkpoint), "--ranks", "4", *QUICK, "-o", str(output)) == 130
     said = capsys.readouterr().err
     assert ": repeat the command to continue" in said and "--resume" not in said
     # Its repetition resumes, unless it was told not to train.
-    arguments = [str(checkpoint), "--ranks", "4", *QUICK[:-4], "--no-distill", "-o", str(output)]
+    arguments = [str(wide_checkpoint), "--ranks", "4", *QUICK[:-4], "--no-distill", "-o", str(output)]
     assert sweep(monkeypatch, *arguments) == 1
     assert "state of an interrupted distillation" in capsys.readouterr().err
 
 
 def test_a_student_of_other_options_is_kept_though_it_has_no_report(
-    checkpoint: Path,
+    wide_checkpoint: Path,
     swept: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -166,7 +151,7 @@ def test_a_student_of_other_options_is_kept_though_it_has_no_report(
     student = tmp_path / "out" / "rank-4" / "student.safetensors"
     student.parent.mkdir(parents=True)
     shutil.copy(swept / "rank-4" / student.name, student)
-    arguments = [str(checkpoint), "--ranks", "4", *QUICK, "--seed", "7", "-o", str(tmp_path / "out")]
+    arguments = [str(wide_checkpoint), "--ranks", "4", *QUICK, "--seed", "7", "-o", str(tmp_path / "out")]
     assert sweep(monkeypatch, *arguments) == 1
     assert "made with other options (seed); pass --overwrite" in capsys.readouterr().err
     assert student.read_bytes() == (swept / "rank-4" / student.name).read_bytes()
@@ -176,7 +161,7 @@ def test_a_student_of_other_options_is_kept_though_it_has_no_report(
 
 
 def test_points_on_other_images_are_not_mixed(
-    checkpoint: Path,
+    wide_checkpoint: Path,
     swept: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -191,7 +176,7 @@ def test_points_on_other_images_are_not_mixed(
         ({"held_out_sha256": "0" * 64}, "as many, but others or changed ones are held out"),
     ):
         path.write_text(json.dumps(report | {"data": report["data"] | changes}))
-        assert sweep(monkeypatch, str(checkpoint), "--ranks", "4", *QUICK, "-o", str(tmp_path)) == 1
+        assert sweep(monkeypatch, str(wide_checkpoint), "--ranks", "4", *QUICK, "-o", str(tmp_path)) == 1
         said = capsys.readouterr().err
         assert f"was made with other images ({words}); pass --overwrite" in said and "Traceback" not in said
 
@@ -220,7 +205,7 @@ def test_images_are_told_apart() -> None:
     ],
 )
 def test_all_points_are_checked_before_the_first_is_made(
-    checkpoint: Path,
+    wide_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -231,8 +216,8 @@ def test_all_points_are_checked_before_the_first_is_made(
     for number in range(2):
         write_image(tmp_path / f"{number}.png", torch.rand(3, 40, 40))
     output = tmp_path / "out"
-    arguments = [str(checkpoint), "--ranks", ranks, *QUICK[:-2], "--data", str(tmp_path), "-o", str(output)]
-    assert sweep(monkeypatch, *arguments) == code
+    data = ["--data", str(tmp_path), "-o", str(output)]
+    assert sweep(monkeypatch, str(wide_checkpoint), "--ranks", ranks, *QUICK[:-2], *data) == code
     said = capsys.readouterr().err
     assert message in said and "rank full (1 of 2)" not in said
     assert not output.exists()

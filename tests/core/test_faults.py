@@ -7,40 +7,25 @@ import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-import torch
 
-from csa2glmha import cli
 from csa2glmha.checkpoint import write_safetensors
 from csa2glmha.checkpoint.student import load, load_model, save_student, student_metadata
 from csa2glmha.commands import convert as pipeline
-from csa2glmha.compression.files import CONVERSION_STAGES, Export, TimeFiles, replaced
+from csa2glmha.compression.files import TimeFiles, replaced
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import OutputError
 from csa2glmha.core.files import sha256_of
 from csa2glmha.core.locks import exclusive_file, exclusive_folder
-from csa2glmha.data.images import write_image
 from csa2glmha.distill import StateFolder
 from csa2glmha.distill.job import DistillJob
-from csa2glmha.families.registry import build
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.reading.layers import attention_layers
-from tests.conftest import TINY_RESTORMER
-
-
-def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Run the command in this process; its exit code and what it printed on both streams."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["csa2glmha", *map(str, arguments)])
-        cli.main()
-    captured = capsys.readouterr()
-    return int(ended.value.code or 0), captured.out, captured.err
-
+from tests.command_line import run
 
 # --- numbers
 
@@ -69,34 +54,6 @@ def test_numbers_that_are_none(arguments: tuple[str, ...], capsys: pytest.Captur
 QUICK = ["--calibration-crops", 2, "--calibration-size", 32, "--input-size", 32]
 TRAINING = ["--degrade", "noise:25", "--distill-steps", 4, "--crop", 32, "--state-minutes", 0]
 RESULTS = {"README.md", "student.safetensors", "report.json", "report.md", "report.html", "comparison.png"}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build("restormer", TINY_RESTORMER | {"norm_bias": False})
-    path = tmp_path_factory.mktemp("model") / "tiny.pth"
-    torch.save({"params": model.state_dict()}, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    generator = torch.Generator().manual_seed(0)
-    for index in range(3):
-        small = torch.rand(1, 3, 9, 11, generator=generator)
-        smooth = torch.nn.functional.interpolate(small, (40, 50), mode="bicubic").clamp(0, 1)[0]
-        write_image(folder / f"photo{index}.png", smooth)
-    return folder
-
-
-@pytest.fixture
-def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The export takes most of the time and has tests of its own."""
-    exported = replaced(Export(lambda *arguments, **options: None), CONVERSION_STAGES)  # type: ignore[arg-type,return-value]
-    monkeypatch.setattr(pipeline, "CONVERSION_STAGES", exported)
 
 
 @pytest.fixture

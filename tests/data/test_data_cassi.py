@@ -17,6 +17,7 @@ from csa2glmha.data.inputs.cassi_data import CassiCrops, CassiData, prepare_cass
 from csa2glmha.data.inputs.scenes import folder_kind
 from csa2glmha.data.open import open_data
 from csa2glmha.families.registry import build
+from tests.conftest import TINY_RESTORMER
 
 BANDS = 6
 SPREAD = 2 * (BANDS - 1)
@@ -228,9 +229,7 @@ def test_open_data_by_what_the_network_takes(cubes: Path, mask: Path, tmp_path: 
     small = open_data(mst, make_options(data=cubes, mask=mask))  # defaults are larger than this mask
     assert small.training(None, 0).batch(0, 0, 1).inputs[0].shape == (1, BANDS, 24, 24)
     assert small.calibration(128, 2, 0)[0][0].shape == (2, BANDS, 24, 24)
-    restormer = build(
-        "restormer", {"dim": 8, "num_blocks": [1] * 4, "num_refinement_blocks": 1, "heads": [1] * 4}
-    )
+    restormer = build("restormer", TINY_RESTORMER)
     with pytest.raises(UsageError, match=r"--mask .*: restormer takes no mask"):
         open_data(restormer, make_options(mask=mask))
 

@@ -26,7 +26,7 @@ from csa2glmha.distill.engine import _Training
 from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.families.restormer.network import Restormer
 from tests.conftest import MakeRestormer
-from tests.inference.test_restore import blurring_onnx, command
+from tests.inference.test_restore import blurring_onnx
 
 
 def photos(folder: Path, count: int, side: int = 16) -> Path:
@@ -61,9 +61,14 @@ def test_evaluate_tells_first_that_there_is_no_ground_truth(
     for side in ("left", "right"):
         photos(tmp_path / side, 2)
     opened = OpenModel(not_run, "restormer", 6, 3, None)
-    monkeypatch.setattr(evaluation, "open_model", lambda *_: opened)
     with pytest.raises(UsageError, match="no ground truth to compare with"):
-        evaluate_file(Path("m.pth"), make_options(data=tmp_path, degrade="noise:5"), None, None)
+        evaluate_file(
+            Path("m.pth"),
+            make_options(data=tmp_path, degrade="noise:5"),
+            None,
+            None,
+            opener=lambda *_, **__: opened,
+        )
 
 
 @pytest.mark.parametrize(
@@ -74,9 +79,10 @@ def test_evaluate_refuses_first(
     monkeypatch: pytest.MonkeyPatch, channels: int, crop: int | None, channel: str, match: str
 ) -> None:
     opened = OpenModel(not_run, "restormer", channels, channels, None)
-    monkeypatch.setattr(evaluation, "open_model", lambda *_: opened)
     with pytest.raises(UsageError, match=match):
-        evaluate_file(Path("m.pth"), make_options(degrade="noise:5"), None, crop, channel)
+        evaluate_file(
+            Path("m.pth"), make_options(degrade="noise:5"), None, crop, channel, lambda *_, **__: opened
+        )
 
 
 def test_evaluate_says_and_records_what_is_odd(
@@ -85,8 +91,13 @@ def test_evaluate_says_and_records_what_is_odd(
     folder = photos(tmp_path / "photos", 1)
     (folder / "b.gif").write_bytes(b"GIF89a")
     opened = OpenModel(lambda inputs: inputs[0][0], "restormer", 3, 3, None)
-    monkeypatch.setattr(evaluation, "open_model", lambda *_: opened)
-    found = evaluate_file(Path("m.pth"), make_options(data=folder, degrade="noise:5"), None, None)
+    found = evaluate_file(
+        Path("m.pth"),
+        make_options(data=folder, degrade="noise:5"),
+        None,
+        None,
+        opener=lambda *_, **__: opened,
+    )
     (note,) = found["notes"]
     assert "b.gif (GIF is not read)" in note and note in capsys.readouterr().err
     assert "PSNR (RGB)" in evaluation.describe_evaluation(found)
@@ -149,8 +160,7 @@ def test_a_run_goes_on_without_an_image_that_goes(
             (folder / "1.png").unlink(missing_ok=True)
             return inputs[0][0]
 
-    monkeypatch.setattr(command, "Restorer", Losing)
-    result = run_files(tmp_path / "model.pth", [folder], tmp_path / "out")
+    result = run_files(tmp_path / "model.pth", [folder], tmp_path / "out", make_restorer=Losing)
     assert [path.name for path in result.written] == ["0.png", "2.png"]
     ((path, reason),) = result.skipped
     assert path == folder / "1.png" and "No such file" in reason

@@ -27,7 +27,7 @@ from csa2glmha.data.images import read_image, write_image
 from csa2glmha.data.stored import StoredImage, UnreadableError, turned
 from csa2glmha.inference.memory import used_bytes
 from csa2glmha.inference.plan import TileOptions
-from tests.inference.test_restore import Picky, command
+from tests.inference.test_restore import Picky
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 28, 4), np.uint8)
 RGB, ALPHA = PICTURE[..., :3], PICTURE[..., 3]
@@ -264,14 +264,15 @@ def test_memory_is_looked_at_before_an_image_is_decoded(
 def test_run_looks_at_the_memory_first_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_restormer: Any, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(command, "Restorer", Picky)
     torch.save(make_restormer().state_dict(), tmp_path / "model.pth")
     (tmp_path / "in").mkdir()
     bomb = tmp_path / "in" / "bomb.png"
     bomb.write_bytes(png_header(20_000, 20_000))
     write_image(tmp_path / "in" / "well.png", torch.rand(3, 8, 8))
     tiles = TileOptions(memory=used_bytes(torch.device("cpu")) + 10**9)
-    result = run_files(tmp_path / "model.pth", [tmp_path / "in"], tmp_path / "out", tiles=tiles)
+    result = run_files(
+        tmp_path / "model.pth", [tmp_path / "in"], tmp_path / "out", tiles=tiles, make_restorer=Picky
+    )
     assert [path.name for path in result.written] == ["well.png"]
     ((path, reason),) = result.skipped
     assert path == bomb and "20000x20000 pixels take 6.40 GB" in reason and "give more --memory" in reason
@@ -384,11 +385,12 @@ def test_run_keeps_or_tells(
     how: Any,
     losses: list[str],
 ) -> None:
-    monkeypatch.setattr(command, "Restorer", Picky)
     torch.save(make_restormer().state_dict(), tmp_path / "model.pth")
     with_alpha = not name.endswith((".jpg", "key.png")) or "format" in how
     by_pillow(tmp_path / name, Image.fromarray(PICTURE if with_alpha else RGB), **how)
-    (written,) = run_files(tmp_path / "model.pth", [tmp_path / name], tmp_path / "out").written
+    (written,) = run_files(
+        tmp_path / "model.pth", [tmp_path / name], tmp_path / "out", make_restorer=Picky
+    ).written
     said = capsys.readouterr().err
     assert [word for word in ("alpha", "profile", "transparency") if word in said] == [
         word for word in ("alpha", "profile", "transparency") if any(word in loss for loss in losses)
@@ -403,7 +405,6 @@ def test_run_keeps_or_tells(
 def test_png_keeps_what_says_how_its_colours_are_meant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_restormer: Any
 ) -> None:
-    monkeypatch.setattr(command, "Restorer", Picky)
     torch.save(make_restormer().state_dict(), tmp_path / "model.pth")
     plain = encoded("PNG", RGB)
     chunks = b""
@@ -412,7 +413,9 @@ def test_png_keeps_what_says_how_its_colours_are_meant(
             len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
         )
     (tmp_path / "a.png").write_bytes(plain[:33] + chunks + plain[33:])
-    (written,) = run_files(tmp_path / "model.pth", [tmp_path / "a.png"], tmp_path / "out").written
+    (written,) = run_files(
+        tmp_path / "model.pth", [tmp_path / "a.png"], tmp_path / "out", make_restorer=Picky
+    ).written
     assert written.read_bytes()[33 : 33 + len(chunks)] == chunks
     assert np.array_equal(decode(written).pixels, RGB)
 

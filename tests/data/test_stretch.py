@@ -21,7 +21,7 @@ from csa2glmha.data.open import open_data
 from csa2glmha.export.metadata import inspect_onnx
 from csa2glmha.families.registry import build
 from csa2glmha.inference.plan import TileOptions
-from tests.commands.test_cli import complaint, run
+from tests.command_line import complaint, run
 from tests.conftest import MakeRestormer
 
 BANDS = 8

@@ -15,21 +15,7 @@ from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.distill import DistillResult, HeldOut, StateFolder, TrainingLog, agreement, distill, schedule
 from csa2glmha.distill import engine as engine_module
 from csa2glmha.distill.held_out import errors
-from csa2glmha.families.restormer.network import Restormer
-from tests.conftest import MakeRestormer
-from tests.distilling import Crops, assert_same, make_held_out, make_pair, settings, weights
-
-Pair = tuple[Restormer, Restormer]
-
-
-@pytest.fixture(scope="module")
-def originals(make_restormer: MakeRestormer) -> Pair:
-    return make_pair(make_restormer)
-
-
-@pytest.fixture
-def pair(originals: Pair) -> Pair:
-    return copy.deepcopy(originals)
+from tests.distilling import Crops, Pair, assert_same, make_held_out, settings, weights
 
 
 @pytest.fixture

@@ -19,30 +19,20 @@ from typing import Any
 import pytest
 import torch
 
-from csa2glmha import cli
 from csa2glmha.checkpoint.student import load
-from csa2glmha.commands import convert as pipeline
 from csa2glmha.commands.convert import convert
-from csa2glmha.compression.files import CONVERSION_STAGES, Export, replaced
 from csa2glmha.core.errors import Csa2GlmhaError
-from csa2glmha.data.images import write_image
 from csa2glmha.distill import DistillResult, StateFolder, TrainingLog, distill
 from csa2glmha.distill import engine as engine_module
-from csa2glmha.families.registry import build
 from csa2glmha.families.restormer.network import Restormer
-from tests.conftest import TINY_RESTORMER, MakeRestormer
-from tests.distilling import Crops, assert_same, make_held_out, make_pair, settings, weights
+from tests.command_line import complaint, run
+from tests.conftest import MakeRestormer
+from tests.distilling import Crops, Pair, assert_same, make_held_out, settings, weights
 from tests.waiting import wait_until
 
 resource = pytest.importorskip("resource", reason="runs are interrupted by signals and limits of Unix")
 
-Pair = tuple[Restormer, Restormer]
 SETTINGS = {"steps": 40, "learning_rate": 3e-4}
-
-
-@pytest.fixture(scope="module")
-def originals(make_restormer: MakeRestormer) -> Pair:
-    return make_pair(make_restormer)
 
 
 @pytest.fixture(scope="module")
@@ -325,30 +315,8 @@ def test_two_processes_train_as_one_with_the_doubled_batch(originals: Pair, tmp_
 
 # --- the commands
 
-TINY = TINY_RESTORMER | {"norm_bias": False}
 QUICK = ["--calibration-crops", "2", "--calibration-size", "32", "--input-size", "32", "--no-latency"]
 TRAINING = ["--degrade", "noise:25", "--crop", "32", "--batch", "2", "--learning-rate", "3e-4"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build("restormer", TINY)
-    path = tmp_path_factory.mktemp("model") / "tiny.pth"
-    torch.save({"params": model.state_dict()}, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    generator = torch.Generator().manual_seed(0)
-    for index in range(3):
-        small = torch.rand(1, 3, 9, 11, generator=generator)
-        smooth = torch.nn.functional.interpolate(small, (40, 50), mode="bicubic").clamp(0, 1)[0]
-        write_image(folder / f"photo{index}.png", smooth)
-    return folder
 
 
 # The command without its export, which takes most of the time and has tests of its own.
@@ -381,17 +349,11 @@ def start(log: Path, *arguments: Any, before: str = "") -> subprocess.Popen[str]
         return subprocess.Popen(command, stdout=stream, stderr=stream, text=True, env=environment)
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+def printed(*arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
     """The same in this process, where PyTorch is loaded already; returns what it printed."""
-    capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["csa2glmha", *map(str, arguments)])
-        unexported = replaced(Export(lambda *_, **__: None), CONVERSION_STAGES)  # type: ignore[arg-type,return-value]
-        patch.setattr(pipeline, "CONVERSION_STAGES", unexported)
-        cli.main()
-    printed = capsys.readouterr()
-    assert not ended.value.code and "Traceback" not in printed.err, printed.err
-    return printed.out
+    code, out, err = run(*arguments, capsys=capsys)
+    assert code == 0 and "Traceback" not in err, err
+    return out
 
 
 def wait_for_state(process: subprocess.Popen[str], folder: Path, log: Path) -> None:
@@ -401,17 +363,17 @@ def wait_for_state(process: subprocess.Popen[str], folder: Path, log: Path) -> N
 
 
 def test_convert_killed_and_resumed(
-    checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, photos: Path, tmp_path: Path, no_export: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "log"
     common = ["convert", checkpoint, "--rank", "3", "--data", photos, *TRAINING, *QUICK]
     common += ["--distill-steps", "20", "--state-minutes", "0"]
     whole, output = tmp_path / "whole", tmp_path / "out"
     killed = start(log, *common, "-o", output, before=KILLED)
-    run(capsys, *common, "-o", whole)
+    printed(*common, "-o", whole, capsys=capsys)
     assert killed.wait() == -signal.SIGKILL, log.read_text()
     assert not (output / "student.safetensors").exists()
-    run(capsys, *common, "-o", output, "--resume")
+    printed(*common, "-o", output, "--resume", capsys=capsys)
     assert "Traceback" not in log.read_text()
     assert_same(load(output / "student.safetensors"), weights(load(whole / "student.safetensors")))
     names = {entry.name for entry in whole.iterdir()}
@@ -423,24 +385,12 @@ def test_convert_killed_and_resumed(
     assert reports[0]["distillation"]["curve"][-1]["psnr"] == reports[1]["distillation"]["curve"][-1]["psnr"]
 
 
-def complaint(capsys: pytest.CaptureFixture[str], code: int, *arguments: Any) -> str:
-    """Run a command that must fail in this process; returns its one line."""
-    capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["csa2glmha", *map(str, arguments)])
-        cli.main()
-    error = capsys.readouterr().err
-    assert ended.value.code == code, error
-    lines = [line for line in error.splitlines() if line.startswith("csa2glmha: ")]
-    assert len(lines) == 1 and "Traceback" not in error
-    return lines[0]
-
-
 def test_distill_command_and_what_it_refuses(
-    checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, photos: Path, tmp_path: Path, no_export: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log, better = tmp_path / "log", tmp_path / "better.safetensors"
-    run(capsys, "convert", checkpoint, "--rank", "3", "--no-distill", *QUICK, "-o", tmp_path / "out")
+    made = ["convert", checkpoint, "--rank", "3", "--no-distill", *QUICK, "-o", tmp_path / "out"]
+    printed(*made, capsys=capsys)
     common = ["distill", tmp_path / "out" / "student.safetensors", "--teacher", checkpoint, "--data", photos]
     common += [*TRAINING, "-o", better]
     begun = [*common, "--distill-steps", "100000"]
@@ -450,13 +400,13 @@ def test_distill_command_and_what_it_refuses(
     assert process.wait() == 130, log.read_text()
     assert "repeat the command with --resume to continue" in log.read_text().splitlines()[-1]
 
-    assert "--resume to continue it" in complaint(capsys, 1, *begun)
-    changed = complaint(capsys, 2, *common, "--distill-steps", "6", "--resume")
+    assert "--resume to continue it" in complaint(*begun, capsys=capsys, code=1)
+    changed = complaint(*common, "--distill-steps", "6", "--resume", capsys=capsys, code=2)
     assert "--distill-steps was 100000 and is 6" in changed
-    assert "--seed was 0 and is 1" in complaint(capsys, 2, *begun, "--resume", "--seed", "1")
+    assert "--seed was 0 and is 1" in complaint(*begun, "--resume", "--seed", "1", capsys=capsys, code=2)
     assert not better.exists()
 
-    assert "steps: 6" in run(capsys, *common, "--distill-steps", "6", "--overwrite")
+    assert "steps: 6" in printed(*common, "--distill-steps", "6", "--overwrite", capsys=capsys)
     assert load(better).hyperparameters == load(checkpoint).hyperparameters
     assert (tmp_path / "better-distill.jsonl").is_file() and not (tmp_path / "better-state").exists()
 
@@ -475,7 +425,7 @@ def test_requests_that_make_no_sense(
     arguments: list[str], expected: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    assert expected in complaint(capsys, 2, "convert", checkpoint, "-o", output, *arguments)
+    assert expected in complaint("convert", checkpoint, "-o", output, *arguments, capsys=capsys, code=2)
     assert not output.exists()
 
 
@@ -485,7 +435,7 @@ def test_a_budget_replaces_that_of_the_recipe(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("distill_minutes: 6")
     arguments = ["convert", checkpoint, "--recipe", recipe, "--distill-steps", "5", "--data", "/no/such"]
-    assert "/no/such" in complaint(capsys, 1, *arguments, "-o", tmp_path / "out")
+    assert "/no/such" in complaint(*arguments, "-o", tmp_path / "out", capsys=capsys, code=1)
 
 
 def test_a_ground_truth_that_is_not_there_is_missed_before_any_work(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -13,25 +12,11 @@ from csa2glmha.distill import distill, stages, teacher_outputs
 from csa2glmha.distill.losses import LOSSES
 from csa2glmha.distill.processes import Processes
 from csa2glmha.families.mst.network import MST, freeze_mask_branch
-from csa2glmha.families.restormer.network import Restormer
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.networks import run
 from csa2glmha.reading.layers import attention_layers
-from tests.conftest import MakeRestormer
-from tests.distilling import APPROXIMATE, Crops, images, make_held_out, make_pair, settings, weights
-
-Pair = tuple[Restormer, Restormer]
-
-
-@pytest.fixture(scope="module")
-def originals(make_restormer: MakeRestormer) -> Pair:
-    return make_pair(make_restormer)
-
-
-@pytest.fixture
-def pair(originals: Pair) -> Pair:
-    return copy.deepcopy(originals)
+from tests.distilling import APPROXIMATE, Crops, Pair, images, make_held_out, settings, weights
 
 
 def layer_stage(pair: Pair, **changes: Any) -> stages.LayerStage:

@@ -424,8 +424,7 @@ def test_broken_onnx_file(tmp_path: Path, monkeypatch, capsys):
 
 def run(monkeypatch, folder: Path, *arguments: str, expect: int = 0) -> bool:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("sys.argv", ["csa2glmha", *arguments])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        cli.main(arguments)
     assert caught.value.code == expect
     return True

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from csa2glmha import cli
 from csa2glmha.checkpoint.student import save_student, student_metadata
 from csa2glmha.commands import export as file
 from csa2glmha.core.errors import DataError
 from csa2glmha.data import write_image
 from csa2glmha.export.metadata import inspect_onnx
+from tests.command_line import complaint, run
 from tests.conftest import MakeRestormer
 
 QUICK = ["--calibration-crops", 2, "--calibration-size", 32, "--input-size", 32]
@@ -34,25 +33,16 @@ def student(make_restormer: MakeRestormer, tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+def exported(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
     """Run `export`; what it printed on both streams."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["csa2glmha", "export", *map(str, arguments)])
-        cli.main()
-    captured = capsys.readouterr()
-    assert not ended.value.code, captured.err
-    return captured.out, captured.err
+    code, out, err = run("export", *arguments, capsys=capsys)
+    assert code == 0, err
+    return out, err
 
 
-def complaint(*arguments: object, capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+def refused(*arguments: object, capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
     """Run `export` with something that must fail; returns its one line."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["csa2glmha", "export", *map(str, arguments)])
-        cli.main()
-    captured = capsys.readouterr()
-    lines = captured.err.strip().splitlines()
-    assert ended.value.code == code and lines[-1].startswith("csa2glmha:"), captured.err
-    return lines[-1]
+    return complaint("export", *arguments, capsys=capsys, code=code)
 
 
 # --- The output -------------------------------------------------------------------------------------
@@ -63,7 +53,7 @@ def test_the_model_itself_is_never_replaced(checkpoint: Path, tmp_path: Path, ca
     (tmp_path / "link.onnx").symlink_to(named_onnx)
     before = named_onnx.read_bytes()
     for output in ([], ["-o", named_onnx], ["-o", tmp_path / "link.onnx"]):
-        line = complaint(named_onnx, *output, "--overwrite", capsys=capsys)
+        line = refused(named_onnx, *output, "--overwrite", capsys=capsys)
         assert "is the model itself" in line
     assert named_onnx.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.onnx", "small.onnx"]
@@ -71,7 +61,7 @@ def test_the_model_itself_is_never_replaced(checkpoint: Path, tmp_path: Path, ca
 
 def test_the_output_is_known_by_its_suffix(checkpoint: Path, tmp_path: Path, capsys) -> None:
     for name in ("small.pth", "out.bin", "out"):
-        line = complaint(checkpoint, "-o", tmp_path / name, "--overwrite", capsys=capsys)
+        line = refused(checkpoint, "-o", tmp_path / name, "--overwrite", capsys=capsys)
         assert ".onnx; add it" in line
     assert [path.name for path in tmp_path.iterdir()] == ["small.pth"]
 
@@ -95,7 +85,7 @@ def test_what_cannot_be_made_is_refused_before_anything_is_read(
     arguments: list[str], words: str, tmp_path: Path, capsys
 ) -> None:
     missing = ["--data", tmp_path / "none"] if "fp32" not in words else []
-    assert words in complaint(tmp_path / "none.pth", *arguments, *missing, capsys=capsys)
+    assert words in refused(tmp_path / "none.pth", *arguments, *missing, capsys=capsys)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,42 +93,42 @@ def test_what_cannot_be_made_is_refused_before_anything_is_read(
 
 
 def test_int8_says_what_it_is_calibrated_on(student: Path, tmp_path: Path, capsys) -> None:
-    out, err = run(student, "--precision", "int8", *QUICK, "-o", tmp_path / "a.onnx", capsys=capsys)
+    out, err = exported(student, "--precision", "int8", *QUICK, "-o", tmp_path / "a.onnx", capsys=capsys)
     assert "no --degrade: noise:50, which this student was made with" in err
     assert "scikit-image, degraded by noise:50" in err and "say which" not in err
     assert "held-out images (photographs" in out and "degradation: noise:50)" in out
     arguments = [student, "--precision", "int8", "--degrade", "none", *QUICK]
-    out, err = run(*arguments, "-o", tmp_path / "b.onnx", capsys=capsys)
+    out, err = exported(*arguments, "-o", tmp_path / "b.onnx", capsys=capsys)
     assert "noise:50" not in err + out and "degradation: none)" in out
     (tmp_path / "mine").mkdir()
     for index in range(3):
         write_image(tmp_path / "mine" / f"{index}.png", torch.rand(3, 40, 40))
     (tmp_path / "mine" / "broken.png").write_bytes(b"no image")
     arguments = [student, "--precision", "int8", "--data", tmp_path / "mine", *QUICK]
-    out, err = run(*arguments, "-o", tmp_path / "c.onnx", capsys=capsys)
+    out, err = exported(*arguments, "-o", tmp_path / "c.onnx", capsys=capsys)
     assert "noise:50" not in err + out, "a folder of the user's holds inputs, as in all commands"
     assert "1 file skipped" in err and "dB to float32" in out
 
 
 def test_fp16_is_evaluated_where_options_on_data_are_given(checkpoint: Path, tmp_path: Path, capsys) -> None:
     arguments = [checkpoint, "--precision", "fp16", "--input-size", 32]
-    out, err = run(*arguments, "-o", tmp_path / "a.onnx", capsys=capsys)
+    out, err = exported(*arguments, "-o", tmp_path / "a.onnx", capsys=capsys)
     assert "PSNR" not in out and "no --data" not in err
-    out, err = run(*arguments, "--degrade", "noise:25", "-o", tmp_path / "b.onnx", capsys=capsys)
+    out, err = exported(*arguments, "--degrade", "noise:25", "-o", tmp_path / "b.onnx", capsys=capsys)
     assert "degradation: noise:25)" in out and "using 5 photographs" in err
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
 def test_fp32_says_that_it_uses_no_data(checkpoint: Path, tmp_path: Path, capsys) -> None:
     arguments = [checkpoint, "--data", tmp_path / "none", "--degrade", "noise:25", "--seed", 1]
-    out, err = run(*arguments, "-o", tmp_path / "a.onnx", capsys=capsys)
+    out, err = exported(*arguments, "-o", tmp_path / "a.onnx", capsys=capsys)
     assert "--data, --degrade: not used with --precision fp32\n" in err and "PSNR" not in out
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_bad_data_leave_no_file_behind(precision: str, checkpoint: Path, tmp_path: Path, capsys) -> None:
     arguments = [checkpoint, "--precision", precision, "-o", tmp_path / "a.onnx"]
-    line = complaint(*arguments, "--data", tmp_path / "none", capsys=capsys, code=1)
+    line = refused(*arguments, "--data", tmp_path / "none", capsys=capsys, code=1)
     assert "none" in line
     assert [path.name for path in tmp_path.iterdir()] == ["small.pth"]
 
@@ -151,7 +141,7 @@ def test_what_cannot_be_evaluated_is_not_published(
 
     monkeypatch.setattr(file, "evaluate", fail)
     arguments = [checkpoint, "--precision", "fp16", "--degrade", "noise:25", "-o", tmp_path / "a.onnx"]
-    assert "is gone" in complaint(*arguments, capsys=capsys, code=1)
+    assert "is gone" in refused(*arguments, capsys=capsys, code=1)
     assert [path.name for path in tmp_path.iterdir()] == ["small.pth"]
 
 
@@ -162,9 +152,9 @@ def test_students_have_the_name_of_their_folder(student: Path, tmp_path: Path, c
     (tmp_path / "denoiser-rank8").mkdir()
     inside = student.rename(tmp_path / "denoiser-rank8" / student.name)
     monkeypatch.chdir(inside.parent)
-    run(inside.name, "-o", tmp_path / "a.onnx", capsys=capsys)
+    exported(inside.name, "-o", tmp_path / "a.onnx", capsys=capsys)
     named = inside.rename(tmp_path / "mine.safetensors")
-    run(named, capsys=capsys)
+    exported(named, capsys=capsys)
     found = [inspect_onnx(tmp_path / name)["metadata"] for name in ("a.onnx", "mine.onnx")]
     assert [(each["name"], each["rewritten"]) for each in found] == [
         ("denoiser-rank8", "true"),

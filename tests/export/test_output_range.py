@@ -13,7 +13,7 @@ from csa2glmha.data.batches import Example
 from csa2glmha.families.registry import build
 from csa2glmha.metrics.evaluate import evaluate
 from csa2glmha.metrics.quality import out_of_range
-from tests.commands.test_cli import run
+from tests.command_line import run
 
 BANDS, HEIGHT, WIDTH = 4, 24, 32
 

@@ -15,7 +15,7 @@ NAMES = "|".join(family.name for family in FAMILIES)
 #: Families by name, and what only they have: classes, attributes, functions and modules.
 KNOWN = re.compile(
     rf"[\"'](?:{NAMES})[\"']|families\.(?:{NAMES}|spectral|transposed)|\b(?:MST|MDTA|M?SM?SA|Restormer)\b"
-    r"|pos_emb|\.mm\b|TransformerBlock|PromptIR|IGMSA|Retinexformer|SpectralBlocks|MaskGuidance|SpectralGLMHA|(?:un)?bake_mask|freeze_mask"
+    r"|pos_emb|\.mm\b|TransformerBlock|PromptIR|IGMSA|Retinexformer|CIDNet|HVITransform|SpectralBlocks|MaskGuidance|SpectralGLMHA|(?:un)?bake_mask|freeze_mask"
 )
 
 

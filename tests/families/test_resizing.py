@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csa2glmha.core.errors import Csa2GlmhaError
-from csa2glmha.families.resizing import ResizeLike
+from csa2glmha.families.resizing import Rescale, ResizeLike
 from csa2glmha.reading.placed import Part, Place
 
 
@@ -32,6 +34,28 @@ def test_a_part_of_maps_resized_like_the_image(
     like = torch.empty(2, 1, length, 7)
     part = ResizeLike().forward_at(place, maps, like)
     torch.testing.assert_close(part, expected[:, :, start : start + length], rtol=1e-5, atol=1e-5)
+
+
+@given(
+    whole=st.integers(1, 24),
+    start=st.integers(0, 23),
+    length=st.integers(1, 24),
+    factor=st.sampled_from([0.5, 2, 3]),
+)
+def test_a_part_of_maps_rescaled(whole: int, start: int, length: int, factor: float) -> None:
+    """But for pixels at its border that come from beyond it."""
+    start = min(start, whole - 1)
+    length = min(length, whole - start)
+    maps = torch.rand(1, 2, 2 * whole, 6, generator=torch.Generator().manual_seed(0))
+    expected = Rescale(factor)(maps)
+    place = Place(Part(2 * start, 2 * length, 2 * whole), Part(0, 6, 6))
+    part = Rescale(factor).forward_at(place, maps[:, :, 2 * start : 2 * (start + length)])
+    first, count = round(2 * start * factor), round(2 * length * factor)
+    assert part.shape[2:] == (count, expected.shape[3])
+    expected = expected[:, :, first : first + count]
+    rim = math.ceil(factor)
+    inner = slice(0 if start == 0 else rim, count if start + length == whole else count - rim)
+    torch.testing.assert_close(part[:, :, inner], expected[:, :, inner], rtol=1e-5, atol=1e-5)
 
 
 def test_the_whole_image_is_a_part_too() -> None:

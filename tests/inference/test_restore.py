@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from pathlib import Path
 
 import cv2
@@ -15,9 +14,7 @@ import scipy.io
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from csa2glmha import cli
 from csa2glmha.checkpoint.student import load, save_student, student_metadata
-from csa2glmha.commands import run as command
 from csa2glmha.commands.run import run_files
 from csa2glmha.config.options import make_options
 from csa2glmha.core.errors import DataError, OutputError, UsageError
@@ -31,6 +28,7 @@ from csa2glmha.inference import plan
 from csa2glmha.inference.memory import tile_needs, whole_needs
 from csa2glmha.inference.plan import TileOptions
 from csa2glmha.networks import RestorationModel
+from tests.command_line import complaint, run
 from tests.conftest import TINY_RESTORMER
 
 
@@ -122,15 +120,15 @@ def test_one_file_of_a_folder_does_not_stop_the_others(
     folder.mkdir()
     for name in ("large.png", "nan.png", "well.png"):
         write_image(folder / name, torch.rand(3, 8, 8))
-    monkeypatch.setattr(command, "Restorer", Picky)
-    result = run_files(colour, [folder], tmp_path / "out")
+    result = run_files(colour, [folder], tmp_path / "out", make_restorer=Picky)
     assert [path.name for path in result.written] == ["well.png"]
     assert [path.name for path, _ in result.skipped] == ["large.png", "nan.png"] and result.failed == 2
     said = capsys.readouterr().err
     assert f"skipped {folder / 'large.png'}: tiles of" in said and "not finite" in said
     for name, error in (("large.png", DataError), ("nan.png", OutputError)):
         with pytest.raises(error):
-            run_files(colour, [folder / name, folder / "well.png"], tmp_path / name)
+            images = [folder / name, folder / "well.png"]
+            run_files(colour, images, tmp_path / name, make_restorer=Picky)
 
 
 def test_a_full_disk_ends_the_run(colour: Path, folder: Path, tmp_path: Path, monkeypatch) -> None:
@@ -176,17 +174,13 @@ def test_an_interrupted_run_goes_on(
         run_files(colour, [folder], output)
     arguments = ["run", str(colour), str(folder), "-o", str(output), "--skip-existing"]
     for printed in ("2 files written to {}, 1 were there, 1 skipped", "0 files written to {}, 3 were there"):
-        monkeypatch.setattr(sys, "argv", ["csa2glmha", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
+        code, out, err = run(*arguments, capsys=capsys)
         # broken.png fails each time: a script must see it.
-        assert ended.value.code == 1 and "files could not be restored" in said.err
-        assert printed.format(output) in said.out
+        assert code == 1 and "files could not be restored" in err
+        assert printed.format(output) in out
     (folder / "broken.png").rename(folder / "broken.gif")  # a format that is not read is no failure
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code and "1 skipped" in capsys.readouterr().out
+    code, out, _ = run(*arguments, capsys=capsys)
+    assert code == 0 and "1 skipped" in out
     assert (output / "deep" / "b.TIF").read_text() == "mine"
     assert read_image(output / "a.png", 3).shape == (3, 33, 41)
     with pytest.raises(UsageError, match="exclude each other"):
@@ -413,10 +407,4 @@ def test_one_clear_line(
     (tmp_path / "empty").mkdir()
     (tmp_path / "model.pth").write_bytes(b"")
     write_image(tmp_path / "x.png", torch.rand(3, 200, 200))
-    monkeypatch.setattr(sys, "argv", ["csa2glmha", "run", str(colour), *arguments, "-o", "out"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith("csa2glmha:")]
-    assert ended.value.code == code and len(lines) == 1 and words in lines[0], captured.err
-    assert captured.out == ""
+    assert words in complaint("run", colour, *arguments, "-o", "out", capsys=capsys, code=code)

@@ -35,7 +35,7 @@ from csa2glmha.families.registry import build
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.reading.layers import attention_layers
-from tests.commands.test_cli import complaint, run
+from tests.command_line import complaint, run
 from tests.conftest import MakeRestormer, batches
 
 CALIBRATION = ["--calibration-crops", "2", "--calibration-size", "16"]

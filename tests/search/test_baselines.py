@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from csa2glmha.commands.convert import convert, run_conversion
 from csa2glmha.compression.files import CONVERSION_STAGES, WriteReport, replaced
@@ -28,16 +27,14 @@ from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.initialize.student import initialise_student
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers, glmha_layers
+from tests.conftest import TINY_RESTORMER, smooth_images
+from tests.subjects import SUBJECTS
 
+#: Wide enough for what the methods leave out.
 TINY: dict[str, dict[str, Any]] = {
-    "restormer": {"dim": 16, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 2, 4]},
-    "mst_plus_plus": {"n_feat": 8, "stage": 1, "num_blocks": [1, 1, 1]},
+    "restormer": TINY_RESTORMER | {"dim": 16},
+    "mst_plus_plus": dict(SUBJECTS["mst_plus_plus"].tiny) | {"n_feat": 8},
 }
-
-
-def images(count: int, seed: int) -> Tensor:
-    small = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.interpolate(small, size=(32, 32), mode="bilinear")
 
 
 def make(name: str) -> RestorationModel:
@@ -46,19 +43,19 @@ def make(name: str) -> RestorationModel:
         return build(name, TINY[name]).eval().requires_grad_(False)
 
 
-BATCHES = [(images(2, seed),) for seed in range(4)]
+BATCHES = [(smooth_images(2, seed),) for seed in range(4)]
 
 
 def error(student: RestorationModel, teacher: RestorationModel) -> float:
     with torch.no_grad():
-        return float((student(images(2, 99)) - teacher(images(2, 99))).square().mean())
+        return float((student(smooth_images(2, 99)) - teacher(smooth_images(2, 99))).square().mean())
 
 
 @pytest.mark.parametrize("name", list(TINY))
 def test_svd_needs_no_data_and_is_exact_at_full_rank(name: str) -> None:
     teacher = make(name)
     first, _ = initialise_baseline(teacher, SVD, 4, BATCHES)
-    second, _ = initialise_baseline(teacher, SVD, 4, [(images(2, 50),)])
+    second, _ = initialise_baseline(teacher, SVD, 4, [(smooth_images(2, 50),)])
     for name_, parameter in first.state_dict().items():
         assert torch.equal(parameter, second.state_dict()[name_])
     widest = max(layer.form.head_channels for layer in attention_layers(teacher).values())

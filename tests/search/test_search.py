@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from csa2glmha import cli
 from csa2glmha.bench import compare
 from csa2glmha.bench.rounds import Patience, time_in_turns
 from csa2glmha.checkpoint import read_checkpoint
@@ -24,7 +22,6 @@ from csa2glmha.config.options import make_options
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
 from csa2glmha.distill.held_out import teacher_outputs
-from csa2glmha.families.registry import build
 from csa2glmha.families.restormer.network import Restormer
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import plan_layers
@@ -53,11 +50,11 @@ from csa2glmha.search.sensitivity import (
     measure_sensitivity,
 )
 from csa2glmha.search.space import Configs, SearchSpace
-from csa2glmha.search.timing import Times
+from csa2glmha.search.stopwatch import Times
 from csa2glmha.search.trials import search_drop, search_latency
-from tests.conftest import TINY_RESTORMER
+from tests.command_line import run
+from tests.conftest import smooth_images
 
-TINY = TINY_RESTORMER | {"dim": 16, "norm_bias": False}
 FRAME = (32, 32)
 
 
@@ -66,21 +63,9 @@ def shapes(model: Any) -> tuple[tuple[int, ...], ...]:
     return found
 
 
-def images(count: int, seed: int) -> Tensor:
-    small = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.interpolate(small, size=FRAME, mode="bilinear")
-
-
 @pytest.fixture(scope="module")
-def teacher() -> RestorationModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build("restormer", TINY)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name.endswith("temperature"):
-                    parameter.mul_(3)
-    return model.eval().requires_grad_(False)
+def teacher(wide_restormer: Restormer) -> RestorationModel:
+    return wide_restormer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,13 +80,13 @@ def few_ranks() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def batches() -> list[tuple[Tensor, ...]]:
-    return [(images(2, seed),) for seed in range(4)]
+    return [(smooth_images(2, seed),) for seed in range(4)]
 
 
 @pytest.fixture(scope="module")
 def space(teacher: RestorationModel, batches: list[tuple[Tensor, ...]]) -> SearchSpace:
     choices = all_choices(attention_layers(teacher))
-    held_out = teacher_outputs(teacher, [(images(2, 98),), (images(2, 99),)])
+    held_out = teacher_outputs(teacher, [(smooth_images(2, 98),), (smooth_images(2, 99),)])
     measured = measure_sensitivity(teacher, choices, held_out, batches, gather_all(teacher, batches))
     count = partial(count_configs, teacher, shapes=shapes)
     before = count_complexity(teacher, *shapes(teacher))
@@ -143,9 +128,8 @@ def test_errors_are_those_of_students(
     configs = {key[0]: choices[-1].config}
     student, _ = initialise_student(teacher, configs, batches)
     with torch.no_grad():
-        error = sum(
-            float((student(images(2, seed)) - teacher(images(2, seed))).square().mean()) for seed in (98, 99)
-        )
+        held_out = [smooth_images(2, seed) for seed in (98, 99)]
+        error = sum(float((student(image) - teacher(image)).square().mean()) for image in held_out)
     assert space.measured[key][-1].error == pytest.approx(error / 2, rel=1e-3)
 
 
@@ -216,7 +200,7 @@ def test_measurements_are_kept_and_not_made_again(
     teacher: RestorationModel, space: SearchSpace, batches: list[tuple[Tensor, ...]], tmp_path: Path
 ) -> None:
     path = tmp_path / "sensitivity.jsonl"
-    held_out = teacher_outputs(teacher, [(images(2, 98),), (images(2, 99),)])
+    held_out = teacher_outputs(teacher, [(smooth_images(2, 98),), (smooth_images(2, 99),)])
     some = {key: choices[:2] for key, choices in list(space.choices.items())[:3]}
 
     def measure(identity: str) -> SensitivityCache:
@@ -243,13 +227,13 @@ def test_measurements_are_kept_and_not_made_again(
 
 
 def test_measurements_are_not_written_through_a_link(
-    space: SearchSpace, checkpoint: Path, tmp_path: Path
+    space: SearchSpace, wide_checkpoint: Path, tmp_path: Path
 ) -> None:
-    precious, path = tmp_path / "precious", tmp_path / f"{checkpoint.stem}-sensitivity.jsonl"
+    precious, path = tmp_path / "precious", tmp_path / f"{wide_checkpoint.stem}-sensitivity.jsonl"
     precious.write_text("precious")
     path.symlink_to(precious)
     choice = next(iter(space.choices.values()))[0]
-    teacher = read_checkpoint(checkpoint)
+    teacher = read_checkpoint(wide_checkpoint)
     for known in (0, 1):
         cache = sensitivity_cache(tmp_path / "out", teacher, make_options(**QUICK, macs=0.8))
         assert cache.path == path
@@ -260,14 +244,14 @@ def test_measurements_are_not_written_through_a_link(
     assert len(path.read_text().splitlines()) == 2
 
 
-def test_measurements_of_other_data_are_others(checkpoint: Path, tmp_path: Path) -> None:
+def test_measurements_of_other_data_are_others(wide_checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "a.png").write_bytes(b"1")
 
     def key(**changes: Any) -> Any:
         options = make_options(data=folder, **(QUICK | {"macs": 0.8} | changes))
-        return sensitivity_cache(tmp_path / "out", read_checkpoint(checkpoint), options).identity
+        return sensitivity_cache(tmp_path / "out", read_checkpoint(wide_checkpoint), options).identity
 
     first = key()
     assert key() == first and key(macs=0.7) == first
@@ -442,13 +426,6 @@ def test_options_that_exclude_each_other(options: dict[str, Any], message: str) 
         make_options(**options)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(teacher: Restormer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("a model") / "tiny.pth"
-    torch.save(teacher.state_dict(), path)
-    return path
-
-
 QUICK: dict[str, Any] = {
     "rank": "auto",
     "calibration_crops": 4,
@@ -466,8 +443,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results")
 
 
-def test_convert_within_macs(checkpoint: Path, measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = convert(checkpoint, macs="0.85", output=measured / "macs", latency=False, **QUICK)
+def test_convert_within_macs(
+    wide_checkpoint: Path, measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = convert(wide_checkpoint, macs="0.85", output=measured / "macs", latency=False, **QUICK)
     search, after = found.report["search"], found.report["complexity"]["after"]
     assert after["macs"] <= 0.85 * found.report["complexity"]["before"]["macs"]
     assert (search["reached"]["macs"], search["reached"]["params"]) == (after["macs"], after["params"])
@@ -481,12 +460,12 @@ def test_convert_within_macs(checkpoint: Path, measured: Path, capsys: pytest.Ca
     assert any(each["error"] < 0.9 * one["error"] for one, each in zip(uniform, searched, strict=True))
     assert "ranks found" in capsys.readouterr().err
     assert (measured / "tiny-sensitivity.jsonl").exists()
-    convert(checkpoint, params="0.97", output=measured / "params", latency=False, **QUICK)
+    convert(wide_checkpoint, params="0.97", output=measured / "params", latency=False, **QUICK)
     assert "measurements are there already" in capsys.readouterr().err
 
 
-def test_convert_within_decibels(checkpoint: Path, measured: Path) -> None:
-    found = convert(checkpoint, max_drop=0.05, output=measured / "drop", latency=False, **QUICK)
+def test_convert_within_decibels(wide_checkpoint: Path, measured: Path) -> None:
+    found = convert(wide_checkpoint, max_drop=0.05, output=measured / "drop", latency=False, **QUICK)
     # The loss that was evaluated is the one that the report shows.
     quality, drop = found.report["quality"], found.report["search"]["reached"]["drop"]
     shown = quality["teacher"]["ground_truth"]["psnr"] - quality["initialisation"]["ground_truth"]["psnr"]
@@ -495,7 +474,7 @@ def test_convert_within_decibels(checkpoint: Path, measured: Path) -> None:
     assert after["after"]["macs"] < after["before"]["macs"]
 
 
-def test_convert_within_time(checkpoint: Path, measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_within_time(wide_checkpoint: Path, measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are the machine's; here they are made up: a millisecond for every 100 000 MACs."""
 
     class MadeUp:
@@ -516,32 +495,32 @@ def test_convert_within_time(checkpoint: Path, measured: Path, monkeypatch: pyte
     monkeypatch.setattr(plan, "Stopwatch", MadeUp)
     few = Patience(seconds=0.0)
     monkeypatch.setattr(compare, "time_in_turns", lambda runs, _, *more: time_in_turns(runs, few, *more))
-    found = convert(checkpoint, latency=0.8, output=measured / "time", **QUICK)
+    found = convert(wide_checkpoint, latency=0.8, output=measured / "time", **QUICK)
     before, after = (found.report["complexity"][when]["macs"] for when in ("before", "after"))
     assert after <= 0.8 * before * 1.002
     reached = found.report["search"]["reached"]
     assert reached["time_share"] <= 0.8 * 1.01 and reached["milliseconds"] <= 0.8 * 1.01 * before / 1e5
     assert found.report["latency_ms"]["student"]["ratio"] > 0
     with pytest.raises(UsageError, match=r"--latency 0\.1: cannot be reached.*ms of"):
-        convert(checkpoint, latency=0.1, output=measured / "none", **QUICK)
+        convert(wide_checkpoint, latency=0.1, output=measured / "none", **QUICK)
 
 
-def test_what_cannot_be_reached_names_what_can(checkpoint: Path, measured: Path) -> None:
+def test_what_cannot_be_reached_names_what_can(wide_checkpoint: Path, measured: Path) -> None:
     with pytest.raises(UsageError, match="the smallest is") as caught:
-        convert(checkpoint, macs="0.1", output=measured / "least", **QUICK)
+        convert(wide_checkpoint, macs="0.1", output=measured / "least", **QUICK)
     assert not (measured / "least").exists()
     share = str(caught.value).split("the smallest is ")[1].split(" ")[0]
     found = convert(
-        checkpoint, macs=share, output=measured / "least", latency=False, **(QUICK | {"distill": False})
+        wide_checkpoint, macs=share, output=measured / "least", latency=False, **(QUICK | {"distill": False})
     )
     after = found.report["complexity"]
     assert after["after"]["macs"] <= float(share) * after["before"]["macs"]
 
 
-def test_a_share_of_energy_gives_every_layer_its_rank(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_share_of_energy_gives_every_layer_its_rank(wide_checkpoint: Path, tmp_path: Path) -> None:
     quick = QUICK | {"latency": False, "distill": False}
-    some = convert(checkpoint, **(quick | {"rank": 0.9, "output": tmp_path / "some"})).report
-    most = convert(checkpoint, **(quick | {"rank": "0.999", "output": tmp_path / "most"})).report
+    some = convert(wide_checkpoint, **(quick | {"rank": 0.9, "output": tmp_path / "some"})).report
+    most = convert(wide_checkpoint, **(quick | {"rank": "0.999", "output": tmp_path / "most"})).report
     assert (
         len({layer["rank_v"] for layer in most["layers"]} | {layer["rank_k"] for layer in most["layers"]}) > 1
     )
@@ -577,10 +556,7 @@ def test_numbers_that_are_neither_rank_nor_share(rank: float | str) -> None:
 
 @pytest.mark.parametrize("rank", ["auto", "0.9"])
 def test_inspect_takes_no_ranks_that_need_the_model_run(
-    rank: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    rank: str, wide_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["csa2glmha", "inspect", str(checkpoint), "--rank", rank])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    out, err = capsys.readouterr()
-    assert ended.value.code == 2 and not out and len(err.strip().splitlines()) == 1
+    code, out, err = run("inspect", wide_checkpoint, "--rank", rank, capsys=capsys)
+    assert code == 2 and not out and len(err.strip().splitlines()) == 1

@@ -7,28 +7,28 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from csa2glmha.attention.glmha import GLMHA
-from csa2glmha.bench.compare import FileTimings
+from csa2glmha.bench.compare import TEACHER, FileTimings
 from csa2glmha.bench.profile import ModuleProfile
-from csa2glmha.bench.rounds import Latency, Ratio
+from csa2glmha.bench.rounds import Latency, Patience, Ratio
 from csa2glmha.core.errors import ExportError
-from csa2glmha.families.registry import build
+from csa2glmha.export.onnx import ExportReport
 from csa2glmha.initialize.configure import layer_config
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers
-from csa2glmha.search import timing
 from csa2glmha.search.choices import LOGITS, SIDES, VALUES, all_choices, combined
 from csa2glmha.search.costs import count_configs, count_costs
-from csa2glmha.search.timing import Stopwatch, disturbed, layer_times
-from tests.conftest import TINY_RESTORMER
+from csa2glmha.search.stopwatch import Stopwatch
+from csa2glmha.search.timing import disturbed, layer_times
+from tests.conftest import MakeRestormer
 
-TINY = TINY_RESTORMER | {"dim": 16, "num_blocks": [2, 1, 1, 1], "norm_bias": False}
+#: What sets this network apart from the smallest: ranks to choose among, and layers that are alike.
+WIDER: dict[str, Any] = {"dim": 16, "num_blocks": [2, 1, 1, 1], "norm_bias": False}
 FRAME = (32, 32)
 
 
@@ -60,38 +60,46 @@ def test_layers_are_compared_at_the_same_speed() -> None:
     assert same["full"]["a.0.attn"] == pytest.approx(5.0)
 
 
-@pytest.fixture
-def stopwatch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stopwatch:
-    """On a made-up machine whose speed is another one in every run."""
-    teacher = build("restormer", TINY).eval()
-    exported: dict[Path, RestorationModel] = {}
-    speed = random.Random(0)
+class MadeUp:
+    """A machine whose speed is another one in every run.
 
-    def export(model: RestorationModel, path: Path, **_: Any) -> SimpleNamespace:
-        exported[path] = model
+    Attributes:
+        shapes: of the inputs that networks must be run on.
+        rewritten: networks have a deployment form.
+    """
+
+    def __init__(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        self.shapes, self.rewritten = shapes, True
+        self._exported: dict[Path, RestorationModel] = {}
+        self._speed = random.Random(0)
+        self._asked: Counter[str] = Counter()
+
+    def export(
+        self, model: RestorationModel, path: Path, *, plain: bool = False, overwrite: bool = False
+    ) -> ExportReport:
+        self._exported[path] = model
         path.touch()
-        return SimpleNamespace(rewritten=True)
+        notes = () if self.rewritten else ("because of this",)
+        return ExportReport(path, 18, self.rewritten, False, notes, (), 0)
 
-    asked: Counter[str] = Counter()
-
-    def profile_modules(path: Path, *shapes: tuple[int, ...], runs: int) -> ModuleProfile:
-        assert shapes == teacher.input_shapes(*FRAME)
-        own = layer_milliseconds(exported[path])
-        asked[path.stem] += 1
-        runs_made = []
+    def profile(self, path: Path, *shapes: tuple[int, ...], runs: int) -> ModuleProfile:
+        assert shapes == self.shapes
+        own = layer_milliseconds(self._exported[path])
+        self._asked[path.stem] += 1
+        made = []
         for _ in range(runs):
-            factor = speed.uniform(0.5, 3)
+            factor = self._speed.uniform(0.5, 3)
             run = {name: factor * time for name, time in {**own, "out": 3.0}.items()}
-            if path.stem == "values 2" and asked[path.stem] == 1:
+            if path.stem == "values 2" and self._asked[path.stem] == 1:
                 # Something else takes the machine's memory, which attention needs more of than the rest.
                 run = {name: (90 if name in own else 9) * time for name, time in run.items()}
-            runs_made.append(run)
-        return ModuleProfile(tuple(runs_made), dict.fromkeys((*own, "out"), ("Conv",)))
+            made.append(run)
+        return ModuleProfile(tuple(made), dict.fromkeys((*own, "out"), ("Conv",)))
 
-    def compare(files: Mapping[str, Path], *shapes: tuple[int, ...], patience: Any) -> FileTimings:
-        assert shapes == teacher.input_shapes(*FRAME)
+    def compare(self, files: Mapping[str, Path], *shapes: tuple[int, ...], patience: Patience) -> FileTimings:
+        assert shapes == self.shapes
         times = {
-            name: 50.0 if name == timing.TEACHER else 3.0 + sum(layer_milliseconds(exported[path]).values())
+            name: 50.0 if name == TEACHER else 3.0 + sum(layer_milliseconds(self._exported[path]).values())
             for name, path in files.items()
         }
         return FileTimings(
@@ -100,10 +108,15 @@ def stopwatch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stopwatch:
             True,
         )
 
-    monkeypatch.setattr(timing, "export_onnx", export)
-    monkeypatch.setattr(timing, "profile_modules", profile_modules)
-    monkeypatch.setattr(timing, "compare_files", compare)
-    return Stopwatch(teacher, FRAME, tmp_path)
+
+@pytest.fixture
+def machine(make_restormer: MakeRestormer) -> MadeUp:
+    return MadeUp(make_restormer(**WIDER).input_shapes(*FRAME))
+
+
+@pytest.fixture
+def stopwatch(make_restormer: MakeRestormer, machine: MadeUp, tmp_path: Path) -> Stopwatch:
+    return Stopwatch(make_restormer(**WIDER), FRAME, tmp_path, machine=machine)
 
 
 def layer_milliseconds(model: RestorationModel) -> dict[str, float]:
@@ -118,8 +131,8 @@ def layer_milliseconds(model: RestorationModel) -> dict[str, float]:
     return times
 
 
-def test_times_foretell_students(stopwatch: Stopwatch) -> None:
-    teacher = build("restormer", TINY).eval()
+def test_times_foretell_students(stopwatch: Stopwatch, make_restormer: MakeRestormer) -> None:
+    teacher = make_restormer(**WIDER)
     layers = attention_layers(teacher)
     choices = all_choices(layers)
 
@@ -158,10 +171,7 @@ def test_layers_beside_each_other_are_apart() -> None:
     }
 
 
-def test_students_without_a_deployment_form_are_not_timed(
-    monkeypatch: pytest.MonkeyPatch, stopwatch: Stopwatch
-) -> None:
-    plain = SimpleNamespace(rewritten=False, notes=("because of this",))
-    monkeypatch.setattr(timing, "export_onnx", lambda *_, **__: plain)
+def test_students_without_a_deployment_form_are_not_timed(machine: MadeUp, stopwatch: Stopwatch) -> None:
+    machine.rewritten = False
     with pytest.raises(ExportError, match="because of this"):
         stopwatch.share({})

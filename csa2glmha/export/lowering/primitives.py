@@ -81,12 +81,6 @@ def unshuffle(maps: Tensor, factor: int, channels: int) -> Tensor:
 
 
 @primitive
-def resize_like(maps: Tensor, like: Tensor) -> Tensor:
-    """(B, C, h, w) to (B, C, H, W), the size of another map: bilinearly, pixels having their middles."""
-    return F.interpolate(maps, like.shape[-2:], mode="bilinear", align_corners=False)
-
-
-@primitive
 def shift_back(dispersed: Tensor, shifts: Tensor, like: Tensor) -> Tensor:
     """Columns ``shifts[c]`` to ``shifts[c] + W - 1`` of every channel c.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from csa2glmha.export.lowering.primitives import resize_like
 from csa2glmha.families.promptir.network import Prompt
 from csa2glmha.families.transposed.lowering import LOWERING as BLOCKS
 
@@ -16,12 +15,12 @@ class DeployedPrompt(nn.Module):
         super().__init__()
         _, self.length, self.channels, self.size, _ = prompt.prompt_param.shape
         self.images = nn.Parameter(prompt.prompt_param.detach()[0].flatten(1).clone())
-        self.linear, self.conv = prompt.linear_layer, prompt.conv3x3
+        self.linear, self.resize, self.conv = prompt.linear_layer, prompt.resize, prompt.conv3x3
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.linear(x.float().mean((2, 3))).softmax(1)
         mixture = (weights @ self.images).view(-1, self.channels, self.size, self.size)
-        return self.conv(resize_like(mixture, x))
+        return self.conv(self.resize(mixture, x))
 
 
 LOWERING = {**BLOCKS, Prompt: DeployedPrompt}

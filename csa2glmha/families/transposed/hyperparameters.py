@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
 
-from csa2glmha.families.hyperparameters import Blocks, Heads, Hyperparameters, Width
+from csa2glmha.families.hyperparameters import Blocks, Heads, Hyperparameters, Width, expansion_factor
 
 LEVELS = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
 
@@ -65,18 +63,7 @@ def levels_from(state: Mapping[str, Tensor], beside: Mapping[int, int] | None = 
         "num_blocks": [blocks[level] for level in LEVELS],
         "num_refinement_blocks": blocks.get("refinement", 0),
         "heads": [state[f"{level}.0.attn.temperature"].shape[0] for level in LEVELS],
-        "ffn_expansion_factor": _expansion_factor(hidden | dict(beside or {})),
+        "ffn_expansion_factor": expansion_factor(hidden | dict(beside or {})),
         "bias": "encoder_level1.0.attn.qkv.bias" in state,
         "norm_bias": "encoder_level1.0.norm1.body.bias" in state,
     }
-
-
-def _expansion_factor(hidden: Mapping[int, int]) -> float:
-    """The factor with the fewest decimals that gives int(width * factor) == hidden for every level."""
-    low = max(Fraction(size, width) for width, size in hidden.items())
-    high = min(Fraction(size + 1, width) for width, size in hidden.items())
-    for decimals in range(1, 13):
-        factor = math.ceil(low * 10**decimals) / 10**decimals
-        if factor < high and all(int(width * factor) == size for width, size in hidden.items()):
-            return factor
-    return float(low)

@@ -1,0 +1,233 @@
+"""What choices save in time: students of one teacher, timed on this machine."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from csa2glmha.bench.compare import TEACHER, THOROUGH, FileTimings, compare_files
+from csa2glmha.bench.profile import ModuleProfile, profile_modules
+from csa2glmha.bench.rounds import Patience
+from csa2glmha.config.ranks import Ranks
+from csa2glmha.core.errors import ExportError
+from csa2glmha.core.progress import progress, say
+from csa2glmha.export.onnx import ExportReport, export_onnx
+from csa2glmha.initialize.configure import layer_config, plan_layers
+from csa2glmha.networks import RestorationModel
+from csa2glmha.reading.layers import attention_layers, replace_layers
+from csa2glmha.search.choices import SIDES, Choice, combined
+from csa2glmha.search.costs import Costs, Finish, Key, unchanged
+from csa2glmha.search.space import Configs
+from csa2glmha.search.timing import disturbed, fastest, layer_times
+
+RUNS = 12
+RETRIES = 2
+LOSSLESS, STUDENT, BOTH = "lossless", "student", "both"
+
+
+class Machine(Protocol):
+    """Where networks are exported and run."""
+
+    def export(
+        self, model: RestorationModel, path: Path, *, plain: bool = False, overwrite: bool = False
+    ) -> ExportReport:
+        """As :func:`csa2glmha.export.onnx.export_onnx`."""
+        ...
+
+    def profile(self, path: Path, *shapes: tuple[int, ...], runs: int) -> ModuleProfile:
+        """As :func:`csa2glmha.bench.profile.profile_modules`."""
+        ...
+
+    def compare(self, files: Mapping[str, Path], *shapes: tuple[int, ...], patience: Patience) -> FileTimings:
+        """As :func:`csa2glmha.bench.compare.compare_files`."""
+        ...
+
+
+class ThisMachine:
+    """ONNX Runtime, here."""
+
+    export = staticmethod(export_onnx)
+    profile = staticmethod(profile_modules)
+    compare = staticmethod(compare_files)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of ONNX Runtime.
+
+    Attributes:
+        teacher: of the teacher's plain export.
+        lossless: of the student at full rank, as it is deployed.
+        saved: of every choice, how much less than at full rank.
+    """
+
+    teacher: float
+    lossless: float
+    saved: dict[Key, list[float]]
+
+
+class Stopwatch:
+    """Times students of one teacher against its plain export, which is made once.
+
+    Args:
+        teacher: in eval mode.
+        frame: height and width.
+        finish: what is done to a student before it is used.
+        folder: where files can be; the caller removes it.
+        machine: that they are timed on.
+    """
+
+    def __init__(
+        self,
+        teacher: RestorationModel,
+        frame: tuple[int, int],
+        folder: Path,
+        finish: Finish[RestorationModel] = unchanged,
+        machine: Machine | None = None,
+    ) -> None:
+        self._machine: Machine = machine or ThisMachine()
+        self._teacher, self._folder, self._finish = teacher, folder, finish
+        self._shapes = teacher.input_shapes(*frame)
+        self._plain = folder / "teacher.onnx"
+        say("exporting the teacher for comparison")
+        self._machine.export(teacher, self._plain, plain=True)
+
+    def share(self, configs: Configs) -> float:
+        """The time of the student with these layers over the teacher's."""
+        return self._against_teacher(self._export(STUDENT, configs))[1]
+
+    def times(self, choices: Mapping[Key, Sequence[Choice]], costs: Costs) -> Times:
+        """Time networks that have the first choice of every layer's side, the second, and so on.
+
+        What a layer takes is read from the network's profile, relative to the nodes that all networks have
+        alike: so the networks can run one after the other, however the machine's speed changes. Layers whose
+        choices are the same and save the same multiply-accumulates and parameters take the same time, and
+        share what was measured of each.
+
+        Raises:
+            ExportError: a student has no deployment form, whose nodes would tell where they belong.
+        """
+        networks = _networks(self._teacher, choices)
+        names = list(dict.fromkeys(name for name, _ in choices))
+        profiles: dict[str, ModuleProfile] = {}
+        again = list(networks)
+        for _ in range(1 + RETRIES):
+            for label in progress(again, what="timing ranks", unit="network"):
+                path = self._export(label, networks[label])
+                profile = self._machine.profile(path, *self._shapes, runs=RUNS)
+                if label not in profiles or sum(fastest(profile)) < sum(fastest(profiles[label])):
+                    profiles[label] = profile
+                path.unlink()
+            again = disturbed(profiles, names)
+        teacher, share = self._against_teacher(self._export(LOSSLESS, networks[LOSSLESS]))
+        layers = layer_times(profiles, LOSSLESS, names)
+        # In profiles every node takes a little longer.
+        scale = share * teacher / statistics.median(fastest(profiles[LOSSLESS]))
+        return Times(teacher, share * teacher, _saved(choices, costs, layers, scale))
+
+    def _against_teacher(self, path: Path) -> tuple[float, float]:
+        """The teacher's milliseconds, and a file's time over them."""
+        files = {TEACHER: self._plain, path.stem: path}
+        timed = self._machine.compare(files, *self._shapes, patience=THOROUGH)
+        return timed.latencies[TEACHER].median_ms, timed.ratios[path.stem].median
+
+    def _export(self, label: str, configs: Configs) -> Path:
+        path = self._folder / f"{label}.onnx"
+        student = self._finish(_network(self._teacher, configs))
+        report = self._machine.export(student, path, overwrite=True)
+        if not report.rewritten:
+            raise ExportError(f"--latency: students of this model cannot be timed, {'; '.join(report.notes)}")
+        return path
+
+
+def _networks(teacher: RestorationModel, choices: Mapping[Key, Sequence[Choice]]) -> dict[str, Configs]:
+    """By label: the one at full rank, and one for every index in the choices of a side."""
+    layers = attention_layers(teacher)
+    full = plan_layers(layers, Ranks())
+    networks = {LOSSLESS: full, BOTH: dict(full)}
+    for (name, side), each in choices.items():
+        for index, choice in enumerate(each):
+            if not choice.full:
+                networks.setdefault(_label(side, index), dict(full))[name] = choice.config
+    for name in full:
+        pair = [choices[name, side][_middle(choices[name, side])] for side in SIDES]
+        networks[BOTH][name] = layer_config(layers[name].form, combined(*pair))
+    return dict(networks)
+
+
+def _label(side: str, index: int) -> str:
+    return f"{side} {index}"
+
+
+def _middle(choices: Sequence[Choice]) -> int:
+    return len(choices) // 2
+
+
+def _saved(
+    choices: Mapping[Key, Sequence[Choice]],
+    costs: Costs,
+    layers: Mapping[str, Mapping[str, float]],
+    scale: float,
+) -> dict[Key, list[float]]:
+    def gain(label: str, name: str) -> float:
+        return scale * (layers[LOSSLESS][name] - layers[label][name])
+
+    mean = _Means()
+    for (name, side), each in choices.items():
+        for index, choice in enumerate(each):
+            if not choice.full:
+                mean.add((choice.config, costs.saved[name, side][index]), gain(_label(side, index), name))
+    saved = {
+        key: [
+            0.0 if choice.full else mean[choice.config, costs.saved[key][index]]
+            for index, choice in enumerate(each)
+        ]
+        for key, each in choices.items()
+    }
+    # What both sides need, such as a guide, is paid for once: half of it by each.
+    pairs: dict[str, Hashable] = {}
+    for name in dict.fromkeys(name for name, _ in choices):
+        middle = [((name, side), _middle(choices[name, side])) for side in SIDES]
+        if not any(choices[key][index].full for key, index in middle):
+            pairs[name] = tuple(
+                (choices[key][index].config, costs.saved[key][index]) for key, index in middle
+            )
+            mean.add(pairs[name], gain(BOTH, name) - sum(saved[key][index] for key, index in middle))
+    for key, each in choices.items():
+        for index, choice in enumerate(each):
+            if not choice.full and key[0] in pairs:
+                saved[key][index] += mean[pairs[key[0]]] / 2
+    return saved
+
+
+class _Means:
+    """Means of what was measured of things that are alike."""
+
+    def __init__(self) -> None:
+        self._values: defaultdict[Hashable, list[float]] = defaultdict(list)
+
+    def add(self, kind: Hashable, value: float) -> None:
+        self._values[kind].append(value)
+
+    def __getitem__(self, kind: Hashable) -> float:
+        return statistics.mean(self._values[kind])
+
+
+def _network(teacher: RestorationModel, configs: Configs) -> RestorationModel:
+    """A student whose weights are noise, which takes no less time than those that were learned."""
+    student = copy.deepcopy(teacher)
+    replace_layers(student, dict(configs))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in configs:
+            for parameter in student.get_submodule(name).parameters():
+                if not parameter.any():
+                    parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return student.eval()
