@@ -16,13 +16,16 @@ from csa2glmha.compression.measured import measurements_of
 from csa2glmha.compression.pictured import Pictured
 from csa2glmha.compression.run import ModelT, Run
 from csa2glmha.config.options import ConvertOptions
-from csa2glmha.core.errors import UsageError
+from csa2glmha.core.errors import Csa2GlmhaError, ExportError
 from csa2glmha.core.files import ensure_writable, prepare_output_dir
 from csa2glmha.data.batches import Inputs
 from csa2glmha.export.metadata import onnx_metadata
 from csa2glmha.export.onnx import ExportReport, export_onnx
 from csa2glmha.metrics.comparisons import Comparison
 from csa2glmha.networks import RestorationModel
+from csa2glmha.networks.builder import Origin
+from csa2glmha.networks.foreign import ForeignNetwork, Interface
+from csa2glmha.networks.probe import probe
 from csa2glmha.report.document import REPORT_FILES, write_report
 from csa2glmha.report.html import HTML_FILE, write_html
 from csa2glmha.report.record import build_report
@@ -67,19 +70,19 @@ class Compression(Generic[ModelT]):
         save_student(Path(path), self.student, self._metadata(self.student))
 
     def export(self, path: str | Path, overwrite: bool = False) -> ExportReport:
-        """Write an ONNX file, which is compared with PyTorch at three sizes.
+        """Write an ONNX file that takes any height and width, and is compared with PyTorch at three sizes.
 
         Raises:
-            UsageError: the network is of no known family.
-            ExportError, OutputError: as :func:`csa2glmha.export.onnx.export_onnx`.
+            ExportError: the network cannot be exported, or its file gives something else.
+            OutputError: the file exists, or cannot be written.
         """
-        student = self._known("export", "torch.onnx.export takes result.student")
-        metadata = self._metadata(student)
+        network = described_network(self.student, self._example)
+        metadata = self._metadata(network)
         described = onnx_metadata(
-            Path(path).stem, student.architecture, student.hyperparameters, metadata, student.inputs
+            Path(path).stem, network.architecture, network.hyperparameters, metadata, network.inputs
         )
         return export_onnx(
-            student, Path(path), metadata=described, example=self._example, overwrite=overwrite
+            network, Path(path), metadata=described, example=self._example, overwrite=overwrite
         )
 
     def report(self, folder: str | Path, overwrite: bool = False) -> None:
@@ -101,16 +104,35 @@ class Compression(Generic[ModelT]):
         if self._pictured is not None:
             self._pictured.write(place)
 
-    def _known(self, what: str, instead: str) -> RestorationModel:
-        if not isinstance(self.student, RestorationModel):
-            raise UsageError(
-                f"{what}: {type(self.student).__name__} is no network that csa2glmha builds itself; {instead}"
-            )
-        return self.student
-
     def _metadata(self, student: nn.Module) -> dict[str, str]:
         extra = provenance(self._options) | {TEACHER_VALUES: self.record.teacher.sha256}
         return student_metadata(student, None, self._options.seed, extra)
+
+
+def described_network(student: nn.Module, example: Inputs) -> RestorationModel:
+    """The network with what an export must know of it: of any module, found by trying.
+
+    Args:
+        student: the network.
+        example: inputs that it takes.
+
+    Raises:
+        ExportError: they are no images, or it does not run on other ones.
+    """
+    if isinstance(student, RestorationModel):
+        return student
+    kind, shapes = type(student), tuple(tuple(each.shape) for each in example)
+    other = next((shape for shape in shapes if len(shape) != 4), None)
+    if other is not None:
+        raise ExportError(
+            f"export: {kind.__name__} takes an input of {'x'.join(map(str, other))}; only networks whose "
+            "inputs are all images (B, C, H, W) are exported"
+        )
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    try:
+        return ForeignNetwork(student, probe(student, name, shapes, Interface((), 0)), Origin(name, {}, {}))
+    except Csa2GlmhaError as error:
+        raise ExportError(f"export: {str(error).removeprefix('--network ')}") from error
 
 
 def _described(model: nn.Module) -> Teacher:

@@ -1,0 +1,65 @@
+"""ONNX files of networks that a program has compressed in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import csa2glmha
+from csa2glmha.core.errors import ExportError
+from csa2glmha.families.restormer.network import Restormer
+from tests.compression.test_memory import BATCHES, LOW, Around, Gated
+from tests.compression.test_reported import Gray
+
+
+@pytest.mark.parametrize("around", [False, True], ids=["known family", "any network"])
+def test_a_file_agrees_with_the_student_at_any_size(
+    tiny_restormer: Restormer, tmp_path: Path, around: bool
+) -> None:
+    model = Around(tiny_restormer) if around else tiny_restormer
+    result = csa2glmha.compress(model, BATCHES, progress=False, **LOW)
+    report = result.export(tmp_path / "student.onnx")
+    assert len({size.shape for size in report.parity}) == 3
+    assert max(size.relative for size in report.parity) < 1e-4
+    assert report.rewritten is not around  # another network than ours is exported as it is
+    session = onnxruntime.InferenceSession(tmp_path / "student.onnx")
+    image = torch.rand(1, 3, 45, 70, generator=torch.Generator().manual_seed(7))
+    with torch.inference_mode():
+        expected = result.student(image)
+    (output,) = session.run(None, {"input": image.numpy()})
+    assert torch.allclose(torch.from_numpy(output), expected, atol=1e-5)
+    assert "teacher_values_sha256" in session.get_modelmeta().custom_metadata_map
+
+
+class Closed(nn.Module):
+    """One that PyTorch's exporter cannot follow."""
+
+    def __init__(self, inner: Restormer) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            raise RuntimeError("not in a graph")
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "match"),
+    [
+        (Gray, [torch.rand(2, 16, 16)], "Gray takes an input of 1x16x16"),
+        (Gated, [(BATCHES[0], torch.ones(2, 1))], "Gated takes an input of 1x1"),
+        (Closed, BATCHES, "cannot be converted to ONNX opset .*: not in a graph"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(
+    tiny_restormer: Restormer, tmp_path: Path, kind: type[nn.Module], given: object, match: str
+) -> None:
+    result = csa2glmha.compress(kind(tiny_restormer), given, progress=False, **LOW)  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match=match) as caught:
+        result.export(tmp_path / "student.onnx")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
