@@ -99,6 +99,8 @@ def reflect_pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
         # The period is a tensor because the ONNX exporter takes no symbolic number as a divisor, and at
         # least 1 because a single row or column repeats: its index is 0 whatever the position.
         period = torch.full_like(position, torch.sym_max(2 * last, 1))
-        index = last - (position.remainder(period) - last).abs()
+        # No abs: OpenVINO 2026.4 leaves whole numbers negative at fixed sizes, and reads beside the image.
+        distance = position.remainder(period) - last
+        index = last - torch.maximum(distance, -distance)
         x = x.index_select(dim, index)
     return x
