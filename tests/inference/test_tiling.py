@@ -89,6 +89,20 @@ def test_fixed_maps_of_other_tiles_give_the_whole_image_too(rank: int | None) ->
     assert calls == {"layer": 8, "tile": len(tiles)}
 
 
+@pytest.mark.parametrize("name", ["promptir", "cidnet"])
+def test_fixed_maps_reach_layers_that_look_at_all_pixels_or_at_the_place(name: str) -> None:
+    """Prompts are mixed by a mean over all pixels and resized, other networks resize with corners in place."""
+    model, overlap = network(name), SUBJECTS[name].overlap
+    height, width = 2 * overlap + 40, 2 * overlap + 16
+    inputs = SUBJECTS[name].inputs(model, height, width)
+    tiles, finer = (divide(height, width, 2 * overlap + more, overlap, 8) for more in (32, 24))
+    assert len(tiles) == 2 and set(tiles) != set(finer)
+    with torch.inference_mode():
+        whole = run(model, inputs)
+        shared = restore_globally(model, inputs, tiles, finer)
+    assert error(shared, whole) < 1e-4
+
+
 def test_sampled_maps_come_closer_than_each_tiles_own() -> None:
     model = network("restormer", 3)
     (image,) = image_alone(model, 200, 200)
