@@ -91,7 +91,7 @@ def test_fixed_maps_of_other_tiles_give_the_whole_image_too(rank: int | None) ->
 
 @pytest.mark.parametrize("name", ["promptir", "cidnet"])
 def test_fixed_maps_reach_layers_that_look_at_all_pixels_or_at_the_place(name: str) -> None:
-    """Prompts are mixed by a mean over all pixels and resized, other networks resize with corners in place."""
+    """Prompts come of a mean over all pixels and are resized; others resize with corners in place."""
     model, overlap = network(name), SUBJECTS[name].overlap
     height, width = 2 * overlap + 40, 2 * overlap + 16
     inputs = SUBJECTS[name].inputs(model, height, width)
