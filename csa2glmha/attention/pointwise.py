@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import gram_logits, tokens
+from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.attention.core import Moments, Region, everywhere
-from csa2glmha.attention.glmha import GLMHAConfig, GuidedAttention
+from csa2glmha.attention.guided import GuidedAttention
 
 
 class PointwiseGLMHA(GuidedAttention):

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from csa2glmha.attention.canonical import ChannelAttention
+from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.attention.core import Activation
-from csa2glmha.attention.glmha import GLMHAConfig
 from csa2glmha.core.problems import first_problem
 
 _Count = Annotated[int, Field(ge=1, le=2**20)]

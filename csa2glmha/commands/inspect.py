@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from csa2glmha.attention.glmha import GuidedAttention
+from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.checkpoint.student import TEACHER_VALUES, load_model
 from csa2glmha.config.network import NetworkOptions
 from csa2glmha.config.ranks import Ranks

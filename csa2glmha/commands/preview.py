@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.data.batches import Data
 from csa2glmha.inference.memory import available_bytes, training_needs, used_bytes, whole_needs

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
-from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.compression.pictured import Pictured
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.core.stages import Stages

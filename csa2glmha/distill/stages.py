@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from csa2glmha.attention.glmha import GuidedAttention
+from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.core.errors import UsageError
 from csa2glmha.data.batches import Batch, Inputs
 from csa2glmha.distill.losses import LOSSES

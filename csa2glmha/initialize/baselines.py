@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
-from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
 from csa2glmha.data.batches import Inputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from csa2glmha.attention.canonical import ChannelAttention
-from csa2glmha.attention.glmha import KERNEL_SIZES, GLMHAConfig
+from csa2glmha.attention.config import KERNEL_SIZES, GLMHAConfig
 from csa2glmha.attention.pointwise import full_values_are_cheaper, gram_is_cheaper
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError

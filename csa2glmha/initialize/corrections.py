@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from csa2glmha.attention.glmha import GLMHAConfig, GuidedAttention
+from csa2glmha.attention.config import GLMHAConfig
+from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.initialize.compact import compact_target
 from csa2glmha.initialize.fit import LayerFit
 from csa2glmha.initialize.logits import fit_guide, fit_scales, low_rank

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from csa2glmha.attention.canonical import ChannelAttention, gram_logits
-from csa2glmha.attention.glmha import pooled_statistics
+from csa2glmha.attention.guide import pooled_statistics
 
 
 @dataclass

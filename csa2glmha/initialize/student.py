@@ -19,13 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
-from csa2glmha.attention.glmha import (
-    GLMHA,
-    Generator,
-    GLMHAConfig,
-    GuidedAttention,
-    pooled_statistics,
-)
+from csa2glmha.attention.config import GLMHAConfig
+from csa2glmha.attention.glmha import GLMHA, Generator
+from csa2glmha.attention.guide import pooled_statistics
+from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.attention.pointwise import PointwiseGLMHA
 from csa2glmha.core.progress import manual_progress, progress
 from csa2glmha.data.batches import Inputs

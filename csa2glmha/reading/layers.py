@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from csa2glmha.attention.canonical import ChannelAttention
-from csa2glmha.attention.glmha import GLMHAConfig, GuidedAttention
+from csa2glmha.attention.config import GLMHAConfig
+from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.text import shown
 from csa2glmha.families.registry import readers_of

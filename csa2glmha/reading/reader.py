@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention
+from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.attention.core import positional_only
-from csa2glmha.attention.glmha import GLMHAConfig
 
 
 class Reader(Protocol):

@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
-from csa2glmha.attention.glmha import GLMHA, GLMHAConfig, GuidedAttention
+from csa2glmha.attention.config import GLMHAConfig
+from csa2glmha.attention.glmha import GLMHA
+from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.attention.layout import from_maps, to_maps
 from csa2glmha.attention.pointwise import PointwiseGLMHA
 from csa2glmha.reading.wiring import Branch, Wiring, bind, signature_of

@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 
 from csa2glmha.analysis.measure import join
-from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.bench.compare import FileTimings
 from csa2glmha.checkpoint.student import LoadedModel
 from csa2glmha.config.options import ConvertOptions

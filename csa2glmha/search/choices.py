@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from csa2glmha.attention.canonical import ChannelAttention
-from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.initialize.configure import layer_config
 from csa2glmha.reading.layers import AttentionLayer

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.progress import progress
 from csa2glmha.initialize.configure import plan_layers

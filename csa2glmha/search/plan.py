@@ -10,7 +10,7 @@ from typing import Any, Generic, cast
 
 from torch import nn
 
-from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.checkpoint import Checkpoint
 from csa2glmha.checkpoint.student import teacher_weights, weight_bytes
 from csa2glmha.config.affects import Affects, values_that_affect

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.config.budget import MACS
 from csa2glmha.search.choices import Choice
 from csa2glmha.search.costs import Costs, CountStudent, Key

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from csa2glmha.attention import GLMHA, ChannelAttention, GLMHAConfig
 from csa2glmha.attention.canonical import Projection, stack_projections
-from csa2glmha.attention.glmha import CalibrationNetwork, pooled_statistics
+from csa2glmha.attention.guide import CalibrationNetwork, pooled_statistics
 from csa2glmha.config.ranks import Ranks, parse_rank
 from csa2glmha.core.errors import UsageError
 from csa2glmha.families.restormer.network import Restormer

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from csa2glmha.attention.glmha import GLMHA, GLMHAConfig
+from csa2glmha.attention.config import GLMHAConfig
+from csa2glmha.attention.glmha import GLMHA
 from csa2glmha.bench.compare import compare_files
 from csa2glmha.bench.rounds import Patience
 from csa2glmha.core.errors import CheckpointError, DataError, ExportError, OutputError, UsageError

@@ -7,14 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import NORM_FLOOR, generated_logits
+from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.attention.core import activated, by_heads, folded_heads
-from csa2glmha.attention.glmha import (
-    GLMHA,
-    CalibrationNetwork,
-    Generator,
-    GLMHAConfig,
-    GuidedAttention,
-)
+from csa2glmha.attention.glmha import GLMHA, Generator
+from csa2glmha.attention.guide import CalibrationNetwork
+from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.export.lowering.folding import (
     CHANNEL_BLOCK,
     Affine,

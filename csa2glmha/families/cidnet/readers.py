@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
-from csa2glmha.attention.glmha import GLMHA, GLMHAConfig
+from csa2glmha.attention.config import GLMHAConfig
+from csa2glmha.attention.glmha import GLMHA
 from csa2glmha.families.cidnet.network import CAB
 from csa2glmha.reading.reader import PlainReader
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.families.mst.network import MSMSA
 from csa2glmha.families.spectral.readers import FactoredSpectralGLMHA, SpectralReader
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
-from csa2glmha.attention.glmha import GLMHAConfig
+from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.attention.pointwise import PointwiseGLMHA
 from csa2glmha.families.spectral.blocks import FeedForward, SpectralAttention
 from csa2glmha.feedforward.form import FeedForwardReader

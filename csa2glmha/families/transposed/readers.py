@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
-from csa2glmha.attention.glmha import GLMHA, GLMHAConfig
+from csa2glmha.attention.config import GLMHAConfig
+from csa2glmha.attention.glmha import GLMHA
 from csa2glmha.families.transposed.blocks import GDFN, MDTA
 from csa2glmha.feedforward.form import FeedForwardReader
 from csa2glmha.reading.reader import PlainReader
