@@ -7,6 +7,7 @@ those load as they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,13 +15,7 @@ from torch import Tensor, nn
 
 from csa2glmha.attention.core import Moments, Region, everywhere
 from csa2glmha.families.resizing import ResizeLike
-from csa2glmha.families.transposed.blocks import (
-    Downsample,
-    PatchEmbedding,
-    TransformerBlock,
-    Upsample,
-    stage,
-)
+from csa2glmha.families.transposed.blocks import Downsample, PatchEmbedding, Upsample, stage
 from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
 
 
@@ -116,17 +111,6 @@ class PromptIR(RestorationModel):
         def level(width: int, level_heads: int, count: int) -> nn.Sequential:
             return stage(count, width, level_heads, int(width * ffn_expansion_factor), bias, norm_bias)
 
-        def prompted(index: int, features: int, width: int) -> tuple[Prompt, TransformerBlock, nn.Conv2d]:
-            """A prompt, the block that sees it beside the features, and what leaves ``width`` channels."""
-            channels = prompt_channels[index]
-            (block,) = level(features + channels, heads[2], 1)
-            assert isinstance(block, TransformerBlock)
-            return (
-                Prompt(prompt_length, channels, prompt_sizes[index], features),
-                block,
-                nn.Conv2d(features + channels, width, 1, bias=bias),
-            )
-
         self.patch_embed = PatchEmbedding(in_channels, dim)
         self.encoder_level1 = level(dim, heads[0], num_blocks[0])
         self.down1_2 = Downsample(dim)
@@ -135,7 +119,23 @@ class PromptIR(RestorationModel):
         self.encoder_level3 = level(4 * dim, heads[2], num_blocks[2])
         self.down3_4 = Downsample(4 * dim)
         self.latent = level(8 * dim, heads[3], num_blocks[3])
-        # Behind two of the prompts there are half as many channels as the level above has twice.
+        self._add_decoder(level)
+        self.refinement = level(2 * dim, heads[0], num_refinement_blocks)
+        self.output = nn.Conv2d(2 * dim, out_channels, 3, padding=1, bias=bias)
+
+    def _add_decoder(self, level: Callable[[int, int, int], nn.Sequential]) -> None:
+        """The way up; ``level`` makes so many blocks of a width and a number of heads."""
+        values = self.hyperparameters
+        dim, bias, heads, num_blocks = (values[key] for key in ("dim", "bias", "heads", "num_blocks"))
+
+        def prompted(index: int, features: int, width: int) -> tuple[Prompt, nn.Module, nn.Conv2d]:
+            """A prompt, the block that sees it beside the features, and what leaves ``width`` channels."""
+            channels, size = values["prompt_channels"][index], values["prompt_sizes"][index]
+            (block,) = level(features + channels, heads[2], 1)
+            reduce = nn.Conv2d(features + channels, width, 1, bias=bias)
+            return Prompt(values["prompt_length"], channels, size, features), block, reduce
+
+        # Behind the deepest prompt half the channels are left: the way up begins narrower than Restormer's.
         self.prompt3, self.noise_level3, self.reduce_noise_level3 = prompted(2, 8 * dim, 4 * dim)
         self.up4_3 = Upsample(4 * dim)
         self.reduce_chan_level3 = nn.Conv2d(6 * dim, 4 * dim, 1, bias=bias)
@@ -147,8 +147,6 @@ class PromptIR(RestorationModel):
         self.prompt1, self.noise_level1, self.reduce_noise_level1 = prompted(0, 2 * dim, 2 * dim)
         self.up2_1 = Upsample(2 * dim)
         self.decoder_level1 = level(2 * dim, heads[0], num_blocks[0])
-        self.refinement = level(2 * dim, heads[0], num_refinement_blocks)
-        self.output = nn.Conv2d(2 * dim, out_channels, 3, padding=1, bias=bias)
 
     @property
     def in_channels(self) -> int:
