@@ -179,7 +179,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Conversions without the ONNX export, which takes most of their time and has tests of its own."""
-    exported = replaced(Export(lambda *_, **__: None), CONVERSION_STAGES)  # type: ignore[arg-type,return-value]
+    exported = replaced(Export(lambda *_, **__: None), CONVERSION_STAGES)
     monkeypatch.setattr(convert, "CONVERSION_STAGES", exported)
 
 

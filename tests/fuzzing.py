@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import faulthandler
+import operator
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +157,7 @@ def damaged(draw: st.DrawFn, data: bytes, ends: int = 2048) -> bytes:
         if not size:
             break
         near = st.integers(0, min(ends, size) - 1)
-        at = draw(
-            st.one_of(near, near.map(lambda place, size=size: size - 1 - place), st.integers(0, size - 1))
-        )
+        at = draw(st.one_of(near, near.map(partial(operator.sub, size - 1)), st.integers(0, size - 1)))
         what = draw(st.sampled_from(["bit", "byte", "number", "cut", "out", "in", "twice"]))
         if what == "bit":
             found[at] ^= 1 << draw(st.integers(0, 7))
@@ -167,7 +167,7 @@ def damaged(draw: st.DrawFn, data: bytes, ends: int = 2048) -> bytes:
             value = draw(st.sampled_from([0, 1, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1]))
             width = draw(st.sampled_from([2, 4, 8]))
             order = draw(st.sampled_from(["little", "big"]))
-            found[at : at + width] = (value % 2 ** (8 * width)).to_bytes(width, order)  # type: ignore[arg-type]
+            found[at : at + width] = (value % 2 ** (8 * width)).to_bytes(width, order)
         elif what == "cut":
             del found[at:]
         elif what == "out":

@@ -172,13 +172,13 @@ class _Handler(BaseHTTPRequestHandler):
             revision = f"refs/{kind}/{number}"
         if repository.gated and self._token != TOKEN:
             return self._answer(403, {"error": "Access is restricted"}, code="GatedRepo")
-        number = repository.number(revision)
-        if number is None:
+        index = repository.number(revision)
+        if index is None:
             return self._answer(404, {"error": "Invalid rev id"}, code="RevisionNotFound")
-        commit = commit_of(number)
-        if file not in repository.commits[number]:
+        commit = commit_of(index)
+        if file not in repository.commits[index]:
             return self._answer(404, {"error": "no entry"}, code="EntryNotFound", X_Repo_Commit=commit)
-        data = repository.commits[number][file]
+        data = repository.commits[index][file]
         return self._answer(200, data, ETag=f'"{hashlib.sha256(data).hexdigest()}"', X_Repo_Commit=commit)
 
     def _api(self, name: str, repository: Repository, rest: list[str], body: bytes) -> None:

@@ -412,7 +412,7 @@ def test_parse_rank(value: int | str | None, rank: int | None) -> None:
 )
 def test_bad_ranks_are_quoted(value: object) -> None:
     with pytest.raises(UsageError) as caught:
-        Ranks.parse(8, rank_v=value)  # type: ignore[arg-type]
+        Ranks.parse(8, rank_v=value)
     message = str(caught.value)
     assert message.startswith(f"--rank-v {value}: ")
     assert "give a whole number such as 8, or full" in message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -262,13 +263,14 @@ def test_what_these_layers_do_not_have(mst: MST) -> None:
 
 def test_error_falls_with_rank(baked: MST, mst_plus_plus: MSTPlusPlus) -> None:
     """On the images it was fitted to; a dozen of them say little of others at an error of 1e-6."""
+    kinds: list[Callable[[int], Ranks]] = [
+        lambda r: Ranks(k=r),
+        lambda r: Ranks(v=r),
+        lambda r: Ranks(pos=r),
+        lambda r: Ranks(r, r, r),
+    ]
     for teacher, images in ((baked, cubes(12, 0)), (mst_plus_plus, cubes(12, 2, channels=3))):
-        for ranks in (
-            lambda r: Ranks(k=r),
-            lambda r: Ranks(v=r),
-            lambda r: Ranks(pos=r),
-            lambda r: Ranks(r, r, r),
-        ):
+        for ranks in kinds:
             errors = [error(convert(teacher, ranks(r), images)[0], teacher, images) for r in (1, 3, 8)]
             for lower, higher in itertools.pairwise(errors):
                 assert higher < lower, errors
@@ -311,7 +313,8 @@ def test_values_are_reduced_behind_the_mask(mst: MST, mask: Tensor) -> None:
     """V_r and its expansion are the truncated SVD of the *masked* values in the output's metric."""
     student, fits = convert(mst, Ranks(v=2), cubes(4, 0), mask)
     name = "encoder_layers.0.0.blocks.0.0"
-    layer, seen = attention_layers(mst)[name], {}
+    layer = attention_layers(mst)[name]
+    seen: dict[str, Any] = {}
     handle = layer.module.register_forward_pre_hook(lambda _, args: seen.update(args=args))
     with torch.no_grad():
         mst(cubes(4, 0), mask)

@@ -37,7 +37,9 @@ def test_tiff_with_alpha_has_its_colours_everywhere(cases: Path, identity: Path,
     assert stored.shape == (40, 56, 4) and (stored == [*wanted, 128]).all()
 
 
-def test_what_a_folder_holds_beside_is_named(cases: Path, identity: Path, tmp_path: Path, capsys) -> None:
+def test_what_a_folder_holds_beside_is_named(
+    cases: Path, identity: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = cases / "images" / "mixed"
     found = ImageSet.find(folder, 3)
     assert found.names == ["a.png", "half.tif", "pages.tif"]

@@ -155,7 +155,12 @@ def test_other_floats_become_float32(tmp_path: Path, dtype: torch.dtype, note: s
 )
 def test_wrappers(tmp_path: Path, wrapper: str) -> None:
     optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"params": [0, 1]}]}
-    content = {"epoch": 3, "step": torch.tensor(5), "optimizer": optimizer, wrapper: weights()}
+    content: dict[Any, Any] = {
+        "epoch": 3,
+        "step": torch.tensor(5),
+        "optimizer": optimizer,
+        wrapper: weights(),
+    }
     checkpoint = read_checkpoint(saved(tmp_path, content))
     assert_weights(checkpoint)
     assert checkpoint.wrapper == wrapper
@@ -185,7 +190,7 @@ def test_wrapper_modules_are_no_part_of_names(tmp_path: Path, prefix: str) -> No
 
 
 def test_entries_that_are_no_tensors_are_ignored(tmp_path: Path) -> None:
-    content = {"epoch": 3, **weights(), 5: torch.ones(1), "betas": [0.9, 0.999]}
+    content: dict[Any, Any] = {"epoch": 3, **weights(), 5: torch.ones(1), "betas": [0.9, 0.999]}
     checkpoint = read_checkpoint(saved(tmp_path, content))
     assert_weights(checkpoint)
     assert checkpoint.notes == ("3 entries that are no tensors ignored: 'epoch', 5, 'betas'",)

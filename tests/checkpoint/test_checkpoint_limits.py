@@ -121,7 +121,7 @@ def test_hyperparameters_of_real_networks_pass(name: str) -> None:
 @pytest.mark.parametrize("values", [None, [], 3, {"dim": 8}, {"": {}}])
 def test_hyperparameters_of_another_form(values: object) -> None:
     with pytest.raises((ValueError, TypeError)):
-        family_named("restormer").check(values, 1000)  # type: ignore[arg-type]
+        family_named("restormer").check(values, 1000)
 
 
 # --- layers

@@ -45,10 +45,10 @@ def test_every_step_from_a_files_format_on_is_taken() -> None:
     steps = (renaming("a", "b"), renaming("b", "c"))
     weight = torch.ones(1)
     stored = Stored({"layer.0.a": weight, "b": weight, "a.other": weight}, {"format": "x"})
-    found = brought_up_to_date(stored, 1, steps)  # type: ignore[arg-type]
+    found = brought_up_to_date(stored, 1, steps)
     assert set(found.tensors) == {"layer.0.c", "c", "a.other"} and found.tensors["c"] is weight
     assert found.metadata == {"format": "x", "format_version": "3"}
-    found = brought_up_to_date(stored, 2, steps)  # type: ignore[arg-type]
+    found = brought_up_to_date(stored, 2, steps)
     assert set(found.tensors) == {"layer.0.a", "c", "a.other"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_a_conversion_keeps_its_choice(checkpoint: Path, image: Path, tmp_path: 
 
 
 def test_what_was_measured_of_other_weights_is_not_used_again(checkpoint: Path, tmp_path: Path) -> None:
-    def identity(weights: str | None) -> dict[str, Any]:
+    def identity(weights: str | None) -> Mapping[str, Any]:
         options = make_options(weights=weights)
         return sensitivity_cache(tmp_path, read_checkpoint(checkpoint, weights), options).identity
 

@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
     (made / STATE_FOLDER / "step-1.safetensors").write_bytes(b"state")
     metadata = {"format": "csa2glmha-student", "teacher_sha256": report["teacher"]["sha256"]}
     student = torch.nn.Linear(2, 2)
-    save_student(made / "student.safetensors", student, metadata)  # type: ignore[arg-type]
+    save_student(made / "student.safetensors", student, metadata)
     (made / "model.onnx").write_bytes(b"onnx" * 1000)
     (made / "report.json").write_text(json.dumps(report))
     (made / "report.md").write_text("# report")

@@ -59,7 +59,7 @@ class Closed(nn.Module):
 def test_what_cannot_be_exported_is_one_line(
     tiny_restormer: Restormer, tmp_path: Path, kind: type[nn.Module], given: object, match: str
 ) -> None:
-    result = csa2glmha.compress(kind(tiny_restormer), given, progress=False, **LOW)  # type: ignore[arg-type]
+    result = csa2glmha.compress(kind(tiny_restormer), given, progress=False, **LOW)
     with pytest.raises(ExportError, match=match) as caught:
         result.export(tmp_path / "student.onnx")
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())

@@ -170,4 +170,4 @@ def test_budgets_that_cannot_be_kept(tiny_restormer: Restormer, budget: dict[str
 )
 def test_unfit_batches(given: object, match: str, tiny_restormer: Restormer) -> None:
     with pytest.raises(DataError, match=match):
-        csa2glmha.compress(tiny_restormer, given, progress=False)  # type: ignore[arg-type]
+        csa2glmha.compress(tiny_restormer, given, progress=False)

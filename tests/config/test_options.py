@@ -138,7 +138,7 @@ def test_unknown_option_is_named() -> None:
 
 def test_options_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        make_options().rank = 4
+        make_options().rank = 4  # type: ignore[misc]
 
 
 # --- relations

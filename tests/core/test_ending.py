@@ -88,7 +88,7 @@ def test_the_traceback_is_there_on_demand(
 
 
 def test_the_place_in_the_package_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_safely(lambda: say(5)) == 1  # type: ignore[arg-type]
+    assert run_safely(lambda: say(5)) == 1
     assert "(in csa2glmha/core/text.py, line " in capsys.readouterr().err
 
 

@@ -86,7 +86,7 @@ def test_evaluate_refuses_first(
 
 
 def test_evaluate_says_and_records_what_is_odd(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = photos(tmp_path / "photos", 1)
     (folder / "b.gif").write_bytes(b"GIF89a")
@@ -142,13 +142,16 @@ def test_an_image_that_goes_during_training_can_be_put_back(
     def reached(*_: Any, **__: Any) -> None:
         raise ExportError("the training is done")
 
-    stages = replaced(Export(reached), CONVERSION_STAGES)  # type: ignore[arg-type]
+    stages = replaced(Export(reached), CONVERSION_STAGES)
     with pytest.raises(ExportError, match="the training is done"):
         pipeline.run_conversion(tmp_path / "teacher.pth", make_options(**options, resume=True), stages=stages)
 
 
 def test_a_run_goes_on_without_an_image_that_goes(
-    tmp_path: Path, tiny_restormer: Restormer, monkeypatch: pytest.MonkeyPatch, capsys
+    tmp_path: Path,
+    tiny_restormer: Restormer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     torch.save(tiny_restormer.state_dict(), tmp_path / "model.pth")
     folder = photos(tmp_path / "photos", 3)

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import pytest
 import torch
 
@@ -45,7 +47,7 @@ def numbered(height: int, width: int) -> torch.Tensor:
 NONE = parse_degradation("none")
 
 
-def test_random_crop_is_a_window_of_both_and_reaches_every_place():
+def test_random_crop_is_a_window_of_both_and_reaches_every_place() -> None:
     image, source = numbered(6, 7), generator()
     corners = set()
     for _ in range(400):
@@ -57,14 +59,14 @@ def test_random_crop_is_a_window_of_both_and_reaches_every_place():
     assert corners == {(top, left) for top in range(3) for left in range(4)}
 
 
-def test_random_crop_without_target():
+def test_random_crop_without_target() -> None:
     crop, target = random_crop(numbered(6, 7), None, 6, generator())
     assert crop.shape == (1, 6, 6)
     assert target is None
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (3, 2), (9, 4)])
-def test_small_image_is_reflected_up_to_the_crop(size):
+def test_small_image_is_reflected_up_to_the_crop(size: tuple[int, int]) -> None:
     image = torch.rand(3, *size, generator=generator())
     crop, target = random_crop(image, image + 1, 16, generator())
     assert crop.shape == (3, 16, 16)
@@ -75,7 +77,7 @@ def test_small_image_is_reflected_up_to_the_crop(size):
         assert crop[0, :6, 0].tolist() == image[0, [0, 1, 2, 1, 0, 1], 0].tolist()
 
 
-def test_augment_gives_all_eight_symmetries_to_both():
+def test_augment_gives_all_eight_symmetries_to_both() -> None:
     image, source = numbered(3, 3), generator()
     seen = set()
     for _ in range(200):
@@ -90,7 +92,7 @@ def test_augment_gives_all_eight_symmetries_to_both():
     assert augment(image, None, source)[1] is None
 
 
-def test_calibration_crops_spread_evenly():
+def test_calibration_crops_spread_evenly() -> None:
     images = Counting(5)
     degraded, clean = calibration_crops(images, NONE, 8, 12, seed=1)
     assert degraded.shape == (12, 1, 8, 8)
@@ -101,7 +103,7 @@ def test_calibration_crops_spread_evenly():
     assert torch.equal(degraded.amin((1, 2, 3)), degraded.amax((1, 2, 3)))
 
 
-def test_few_calibration_crops_do_not_all_come_from_the_first_images():
+def test_few_calibration_crops_do_not_all_come_from_the_first_images() -> None:
     firsts = set()
     for seed in range(20):
         images = Counting(10)
@@ -112,7 +114,7 @@ def test_few_calibration_crops_do_not_all_come_from_the_first_images():
 
 
 @pytest.mark.parametrize("spec", ["none", "noise:25", "blur:1-2+noise:5", "motion:9", "jpeg:40"])
-def test_calibration_crops_are_determined_by_the_seed(spec):
+def test_calibration_crops_are_determined_by_the_seed(spec: str) -> None:
     source = MemoryImages([(str(i), image) for i, image in enumerate(Pairs(3).targets)])
     degradation = parse_degradation(spec)
     first, again, other = (calibration_crops(source, degradation, 12, 6, seed) for seed in (7, 7, 8))
@@ -121,7 +123,7 @@ def test_calibration_crops_are_determined_by_the_seed(spec):
         assert not torch.equal(a, c)
 
 
-def test_the_three_kinds_of_data():
+def test_the_three_kinds_of_data() -> None:
     pairs = Pairs(3)
     degraded, target = calibration_crops(pairs, None, 8, 5, seed=0)
     assert torch.equal(degraded, 2 * target)
@@ -136,7 +138,7 @@ def test_the_three_kinds_of_data():
 
 
 @pytest.mark.parametrize("spec", ["blur:2", "blur:1+blur:1.5"])
-def test_crop_of_the_blurred_image_not_blur_of_the_crop(spec):
+def test_crop_of_the_blurred_image_not_blur_of_the_crop(spec: str) -> None:
     image = torch.rand(3, 40, 50, generator=generator())
     degradation = parse_degradation(spec)
     whole = degradation(image, generator())
@@ -147,7 +149,7 @@ def test_crop_of_the_blurred_image_not_blur_of_the_crop(spec):
         assert torch.allclose(crop, whole[:, top : top + 16, left : left + 16], atol=2e-6)
 
 
-def test_images_smaller_than_the_crop_are_degraded_too():
+def test_images_smaller_than_the_crop_are_degraded_too() -> None:
     tiny = MemoryImages([("a", torch.rand(3, 1, 1)), ("b", torch.rand(3, 5, 90))])
     degraded, clean = calibration_crops(tiny, parse_degradation("blur:3+noise:10"), 32, 4, seed=0)
     assert degraded.shape == clean.shape == (4, 3, 32, 32)
@@ -155,7 +157,7 @@ def test_images_smaller_than_the_crop_are_degraded_too():
 
 
 @pytest.mark.parametrize("size, count", [(0, 4), (8, 0), (-1, 4)])
-def test_bad_sizes(size, count):
+def test_bad_sizes(size: tuple[int, int], count: int) -> None:
     with pytest.raises(UsageError, match=f"{count} crops of {size}"):
         calibration_crops(Counting(2), None, size, count, seed=0)
     if size < 1:
@@ -163,14 +165,14 @@ def test_bad_sizes(size, count):
             TrainingCrops(Counting(2), None, size, seed=0)
 
 
-def test_no_images():
+def test_no_images() -> None:
     with pytest.raises(DataError, match="no image"):
         calibration_crops(MemoryImages([]), None, 8, 1, seed=0)
     with pytest.raises(DataError, match="no image"):
         TrainingCrops(MemoryImages([]), None, 8, seed=0)
 
 
-def test_training_uses_every_image_once_per_pass_in_changing_order():
+def test_training_uses_every_image_once_per_pass_in_changing_order() -> None:
     images = Counting(6)
     crops = TrainingCrops(images, NONE, 8, seed=0)
     for step in range(6):
@@ -181,7 +183,7 @@ def test_training_uses_every_image_once_per_pass_in_changing_order():
     assert len({tuple(one) for one in passes}) > 1
 
 
-def test_training_kinds_of_data_and_augmentation():
+def test_training_kinds_of_data_and_augmentation() -> None:
     for step in range(10):
         batch = TrainingCrops(Pairs(3), None, 8, seed=0).batch(step, 2 * step, 2)
         assert torch.equal(batch.inputs[0], 2 * batch.ground_truth)
@@ -191,7 +193,7 @@ def test_training_kinds_of_data_and_augmentation():
     assert len({tuple(one.flatten().tolist()) for one in inputs}) == 8
 
 
-def test_clean_images_are_no_ground_truth_of_spectra():
+def test_clean_images_are_no_ground_truth_of_spectra() -> None:
     clean = MemoryImages([("a", torch.rand(3, 9, 9))])
     assert TrainingCrops(clean, NONE, 4, 0).batch(0, 0, 1).ground_truth is not None
     assert TrainingCrops(clean, NONE, 4, 0, clean_is_ground_truth=False).batch(0, 0, 1).ground_truth is None
@@ -199,7 +201,7 @@ def test_clean_images_are_no_ground_truth_of_spectra():
     assert torch.equal(batch.inputs[0], 2 * batch.ground_truth)
 
 
-def test_training_depends_on_seed_and_numbers_only():
+def test_training_depends_on_seed_and_numbers_only() -> None:
     """However the samples are divided between processes, and wherever training begins."""
     degradation = parse_degradation("blur:1-2+noise:5-20")
     images = MemoryImages([(str(i), image) for i, image in enumerate(Pairs(5).targets)])
@@ -212,6 +214,6 @@ def test_training_depends_on_seed_and_numbers_only():
     assert not torch.equal(whole.inputs[0], other.inputs[0])
 
 
-def test_seeds_beyond_32_bits_differ():
+def test_seeds_beyond_32_bits_differ() -> None:
     first = [torch.rand(1, generator=seeded("crop", seed, 0)).item() for seed in (0, 2**32, 2**33)]
     assert len(set(first)) == 3

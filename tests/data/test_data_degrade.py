@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import math
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +46,7 @@ SPECS = [
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("spec", [*SPECS, "blur:1-2+noise:5", "motion:5+jpeg:30-50+noise:1", LOW_LIGHT])
-def test_shape_and_determinism(spec, channels):
+def test_shape_and_determinism(spec: str, channels: int) -> None:
     degradation = parse_degradation(spec)
     clean = picture(channels)
     before = clean.clone()
@@ -59,13 +62,13 @@ def test_shape_and_determinism(spec, channels):
 @pytest.mark.parametrize(
     "spec", ["noise:25", "noise:10-50", "blur:1-2", "motion:15", "jpeg:10-90", "gamma:1-2", LOW_LIGHT]
 )
-def test_another_seed_gives_another_result(spec):
+def test_another_seed_gives_another_result(spec: str) -> None:
     degradation = parse_degradation(spec)
     random = [degradation(picture(), generator(seed)) for seed in (0, 1)]
     assert not torch.equal(*random)
 
 
-def test_none_is_a_copy():
+def test_none_is_a_copy() -> None:
     clean = picture()
     result = parse_degradation(" none ")(clean, generator())
     assert torch.equal(result, clean)
@@ -73,7 +76,7 @@ def test_none_is_a_copy():
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
-def test_noise_has_its_sigma_and_is_not_clipped(level):
+def test_noise_has_its_sigma_and_is_not_clipped(level: int) -> None:
     clean = torch.full((3, 200, 200), level)
     noise = parse_degradation("noise:25")(clean, generator()) - clean
     # 120 000 samples: the standard error of the deviation is 0.2 %, of the mean 0.3 % of sigma.
@@ -82,7 +85,7 @@ def test_noise_has_its_sigma_and_is_not_clipped(level):
     assert float(noise.abs().max()) * 255 > 80
 
 
-def test_low_light_is_a_power_then_an_exposure_then_noise():
+def test_low_light_is_a_power_then_an_exposure_then_noise() -> None:
     clean = torch.tensor([0.0, 0.25, 1.0]).expand(1, 400, 3)
     expected = torch.tensor([0.0, 0.25**2 * 0.2, 0.2]).expand(1, 400, 3)
     assert torch.allclose(parse_degradation("gamma:2+dark:0.2")(clean, generator()), expected)
@@ -96,12 +99,12 @@ def test_low_light_is_a_power_then_an_exposure_then_noise():
     assert black.abs().max() < 0.002
 
 
-def test_a_power_of_what_noise_made_negative_is_zero():
+def test_a_power_of_what_noise_made_negative_is_zero() -> None:
     result = parse_degradation("noise:50+gamma:0.5")(torch.zeros(1, 20, 20), generator())
     assert result.isfinite().all() and (result == 0).any() and (result > 0).any()
 
 
-def test_noise_range_is_uniform_per_image():
+def test_noise_range_is_uniform_per_image() -> None:
     degradation = parse_degradation("noise:10-50")
     source = generator()
     clean = torch.zeros(1, 60, 60)
@@ -113,7 +116,7 @@ def test_noise_range_is_uniform_per_image():
 
 
 @pytest.mark.parametrize("sigma", [0.4, 1.5, 3.0])
-def test_blur_is_that_of_scikit_image(sigma):
+def test_blur_is_that_of_scikit_image(sigma: Any) -> None:
     clean = picture()
     expected = gaussian(clean.numpy(), sigma, mode="mirror", truncate=4, channel_axis=0)
     result = parse_degradation(f"blur:{sigma}")(clean, generator())
@@ -122,17 +125,17 @@ def test_blur_is_that_of_scikit_image(sigma):
 
 @pytest.mark.parametrize("spec", ["blur:3", "motion:15"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2)])
-def test_blur_of_an_image_smaller_than_its_kernel(spec, size):
+def test_blur_of_an_image_smaller_than_its_kernel(spec: str, size: tuple[int, int]) -> None:
     constant = torch.full((3, *size), 0.7)
     assert torch.allclose(parse_degradation(spec)(constant, generator()), constant, atol=1e-6)
 
 
-def test_blur_of_zero_and_motion_of_one_change_nothing():
+def test_blur_of_zero_and_motion_of_one_change_nothing() -> None:
     for spec in ("blur:0", "motion:1", "noise:0"):
         assert torch.equal(parse_degradation(spec)(picture(), generator()), picture())
 
 
-def test_motion_kernel_along_an_axis():
+def test_motion_kernel_along_an_axis() -> None:
     expected = torch.zeros(5, 5, dtype=torch.float64)
     expected[2] = 0.2
     assert torch.allclose(motion_kernel(5, 0.0), expected, atol=1e-12)
@@ -143,7 +146,7 @@ def test_motion_kernel_along_an_axis():
 
 @pytest.mark.parametrize("length", [1, 2, 7, 15])
 @pytest.mark.parametrize("angle", [0.0, 0.3, math.pi / 4, 1.7, 3.1])
-def test_motion_kernel_is_a_centred_line_of_that_length_and_angle(length, angle):
+def test_motion_kernel_is_a_centred_line_of_that_length_and_angle(length: int, angle: Any) -> None:
     kernel = motion_kernel(length, angle)
     radius = kernel.shape[0] // 2
     assert kernel.sum() == pytest.approx(1)
@@ -158,7 +161,7 @@ def test_motion_kernel_is_a_centred_line_of_that_length_and_angle(length, angle)
     assert float((kernel * across**2).sum()) <= 0.51
 
 
-def test_motion_angles_go_all_round():
+def test_motion_angles_go_all_round() -> None:
     dot = torch.zeros(1, 41, 41)
     dot[0, 20, 20] = 1
     degradation, source = parse_degradation("motion:21"), generator()
@@ -173,7 +176,7 @@ def test_motion_angles_go_all_round():
     assert len(directions) == 4
 
 
-def test_jpeg_gets_worse_with_lower_quality_and_keeps_colours():
+def test_jpeg_gets_worse_with_lower_quality_and_keeps_colours() -> None:
     clean = picture()
     errors = [
         float((parse_degradation(f"jpeg:{quality}")(clean, generator()) - clean).square().mean().sqrt())
@@ -187,19 +190,19 @@ def test_jpeg_gets_worse_with_lower_quality_and_keeps_colours():
     assert torch.allclose(parse_degradation("jpeg:95")(red, generator()), red, atol=0.03)
 
 
-def test_jpeg_values_are_eight_bit_in_range():
+def test_jpeg_values_are_eight_bit_in_range() -> None:
     result = parse_degradation("noise:50+jpeg:80")(picture(1), generator())
     assert result.min() >= 0
     assert result.max() <= 1
     assert torch.allclose(result * 255, (result * 255).round(), atol=1e-4)
 
 
-def test_jpeg_of_other_channel_counts():
+def test_jpeg_of_other_channel_counts() -> None:
     with pytest.raises(DataError, match="28 channels"):
         parse_degradation("jpeg:50")(torch.zeros(28, 8, 8), generator())
 
 
-def test_steps_apply_from_left_to_right():
+def test_steps_apply_from_left_to_right() -> None:
     clean = torch.full((1, 100, 100), 0.5)
     smooth = (parse_degradation("noise:25+blur:2")(clean, generator()) - clean).std()
     rough = (parse_degradation("blur:2+noise:25")(clean, generator()) - clean).std()
@@ -210,7 +213,7 @@ def test_steps_apply_from_left_to_right():
 @pytest.mark.parametrize(
     "spec, reach", [("noise:50", 0), ("jpeg:9", 0), ("blur:1-2", 8), ("motion:15", 7), ("motion:4+blur:1", 6)]
 )
-def test_reach_bounds_what_a_pixel_depends_on(spec, reach):
+def test_reach_bounds_what_a_pixel_depends_on(spec: str, reach: int) -> None:
     degradation = parse_degradation(spec)
     assert degradation.reach == reach
     if "jpeg" in spec:
@@ -252,7 +255,7 @@ def test_reach_bounds_what_a_pixel_depends_on(spec, reach):
         *("motion:256", "Noise:25", "noise=25", "noise:25 blur:1", "noise:5,blur:1"),
     ],
 )
-def test_bad_spec_is_quoted_and_the_valid_forms_listed(spec):
+def test_bad_spec_is_quoted_and_the_valid_forms_listed(spec: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_degradation(spec)
     message = str(caught.value)
@@ -272,7 +275,7 @@ def test_bad_spec_is_quoted_and_the_valid_forms_listed(spec):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (2, 3), (6, 5)])
 @pytest.mark.parametrize("amounts", [(0, 0, 0, 0), (1, 2, 0, 1), (9, 0, 13, 4)])
-def test_reflect_pad_is_that_of_numpy(size, amounts):
+def test_reflect_pad_is_that_of_numpy(size: tuple[int, int], amounts: Any) -> None:
     image = torch.rand(2, *size, generator=generator())
     left, right, top, bottom = amounts
     expected = np.pad(image.numpy(), ((0, 0), (top, bottom), (left, right)), mode="reflect")

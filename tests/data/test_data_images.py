@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import os
 from pathlib import Path
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
@@ -28,27 +31,27 @@ def chw(array: np.ndarray, white: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".ppm", ".PNG", ".TIFF"])
-def test_eight_bit_rgb_in_order(tmp_path, suffix):
+def test_eight_bit_rgb_in_order(tmp_path: Path, suffix: str) -> None:
     image = read_image(encode(tmp_path / f"a{suffix}", RGB), 3)
     assert image.dtype == torch.float32
     np.testing.assert_allclose(image.numpy(), chw(RGB, 255), atol=1e-7)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".ppm"])
-def test_sixteen_bit(tmp_path, suffix):
+def test_sixteen_bit(tmp_path: Path, suffix: str) -> None:
     wide = RGB.astype(np.uint16) * 257 - (RGB > 0)
     np.testing.assert_allclose(
         read_image(encode(tmp_path / f"a{suffix}", wide), 3).numpy(), chw(wide, 65535), atol=1e-7
     )
 
 
-def test_float_tif(tmp_path):
+def test_float_tif(tmp_path: Path) -> None:
     values = RGB.astype(np.float32) / 300
     np.testing.assert_array_equal(read_image(encode(tmp_path / "a.tif", values), 3).numpy(), chw(values, 1))
 
 
 @pytest.mark.parametrize("bad", [-0.1, 255.0, np.nan, np.inf])
-def test_float_tif_off_scale_is_refused(tmp_path, bad):
+def test_float_tif_off_scale_is_refused(tmp_path: Path, bad: Any) -> None:
     values = np.full((4, 4), 0.5, np.float32)
     values[1, 2] = bad
     path = encode(tmp_path / "a.tif", values)
@@ -56,26 +59,26 @@ def test_float_tif_off_scale_is_refused(tmp_path, bad):
         read_image(path, 1)
 
 
-def test_gray_is_repeated(tmp_path):
+def test_gray_is_repeated(tmp_path: Path) -> None:
     image = read_image(encode(tmp_path / "a.png", RGB[..., 0]), 3)
     for channel in image:
         np.testing.assert_allclose(channel.numpy(), RGB[..., 0] / 255, atol=1e-7)
 
 
-def test_colour_to_luma(tmp_path):
+def test_colour_to_luma(tmp_path: Path) -> None:
     primaries = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]], np.uint8)
     image = read_image(encode(tmp_path / "a.png", primaries), 1)
     np.testing.assert_allclose(image.numpy(), [[[0.299, 0.587, 0.114, 1.0]]], atol=1e-6)
     assert image.max() <= 1
 
 
-def test_alpha_is_dropped(tmp_path):
+def test_alpha_is_dropped(tmp_path: Path) -> None:
     alpha = np.full((5, 7, 1), 3, np.uint8)
     path = encode(tmp_path / "a.png", np.concatenate([RGB, alpha], 2))
     np.testing.assert_allclose(read_image(path, 3).numpy(), chw(RGB, 255), atol=1e-7)
 
 
-def test_exif_orientation_is_applied(tmp_path):
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     left_half_white = np.zeros((16, 32), np.uint8)
     left_half_white[:, :16] = 255
     path = encode(tmp_path / "a.jpg", left_half_white)
@@ -90,7 +93,7 @@ def test_exif_orientation_is_applied(tmp_path):
     assert image[0, 18:].max() < 0.1
 
 
-def test_name_with_spaces_and_other_letters(tmp_path):
+def test_name_with_spaces_and_other_letters(tmp_path: Path) -> None:
     path = encode(tmp_path / "Fotos von früher" / "図 1.png", RGB)
     assert read_image(path, 3).shape == (3, 5, 7)
 
@@ -103,7 +106,9 @@ def test_name_with_spaces_and_other_letters(tmp_path):
         (b"P5 2 1 15\n\x05\x0f", "largest value 15"),
     ],
 )
-def test_unreadable_file_is_one_clear_line(tmp_path, data, reason, capfd):
+def test_unreadable_file_is_one_clear_line(
+    tmp_path: Path, data: Any, reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "a b.png"
     path.write_bytes(data)
     with pytest.raises(DataError, match=reason) as caught:
@@ -115,7 +120,7 @@ def test_unreadable_file_is_one_clear_line(tmp_path, data, reason, capfd):
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp", ".ppm"])
 @pytest.mark.parametrize("keep", [0.3, 0.9])
-def test_truncated_file(tmp_path, suffix, keep, capfd):
+def test_truncated_file(tmp_path: Path, suffix: str, keep: Any, capfd: pytest.CaptureFixture[str]) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
     path = encode(tmp_path / f"a{suffix}", noise)
     data = path.read_bytes()
@@ -125,19 +130,19 @@ def test_truncated_file(tmp_path, suffix, keep, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_signed_samples_are_refused(tmp_path):
+def test_signed_samples_are_refused(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.tif", np.zeros((4, 4), np.int16))
     with pytest.raises(DataError, match="int16"):
         read_image(path, 1)
 
 
-def test_missing_file(tmp_path):
+def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.png.*No such file"):
         read_image(tmp_path / "gone.png", 3)
 
 
 @pytest.mark.parametrize("channels, match", [(6, "dual-pixel"), (28, "28"), (2, "2 are asked")])
-def test_channels_that_image_files_do_not_hold(tmp_path, channels, match):
+def test_channels_that_image_files_do_not_hold(tmp_path: Path, channels: int, match: str) -> None:
     encode(tmp_path / "a.png", RGB)
     for call in (read_image, ImageSet.find):
         with pytest.raises(DataError, match=match):
@@ -150,7 +155,7 @@ def test_channels_that_image_files_do_not_hold(tmp_path, channels, match):
 @pytest.mark.parametrize(
     "name, bits", [("a.png", 8), ("a.png", 16), ("a.tif", 16), ("a.bmp", 8), ("é.PNG", 8)]
 )
-def test_written_image_reads_back(tmp_path, name, bits, channels):
+def test_written_image_reads_back(tmp_path: Path, name: str, bits: int, channels: int) -> None:
     levels = torch.randint(0, 2**bits, (channels, 6, 9), generator=torch.Generator().manual_seed(0))
     image = (levels / (2**bits - 1)).float()
     write_image(tmp_path / name, image, bits)
@@ -158,7 +163,7 @@ def test_written_image_reads_back(tmp_path, name, bits, channels):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_portable_maps_hold_one_kind(tmp_path):
+def test_portable_maps_hold_one_kind(tmp_path: Path) -> None:
     for name, channels in (("a.pgm", 1), ("a.ppm", 3)):
         image = (torch.arange(channels * 6) / 20).view(channels, 2, 3)
         write_image(tmp_path / name, image, 16)
@@ -167,7 +172,7 @@ def test_portable_maps_hold_one_kind(tmp_path):
             write_image(tmp_path / name, torch.zeros(4 - channels, 2, 3))
 
 
-def test_written_values_are_clipped_and_rounded(tmp_path):
+def test_written_values_are_clipped_and_rounded(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", torch.tensor([[[-0.5, 1.5, 0.4 / 255, 0.6 / 255]]]))
     pixels = cv2.imdecode(np.fromfile(tmp_path / "a.png", np.uint8), cv2.IMREAD_UNCHANGED)
     assert pixels.tolist() == [[0, 255, 0, 1]]
@@ -186,18 +191,20 @@ def test_written_values_are_clipped_and_rounded(tmp_path):
         ("taken/a.png", torch.zeros(1, 1, 1), 8, "cannot write"),
     ],
 )
-def test_image_that_cannot_be_written_leaves_nothing(tmp_path, name, image, bits, match):
+def test_image_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, name: str, image: Any, bits: int, match: str
+) -> None:
     (tmp_path / "taken").write_bytes(b"a file where a folder would have to be")
     with pytest.raises(OutputError, match=match):
         write_image(tmp_path / name, image, bits)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-def test_failed_write_keeps_the_earlier_file(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / "a.png", RGB)
     before = path.read_bytes()
 
-    def full(*args):
+    def full(*args: Any) -> NoReturn:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
@@ -207,7 +214,7 @@ def test_failed_write_keeps_the_earlier_file(tmp_path, monkeypatch):
     assert [child.name for child in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_find_is_recursive_sorted_and_case_insensitive(tmp_path):
+def test_find_is_recursive_sorted_and_case_insensitive(tmp_path: Path) -> None:
     for name in ("b.png", "sub/a.JPG", "a.Tif", "sub/deep er/ä.webp"):
         encode(tmp_path / name, RGB)
     (tmp_path / "notes.txt").write_text("not looked at")
@@ -223,7 +230,7 @@ def test_find_is_recursive_sorted_and_case_insensitive(tmp_path):
     assert found.describe_skipped() == "no files skipped"
 
 
-def test_bad_files_are_skipped_and_counted(tmp_path):
+def test_bad_files_are_skipped_and_counted(tmp_path: Path) -> None:
     encode(tmp_path / "good.png", RGB)
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "text.png").write_text("hello")
@@ -239,7 +246,7 @@ def test_bad_files_are_skipped_and_counted(tmp_path):
     assert "1 truncated or damaged" in summary
 
 
-def test_folder_without_readable_image(tmp_path):
+def test_folder_without_readable_image(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("hello")
     (tmp_path / "b.png").touch()
     with pytest.raises(
@@ -248,7 +255,7 @@ def test_folder_without_readable_image(tmp_path):
         ImageSet.find(tmp_path, 3)
 
 
-def test_folder_missing_or_a_file_or_empty(tmp_path):
+def test_folder_missing_or_a_file_or_empty(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere.*does not exist"):
         ImageSet.find(tmp_path / "nowhere", 3)
     with pytest.raises(DataError, match=r"a\.png.*is a file"):
@@ -258,7 +265,7 @@ def test_folder_missing_or_a_file_or_empty(tmp_path):
         ImageSet.find(tmp_path / "empty", 3)
 
 
-def test_pairs_go_by_name_and_subfolder(tmp_path):
+def test_pairs_go_by_name_and_subfolder(tmp_path: Path) -> None:
     inputs, targets = tmp_path / "in", tmp_path / "out"
     for i, name in enumerate(("x/1", "y/1")):
         encode(inputs / f"{name}.png", np.full((4, 6), i, np.uint8))
@@ -287,7 +294,7 @@ def test_pairs_go_by_name_and_subfolder(tmp_path):
     }
 
 
-def test_no_pair_at_all(tmp_path):
+def test_no_pair_at_all(tmp_path: Path) -> None:
     encode(tmp_path / "in/a.png", RGB)
     encode(tmp_path / "out/b.png", RGB)
     with pytest.raises(
@@ -298,16 +305,22 @@ def test_no_pair_at_all(tmp_path):
         ImageSet.find(tmp_path / "in", 3, tmp_path / "nowhere")
 
 
-def test_cache_keeps_to_its_budget_and_changes_nothing(tmp_path, monkeypatch):
+def test_cache_keeps_to_its_budget_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for i in range(4):
         encode(tmp_path / f"{i}.png", np.roll(RGB, i, 1))
     budget = 2 * RGB.nbytes
     found = ImageSet.find(tmp_path, 3, cache_bytes=budget)
     uncached = ImageSet.find(tmp_path, 3, cache_bytes=0)
-    decoded = []
-    monkeypatch.setattr(
-        module, "decode", lambda path, decode=module.decode: decoded.append(path.name) or decode(path)
-    )
+    decoded: list[str] = []
+    decode = module.decode
+
+    def counted(path: Path) -> Any:
+        decoded.append(path.name)
+        return decode(path)
+
+    monkeypatch.setattr(module, "decode", counted)
     read = [found.read(i)[1] for i in range(4)]
     # 8-bit files take a byte a sample, so exactly two of four fit.
     assert decoded == ["2.png", "3.png"]
@@ -317,7 +330,7 @@ def test_cache_keeps_to_its_budget_and_changes_nothing(tmp_path, monkeypatch):
     assert not torch.equal(found.read(0)[1], read[0])
 
 
-def test_file_that_vanishes_after_find(tmp_path):
+def test_file_that_vanishes_after_find(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.png", RGB)
     found = ImageSet.find(tmp_path, 3, cache_bytes=0)
     path.unlink()
@@ -326,7 +339,7 @@ def test_file_that_vanishes_after_find(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_bundled_images(channels):
+def test_bundled_images(channels: int) -> None:
     bundled = bundled_images(channels)
     assert {"astronaut", "chelsea", "coffee", "rocket"} <= {name for name, _ in bundled}
     for name, image in bundled:
@@ -339,7 +352,7 @@ def test_bundled_images(channels):
         assert red > 1.5 * blue
 
 
-def test_memory_images():
+def test_memory_images() -> None:
     image = torch.rand(3, 4, 4)
     source = MemoryImages([("a", image)])
     assert len(source) == 1
@@ -355,7 +368,7 @@ def shared(name: str) -> Path:
     return Path(root, "data", name)
 
 
-def test_real_jpegs_read_as_scikit_image_does():
+def test_real_jpegs_read_as_scikit_image_does() -> None:
     from skimage.io import imread
 
     path = sorted(shared("bsds_train").glob("*.jpg"))[0]
@@ -365,7 +378,7 @@ def test_real_jpegs_read_as_scikit_image_does():
     assert np.abs(difference).max() < 6 / 255
 
 
-def test_real_pairs():
+def test_real_pairs() -> None:
     folder = shared("rain100l")
     found = ImageSet.find(folder / "input", 3, folder / "target")
     assert len(found) == 3

@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import os
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -68,7 +71,7 @@ def save(path: Path, array: np.ndarray, name: str = "cube") -> None:
         scipy.io.savemat(path, {name: array})
 
 
-def refused(call, *args) -> str:
+def refused(call: Any, *args: Any) -> str:
     with pytest.raises(DataError) as caught:
         call(*args)
     message = str(caught.value)
@@ -78,7 +81,7 @@ def refused(call, *args) -> str:
 
 @pytest.mark.parametrize("bands_last", [True, False])
 @pytest.mark.parametrize("name", ["a.mat", "a73.mat", "a.npy", "a.npz", "a.tif"])
-def test_every_format_and_both_axis_orders(tmp_path, cube, name, bands_last):
+def test_every_format_and_both_axis_orders(tmp_path: Path, cube: Any, name: str, bands_last: Any) -> None:
     save(tmp_path / name, cube.transpose(1, 2, 0) if bands_last else cube)
     result = read_cube(tmp_path / name, BANDS)
     assert result.dtype == torch.float32
@@ -86,7 +89,7 @@ def test_every_format_and_both_axis_orders(tmp_path, cube, name, bands_last):
 
 
 @pytest.mark.parametrize("name", ["a.mat", "a73.mat", "a.npy", "a.tif"])
-def test_integers_are_scaled_and_floats_are_not(tmp_path, cube, name):
+def test_integers_are_scaled_and_floats_are_not(tmp_path: Path, cube: Any, name: str) -> None:
     for dtype, white in ((np.uint8, 255), (np.uint16, 65535)):
         stored = (cube * white).astype(dtype)
         save(tmp_path / name, stored)
@@ -96,7 +99,7 @@ def test_integers_are_scaled_and_floats_are_not(tmp_path, cube, name):
 
 
 @pytest.mark.parametrize("version", ["5", "73"])
-def test_the_cube_among_several_arrays(tmp_path, cube, version):
+def test_the_cube_among_several_arrays(tmp_path: Path, cube: Any, version: str) -> None:
     path = tmp_path / f"scene{version}.mat"
     arrays = {"rad": cube, "hsi": 0.5 * cube, "bands": np.linspace(400.0, 700.0, 4)[None]}
     scipy.io.savemat(path, arrays) if version == "5" else save_matlab73(path, **arrays)
@@ -112,7 +115,7 @@ def test_the_cube_among_several_arrays(tmp_path, cube, version):
     assert np.allclose(read_cube(path, BANDS), cube)
 
 
-def test_cubes_with_wrong_axes(tmp_path):
+def test_cubes_with_wrong_axes(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     for shape, fragments in {
         (5, 6, 7): ["5x6x7", "4 bands"],
@@ -132,7 +135,7 @@ def test_cubes_with_wrong_axes(tmp_path):
     assert read_cube(path, 4).shape == (4, 7, 4)
 
 
-def test_cubes_with_unusable_values(tmp_path, cube):
+def test_cubes_with_unusable_values(tmp_path: Path, cube: Any) -> None:
     path = tmp_path / "a.npy"
     cube[1, 2, 3], cube[0, 0, 0] = np.nan, np.inf
     np.save(path, cube)
@@ -145,7 +148,7 @@ def test_cubes_with_unusable_values(tmp_path, cube):
 
 
 @pytest.mark.parametrize("name", ["a.mat", "a73.mat", "a.npy", "a.npz", "a.tif"])
-def test_damaged_missing_and_foreign_files(tmp_path, cube, name):
+def test_damaged_missing_and_foreign_files(tmp_path: Path, cube: Any, name: str) -> None:
     path = tmp_path / name
     assert "No such file" in refused(read_cube, path, BANDS)
     save(path, np.random.default_rng(1).random((BANDS, 40, 40)))
@@ -155,19 +158,19 @@ def test_damaged_missing_and_foreign_files(tmp_path, cube, name):
         assert repr(str(path)) in refused(read_cube, path, BANDS)
 
 
-def test_pickles_are_not_run(tmp_path):
+def test_pickles_are_not_run(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     np.save(path, np.empty((4, 2, 2), object), allow_pickle=True)
     assert "allow_pickle" in refused(read_cube, path, 4)
 
 
-def test_unknown_suffix(tmp_path):
+def test_unknown_suffix(tmp_path: Path) -> None:
     (tmp_path / "a.raw").write_bytes(b"1234")
     assert "'.raw'" in refused(read_cube, tmp_path / "a.raw", 4)
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 10**9])
-def test_folder_of_cubes(tmp_path, cube, cache_bytes):
+def test_folder_of_cubes(tmp_path: Path, cube: Any, cache_bytes: int) -> None:
     (tmp_path / "sub").mkdir()
     save(tmp_path / "b.mat", cube)
     save(tmp_path / "sub" / "a.npy", 0.5 * cube)
@@ -184,7 +187,7 @@ def test_folder_of_cubes(tmp_path, cube, cache_bytes):
     assert "3x6x9" in found.skipped[0][1]
 
 
-def test_folder_without_a_usable_cube(tmp_path, cube):
+def test_folder_without_a_usable_cube(tmp_path: Path, cube: Any) -> None:
     assert "does not exist" in refused(CubeSet.find, tmp_path / "none", BANDS)
     assert "mat, npy" in refused(CubeSet.find, tmp_path, BANDS)
     scipy.io.savemat(tmp_path / "a.mat", {"x": cube, "y": cube})
@@ -196,7 +199,7 @@ def test_folder_without_a_usable_cube(tmp_path, cube):
     ("image", "cube_name", "pair"),
     [("{}_rgb.png", "{}_cube.npy", None), ("a{}_x.png", "{}.npy", "a{}_*={}")],
 )
-def test_pairs_whose_names_differ(tmp_path, cube, image, cube_name, pair):
+def test_pairs_whose_names_differ(tmp_path: Path, cube: Any, image: Any, cube_name: str, pair: Any) -> None:
     images, cubes = tmp_path / "rgb", tmp_path / "spectra"
     images.mkdir()
     cubes.mkdir()
@@ -208,7 +211,7 @@ def test_pairs_whose_names_differ(tmp_path, cube, image, cube_name, pair):
     assert not pairs.skipped and any("2 pairs by" in note for note in pairs.notes)
 
 
-def test_pairs_of_images_and_cubes(tmp_path, cube):
+def test_pairs_of_images_and_cubes(tmp_path: Path, cube: Any) -> None:
     images, cubes = tmp_path / "rgb", tmp_path / "spectra"
     for folder in (images / "s", cubes / "s"):
         folder.mkdir(parents=True)
@@ -232,7 +235,7 @@ def test_pairs_of_images_and_cubes(tmp_path, cube):
     assert "widow.npy has no image of that name" in refused(SpectralPairs.find, images, cubes, BANDS)
 
 
-def test_synthetic_spectra():
+def test_synthetic_spectra() -> None:
     gray = synthetic_spectra(torch.full((3, 2, 2), 0.5))
     assert gray.shape == (28, 2, 2)
     # sRGB 0.5 is 0.2140 of white in linear light.
@@ -242,8 +245,8 @@ def test_synthetic_spectra():
     assert (red.diff() > 0).all()
     assert (blue.diff() < 0).all()
     assert float(wavelengths(28)[green.argmax()]) == pytest.approx(540, abs=8)
-    assert (wavelengths(28)[0], wavelengths(28)[-1]) == (450, 650)
-    assert (wavelengths(31)[0], wavelengths(31)[-1]) == (400, 700)
+    assert [float(wavelengths(28)[i]) for i in (0, -1)] == [450, 650]
+    assert [float(wavelengths(31)[i]) for i in (0, -1)] == [400, 700]
     batch = torch.rand(2, 3, 4, 5)
     torch.testing.assert_close(synthetic_spectra(batch, 31)[1], synthetic_spectra(batch[1], 31))
     source = SyntheticSpectra(MemoryImages([("a", torch.rand(3, 4, 5))]))
@@ -251,7 +254,7 @@ def test_synthetic_spectra():
     assert (len(source), name, spectra.shape, target) == (1, "a", (28, 4, 5), None)
 
 
-def test_measurement_by_hand():
+def test_measurement_by_hand() -> None:
     scene = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]], [[5.0, 6.0]]])
     mask = torch.tensor([[1.0, 0.5]])
     # Band 0: 1 1 . . . ., band 1: . . 3 2 . ., band 2: . . . . 5 3; with a step of one they overlap.
@@ -262,7 +265,7 @@ def test_measurement_by_hand():
     assert start.tolist() == [[[2, 4]], [[4, 6]], [[6, 8]]]
 
 
-def test_measurement_of_a_batch_and_its_adjoint():
+def test_measurement_of_a_batch_and_its_adjoint() -> None:
     torch.manual_seed(0)
     scenes, mask = torch.rand(2, 28, 5, 7), torch.rand(5, 7)
     measured = measure(scenes, mask)
@@ -275,7 +278,7 @@ def test_measurement_of_a_batch_and_its_adjoint():
     assert left == pytest.approx(float((scenes * initial_cube(other)).sum()) * 14, rel=1e-5)
 
 
-def test_cassi_shapes_that_do_not_fit():
+def test_cassi_shapes_that_do_not_fit() -> None:
     assert "(28, 5, 7)" in refused(measure, torch.rand(28, 5, 7), torch.rand(5, 8))
     assert "too narrow" in refused(initial_cube, torch.rand(5, 54))
     assert "(9, 64)" in refused(windows, torch.rand(9, 64), torch.rand(10, 10), 4)
@@ -283,7 +286,7 @@ def test_cassi_shapes_that_do_not_fit():
     assert "11 x 11" in refused(windows, torch.rand(10, 64), torch.rand(10, 10), 11)
 
 
-def test_scenes_are_the_centre_of_each_cube():
+def test_scenes_are_the_centre_of_each_cube() -> None:
     torch.manual_seed(0)
     mask = torch.rand(8, 8)
     large, small = torch.rand(3, 12, 9), torch.rand(3, 5, 20)
@@ -298,7 +301,7 @@ def test_scenes_are_the_centre_of_each_cube():
     assert torch.equal(ground_truth[:, 5:], small[:, [3, 2, 1], 6:14])
 
 
-def test_windows_cover_everything_and_fit_the_model():
+def test_windows_cover_everything_and_fit_the_model() -> None:
     torch.manual_seed(0)
     mask, scene = torch.rand(10, 11), torch.rand(3, 10, 11)
     parts = windows(measure(scene, mask), mask, size=4)
@@ -319,7 +322,7 @@ def test_windows_cover_everything_and_fit_the_model():
         assert (part.measurement >= same.measurement).all()
 
 
-def test_masks_from_files(tmp_path):
+def test_masks_from_files(tmp_path: Path) -> None:
     path = tmp_path / "mask.mat"
     for values in (
         np.eye(3),
@@ -335,7 +338,7 @@ def test_masks_from_files(tmp_path):
     assert "not all the same mask" in refused(load_mask, path, "cube")
 
 
-def test_initial_cube_of_a_recorded_measurement_has_the_stored_values(tmp_path):
+def test_initial_cube_of_a_recorded_measurement_has_the_stored_values(tmp_path: Path) -> None:
     stored = np.random.default_rng(0).random((3, 60), np.float32)
     scipy.io.savemat(tmp_path / "scene.mat", {"meas_real": stored, "other": stored})
     found = Measurements.find(tmp_path, torch.ones(3, 6), 28)
@@ -344,13 +347,13 @@ def test_initial_cube_of_a_recorded_measurement_has_the_stored_values(tmp_path):
     assert np.allclose(start[5], stored[:, 10:16])
 
 
-def test_official_initial_cube(shared):
+def test_official_initial_cube(shared: Path) -> None:
     fixture = np.load(shared / "parity/mst_s_io.npz")
     start = initial_cube(torch.from_numpy(fixture["measurement"]))
     assert np.array_equal(start[..., ::8, ::8], fixture["initial_strided"])
 
 
-def test_real_measurement(shared):
+def test_real_measurement(shared: Path) -> None:
     measurement = scale_measurement(read_stored_measurement(shared / "data/cassi/real_scene1.mat"), 1.0, 28)
     mask = load_mask(shared / "data/cassi/real_mask.mat")
     parts = windows(measurement, mask)
@@ -359,7 +362,7 @@ def test_real_measurement(shared):
     assert initial_cube(measurement).shape == (28, 660, 660)
 
 
-def test_mst_s_reconstructs_synthetic_spectra_of_photographs(shared):
+def test_mst_s_reconstructs_synthetic_spectra_of_photographs(shared: Path) -> None:
     path = shared / "checkpoints/mst_s.pth"
     model = build_from_state(read_checkpoint(path).state_dict, path.name)
     mask = load_mask(shared / "data/cassi/simu_mask.mat")

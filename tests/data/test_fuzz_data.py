@@ -86,7 +86,7 @@ def pictures() -> dict[str, bytes]:
         "large": {"data": _RANDOM.integers(0, 255, (9, 12), np.uint8), "bigtiff": True},
     }.items():
         file = io.BytesIO()
-        tifffile.imwrite(file, **options)  # type: ignore[arg-type]
+        tifffile.imwrite(file, **options)
         found[f"{name}.tif"] = file.getvalue()
     return found
 

@@ -76,7 +76,7 @@ def test_tiff_colours_are_not_multiplied_by_alpha(tmp_path: Path, compression: s
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_tiff_layouts(tmp_path: Path, how: dict[str, Any], dtype: type) -> None:
-    array = PICTURE.astype(dtype) * (257 if dtype == np.uint16 else 1)
+    array: Any = PICTURE.astype(dtype) * (257 if dtype == np.uint16 else 1)
     if how.get("planarconfig"):
         array = np.moveaxis(array, -1, 0)
     path = tiff(tmp_path / "a.tif", array, extrasamples=["unassalpha"], **how)
@@ -135,7 +135,7 @@ def test_gray_palette_and_white_is_zero_in_tiffs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_floats_in_tiffs(tmp_path: Path, dtype: type) -> None:
-    values = (RGB / 255).astype(dtype)
+    values: Any = (RGB / 255).astype(dtype)
     assert np.array_equal(decode(tiff(tmp_path / "a.tif", values)).pixels, values.astype(np.float32))
     with pytest.raises(UnreadableError, match=r"not scaled to \[0, 1\]: float values"):
         decode(tiff(tmp_path / "b.tif", (RGB * 1.0).astype(dtype)))
@@ -160,7 +160,7 @@ def test_orientation_where_tifffile_cannot_decompress(tmp_path: Path) -> None:
 
 
 def test_colours_of_tiffs_as_scanners_write_them(tmp_path: Path) -> None:
-    smooth = Image.fromarray(np.tile(np.arange(0, 240, 10, np.uint8)[:, None, None], (1, 24, 3)))
+    smooth = Image.fromarray(np.tile(np.arange(0, 240, 10, dtype=np.uint8)[:, None, None], (1, 24, 3)))
     path = by_pillow(tmp_path / "a.tif", smooth.convert("YCbCr"))
     assert np.abs(decode(path).pixels.astype(int) - np.asarray(smooth)).max() <= 1
 
@@ -224,7 +224,9 @@ def test_what_follows_the_first_image_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "tif", "bmp", "ppm"])
-def test_an_image_bomb_is_skipped_by_name(tmp_path: Path, kind: str, capfd: pytest.CaptureFixture) -> None:
+def test_an_image_bomb_is_skipped_by_name(
+    tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "in").mkdir()
     bomb = tmp_path / "in" / f"bomb.{kind}"
     if kind == "png":
@@ -262,7 +264,7 @@ def test_memory_is_looked_at_before_an_image_is_decoded(
 
 
 def test_run_looks_at_the_memory_first_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_restormer: Any, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_restormer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(make_restormer().state_dict(), tmp_path / "model.pth")
     (tmp_path / "in").mkdir()
@@ -379,7 +381,7 @@ def test_profiles_change_no_pixel(suffix: str) -> None:
 def test_run_keeps_or_tells(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys,
+    capsys: pytest.CaptureFixture[str],
     make_restormer: Any,
     name: str,
     how: Any,

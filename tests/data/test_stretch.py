@@ -57,7 +57,7 @@ def by_hand(place: Path, index: int, stretched: bool = True) -> Tensor:
 
 def test_stretch() -> None:
     image = 0.2 + 0.5 * torch.rand(3, 5, 6)
-    assert (stretch(image).min(), stretch(image).max()) == (0, 1)
+    assert (float(stretch(image).min()), float(stretch(image).max())) == (0, 1)
     flat = torch.full((3, 5, 6), 0.4)
     assert torch.equal(stretch(flat), flat)
 
@@ -110,12 +110,13 @@ def test_students_keep_to_how_they_were_made(
     assert read_checkpoint(student).metadata["stretch"] == inspect_onnx(onnx)["metadata"]["stretch"] == said
     targets = ["--data", place / "rgb", "--targets", place / "cubes", "--json"]
     found = {}
-    for name, arguments in {
+    ways: dict[str, list[str | Path]] = {
         "student": [student],
         "onnx": [onnx],
         "off": [student, "--no-stretch"],
         "teacher": [place / "mstpp.pth", *switch],
-    }.items():
+    }
+    for name, arguments in ways.items():
         code, out, err = run("evaluate", *arguments, *targets, capsys=capsys)
         assert code == 0, err
         found[name] = json.loads(out)

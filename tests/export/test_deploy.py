@@ -1,5 +1,7 @@
 """The deployment form of networks, its translation to ONNX, and lower precisions."""
 
+from __future__ import annotations
+
 import copy
 import json
 from collections import Counter
@@ -28,6 +30,7 @@ from csa2glmha.families.transposed.blocks import ChannelLayerNorm
 from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
 from csa2glmha.reading.layers import attention_layers, replace_layers
+from tests.conftest import MakeRestormer
 
 RANKS = {
     "teacher": None,
@@ -60,7 +63,7 @@ def relative_difference(output: torch.Tensor, expected: torch.Tensor) -> float:
     return float((output - expected).abs().max() / (expected.max() - expected.min()))
 
 
-def operators(proto: onnx.ModelProto) -> Counter:
+def operators(proto: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in proto.graph.node)
 
 
@@ -68,7 +71,7 @@ def operators(proto: onnx.ModelProto) -> Counter:
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_unit_norm_and_folded_convolution_are_layer_norm_and_convolution(with_bias: bool):
+def test_unit_norm_and_folded_convolution_are_layer_norm_and_convolution(with_bias: bool) -> None:
     torch.manual_seed(0)
     norm = ChannelLayerNorm(6, with_bias)
     for parameter in norm.parameters():
@@ -84,7 +87,7 @@ def test_unit_norm_and_folded_convolution_are_layer_norm_and_convolution(with_bi
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_pooled_norm_pools_what_the_layer_norm_gives(with_bias: bool):
+def test_pooled_norm_pools_what_the_layer_norm_gives(with_bias: bool) -> None:
     torch.manual_seed(0)
     norm, x = ChannelLayerNorm(6, with_bias), torch.randn(2, 6, 5, 4) + 1.0
     quotient, mean, mean_square = PooledNorm(6, 1e-5, subtract_mean=with_bias)(x)
@@ -93,11 +96,11 @@ def test_pooled_norm_pools_what_the_layer_norm_gives(with_bias: bool):
     torch.testing.assert_close(mean_square, norm(x).square().mean((2, 3)), atol=1e-5, rtol=1e-4)
 
 
-def test_round_up():
+def test_round_up() -> None:
     assert [round_up(number, 16) for number in (1, 16, 127, 255)] == [16, 16, 128, 256]
 
 
-def test_shift_back_takes_a_window_of_every_channel():
+def test_shift_back_takes_a_window_of_every_channel() -> None:
     dispersed = torch.arange(10.0).repeat(1, 2, 3, 1)
     found = shift_back(dispersed, torch.tensor([0, 4]), torch.zeros(1, 2, 3, 5))
     assert found[0, 0, 0].tolist() == [0, 1, 2, 3, 4]
@@ -111,7 +114,9 @@ def test_shift_back_takes_a_window_of_every_channel():
 @pytest.mark.parametrize(
     "kind", [{}, {"norm_bias": False, "bias": True}, {"dual_pixel": True, "in_channels": 6}]
 )
-def test_restormer_deployed_is_the_same_in_pytorch_and_onnx(make_restormer, ranks, kind, tmp_path: Path):
+def test_restormer_deployed_is_the_same_in_pytorch_and_onnx(
+    make_restormer: MakeRestormer, ranks: int, kind: str, tmp_path: Path
+) -> None:
     model = randomised(make_restormer(**kind), ranks)
     before = copy.deepcopy(model.state_dict())
     image = torch.rand(2, model.in_channels, 21, 35)
@@ -123,7 +128,7 @@ def test_restormer_deployed_is_the_same_in_pytorch_and_onnx(make_restormer, rank
     assert relative_difference(OnnxModel(tmp_path / "model.onnx")(image), expected) < 1e-5
 
 
-def test_compact_attention_deployed(make_restormer):
+def test_compact_attention_deployed(make_restormer: MakeRestormer) -> None:
     model = randomised(make_restormer(), Ranks(None, 4, 4), "compact")
     image = torch.rand(1, 3, 16, 24)
     with torch.no_grad():
@@ -134,7 +139,7 @@ def test_compact_attention_deployed(make_restormer):
     "ranks", [None, Ranks(None, 4, 3), Ranks(None, 2, 2, 3)], ids=["teacher", "low", "pos"]
 )
 @pytest.mark.parametrize("name, dim", [("mst_plus_plus", 7), ("mst", 8), ("baked", 8)])
-def test_spectral_networks_deployed(name: str, dim: int, ranks: Ranks | None, tmp_path: Path):
+def test_spectral_networks_deployed(name: str, dim: int, ranks: Ranks | None, tmp_path: Path) -> None:
     settings = (
         {"n_feat": dim, "stage": 1} if name == "mst_plus_plus" else {"dim": dim, "num_blocks": [1, 1, 1]}
     )
@@ -152,7 +157,7 @@ def test_spectral_networks_deployed(name: str, dim: int, ranks: Ranks | None, tm
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (3, 3, 2, 3), (1, 3, 1, 50), (1, 3, 8, 8), (2, 3, 33, 17)])
-def test_any_size_runs(deployed_file: Path, student: RestorationModel, shape: tuple[int, ...]):
+def test_any_size_runs(deployed_file: Path, student: RestorationModel, shape: tuple[int, ...]) -> None:
     image = torch.rand(shape)
     with torch.no_grad():
         expected = student(image)
@@ -160,7 +165,7 @@ def test_any_size_runs(deployed_file: Path, student: RestorationModel, shape: tu
 
 
 @pytest.fixture(scope="module")
-def student(make_restormer) -> RestorationModel:
+def student(make_restormer: MakeRestormer) -> RestorationModel:
     return randomised(make_restormer(num_blocks=[0, 0, 1, 1]), Ranks(None, 4, 4))
 
 
@@ -174,7 +179,7 @@ def deployed_file(student: RestorationModel, tmp_path_factory: pytest.TempPathFa
 # --- What the graph is made of ----------------------------------------------------------------------
 
 
-def test_graph_has_what_was_promised(deployed_file: Path):
+def test_graph_has_what_was_promised(deployed_file: Path) -> None:
     proto = onnx.load(deployed_file)
     counts = operators(proto)
     blocks = counts["Softmax"]
@@ -198,7 +203,7 @@ def test_graph_has_what_was_promised(deployed_file: Path):
 @pytest.mark.parametrize(("opset", "file_format"), [(17, 8), (18, 8), (19, 9), (20, 9), (21, 10)])
 def test_older_operators_go_with_older_files(
     student: RestorationModel, tmp_path: Path, opset: int, file_format: int, precision: str
-):
+) -> None:
     report = export_onnx(student, tmp_path / "old.onnx", opset=opset, precision=precision)
     assert report.rewritten and report.opset == opset and not report.notes
     proto = onnx.load(report.path)
@@ -208,7 +213,7 @@ def test_older_operators_go_with_older_files(
     assert "Abs" not in counts  # OpenVINO 2026.4 computes it wrongly of whole numbers
 
 
-def test_widths_are_whole_blocks(make_restormer):
+def test_widths_are_whole_blocks(make_restormer: MakeRestormer) -> None:
     # 8 * 2.66 = 21 hidden channels, which would be 42 in one depthwise convolution.
     proto = deployed_graph(make_restormer(), DEFAULT_OPSET)
     dims = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
@@ -220,7 +225,7 @@ def test_widths_are_whole_blocks(make_restormer):
     assert 32 in [size[0] for size in depthwise]
 
 
-def test_one_sum_alone_lies_between_logits_and_softmax(student: RestorationModel):
+def test_one_sum_alone_lies_between_logits_and_softmax(student: RestorationModel) -> None:
     graph = deployed_graph(student, DEFAULT_OPSET).graph
     made_by = {name: node for node in graph.node for name in node.output}
     for softmax in (node for node in graph.node if node.op_type == "Softmax"):
@@ -229,7 +234,7 @@ def test_one_sum_alone_lies_between_logits_and_softmax(student: RestorationModel
         assert total.op_type == "Add" and "Mul" in parts, "OpenVINO 2026.4 compiles no chain of sums here"
 
 
-def test_names_of_nodes_and_constants_are_unique(deployed_file: Path):
+def test_names_of_nodes_and_constants_are_unique(deployed_file: Path) -> None:
     graph = onnx.load(deployed_file).graph
     results = [name for node in graph.node for name in node.output]
     assert len(set(results)) == len(results)
@@ -238,7 +243,7 @@ def test_names_of_nodes_and_constants_are_unique(deployed_file: Path):
     assert {tensor.name for tensor in graph.initializer} <= used
 
 
-def test_untranslatable_network_is_exported_plainly_with_a_note(tmp_path: Path):
+def test_untranslatable_network_is_exported_plainly_with_a_note(tmp_path: Path) -> None:
     class Odd(RestorationModel):
         architecture, size_multiple, in_channels, out_channels = "odd", 4, 3, 3
 
@@ -258,7 +263,7 @@ def test_untranslatable_network_is_exported_plainly_with_a_note(tmp_path: Path):
         export_onnx(model, tmp_path / "half.onnx", precision="fp16")
 
 
-def test_plain_export_differs_and_agrees(tmp_path: Path, make_restormer):
+def test_plain_export_differs_and_agrees(tmp_path: Path, make_restormer: MakeRestormer) -> None:
     model = make_restormer(num_blocks=[0, 0, 0, 1], num_refinement_blocks=0)
     plain = export_onnx(model, tmp_path / "plain.onnx", plain=True)
     assert not plain.rewritten and plain.opset == 20 and plain.notes == ()
@@ -271,7 +276,7 @@ def test_plain_export_differs_and_agrees(tmp_path: Path, make_restormer):
 # --- Half precision ---------------------------------------------------------------------------------
 
 
-def test_half_precision_file(student: RestorationModel, deployed_file: Path, tmp_path: Path):
+def test_half_precision_file(student: RestorationModel, deployed_file: Path, tmp_path: Path) -> None:
     report = export_onnx(student, tmp_path / "half.onnx", precision="fp16")
     assert report.size_bytes < 0.75 * deployed_file.stat().st_size
     image = torch.rand(1, 3, 40, 24)
@@ -285,7 +290,7 @@ def test_half_precision_file(student: RestorationModel, deployed_file: Path, tmp
     assert relative_difference(OnnxModel(io.path)(image), expected) < 1e-2
 
 
-def test_nothing_overflows_in_half_precision(student: RestorationModel):
+def test_nothing_overflows_in_half_precision(student: RestorationModel) -> None:
     # Sums over as many pixels as an image of 1024 x 1024 has, of maps as large as trained networks have,
     # would: 65504 is the largest number. Squares of the stream would, at 300.
     deployed = deploy(student)
@@ -299,7 +304,7 @@ def test_nothing_overflows_in_half_precision(student: RestorationModel):
     assert relative_difference(found, expected) < 2e-2
 
 
-def test_weak_maps_survive_half_precision(make_restormer):
+def test_weak_maps_survive_half_precision(make_restormer: MakeRestormer) -> None:
     # Keys of 1e-4: their mean squares are below the smallest half-precision number.
     model = make_restormer(num_blocks=[0, 0, 0, 1], num_refinement_blocks=0)
     channels = model.latent[0].attn.qkv.out_channels // 3
@@ -315,7 +320,7 @@ def test_weak_maps_survive_half_precision(make_restormer):
 
 
 @pytest.mark.parametrize("ranks", [None, Ranks(None, 3, 3)], ids=["gram", "subspace"])
-def test_spectral_sums_do_not_overflow(ranks: Ranks | None):
+def test_spectral_sums_do_not_overflow(ranks: Ranks | None) -> None:
     model = randomised(build("mst_plus_plus", {"n_feat": 16, "stage": 1}).eval(), ranks)
     deployed = deploy(model)
     to_half(deployed)
@@ -324,7 +329,7 @@ def test_spectral_sums_do_not_overflow(ranks: Ranks | None):
         assert relative_difference(deployed(image.half()).float(), model(image)) < 2e-2
 
 
-def test_half_precision_on_the_real_denoiser(shared: Path, tmp_path: Path):
+def test_half_precision_on_the_real_denoiser(shared: Path, tmp_path: Path) -> None:
     options = make_options(data=shared / "data" / "cbsd68", degrade="noise:25", input_size=64)
     report, loss = export_file(
         shared / "checkpoints" / "restormer_d24_denoise25.pth",
@@ -342,7 +347,7 @@ def test_half_precision_on_the_real_denoiser(shared: Path, tmp_path: Path):
 # --- Eight bits -------------------------------------------------------------------------------------
 
 
-def test_sensitive_convolutions_stay_in_float(make_restormer):
+def test_sensitive_convolutions_stay_in_float(make_restormer: MakeRestormer) -> None:
     graph = deployed_graph(make_restormer(dim=16), DEFAULT_OPSET).graph
     chosen = robust_convolutions(graph)
     assert any("ffn" in name for name in chosen)
@@ -353,7 +358,7 @@ def test_sensitive_convolutions_stay_in_float(make_restormer):
     assert convolutions[0] not in chosen and convolutions[-1] not in chosen
 
 
-def test_int8_export_measures_its_loss(shared: Path, tmp_path: Path):
+def test_int8_export_measures_its_loss(shared: Path, tmp_path: Path) -> None:
     options = make_options(
         data=shared / "data" / "cbsd68",
         degrade="noise:25",
@@ -381,7 +386,12 @@ def test_int8_export_measures_its_loss(shared: Path, tmp_path: Path):
 # --- The command line -------------------------------------------------------------------------------
 
 
-def test_metadata_and_inspection(make_restormer, tmp_path: Path, capsys, monkeypatch):
+def test_metadata_and_inspection(
+    make_restormer: MakeRestormer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.save(make_restormer().state_dict(), tmp_path / "small.pth")
     for arguments in (["--teacher", "small.pth"], ["small.pth", "-o", "again.onnx"]):
         run(monkeypatch, tmp_path, "export", *arguments)
@@ -404,25 +414,29 @@ def test_metadata_and_inspection(make_restormer, tmp_path: Path, capsys, monkeyp
     "arguments",
     [[], ["a.pth", "--teacher", "a.pth"], ["a.pth", "--io", "fp8"], ["a.pth", "--precision", "fp8"]],
 )
-def test_wrong_usage(arguments: list[str], tmp_path: Path, monkeypatch, capsys):
+def test_wrong_usage(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, tmp_path, "export", *arguments, expect=2)
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_precision_needs_rewrites(student: RestorationModel, tmp_path: Path):
+def test_precision_needs_rewrites(student: RestorationModel, tmp_path: Path) -> None:
     for changes in ({"precision": "fp16", "plain": True}, {"precision": "bf16"}, {"half_io": True}):
         with pytest.raises(UsageError):
             export_onnx(student, tmp_path / "x.onnx", **changes)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_broken_onnx_file(tmp_path: Path, monkeypatch, capsys):
+def test_broken_onnx_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no model at all")
     run(monkeypatch, tmp_path, "inspect", "broken.onnx", expect=1)
     assert "broken.onnx" in capsys.readouterr().err
 
 
-def run(monkeypatch, folder: Path, *arguments: str, expect: int = 0) -> bool:
+def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str, expect: int = 0) -> bool:
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)

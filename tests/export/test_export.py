@@ -1,5 +1,7 @@
 """Export to ONNX and running the files."""
 
+from __future__ import annotations
+
 import copy
 import json
 import subprocess
@@ -7,6 +9,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -60,10 +63,10 @@ class Masked(Tiny):
 
     input_names = ("cube", "mask")
 
-    def input_shapes(self, height, width, batch=1):
+    def input_shapes(self, height: int, width: int, batch: int = 1) -> tuple[tuple[int, ...], ...]:
         return (batch, 3, height, width), (1, 2, height, width + 6)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         if not torch.compiler.is_exporting() and (x.shape[-2] % 4 or x.shape[-1] % 4):
             raise DataError("multiples of 4 only")
         return self.conv(x) * mask[..., : x.shape[-1]]
@@ -79,7 +82,7 @@ def student() -> Restormer:
     return model.eval()
 
 
-def random_glmha(attention: nn.Module, changes: dict) -> GLMHA:
+def random_glmha(attention: nn.Module, changes: dict[str, Any]) -> GLMHA:
     channels, heads = attention.qkv.in_channels, attention.heads
     c = channels // heads
     config = GLMHAConfig(channels, channels, heads, c, rank_q=c, rank_k=c, rank_v=c)
@@ -130,7 +133,7 @@ def names_in(folder: Path) -> list[str]:
 # --- The exported student ---------------------------------------------------------------------------
 
 
-def test_report_says_what_was_written(report: ExportReport):
+def test_report_says_what_was_written(report: ExportReport) -> None:
     assert report.simplified
     assert report.notes == ()
     assert report.opset == 20
@@ -142,7 +145,9 @@ def test_report_says_what_was_written(report: ExportReport):
 @pytest.mark.parametrize(
     "shape", [(1, 3, 1, 1), (1, 3, 2, 3), (3, 3, 1, 50), (1, 3, 8, 8), (2, 3, 33, 17), (1, 3, 96, 128)]
 )
-def test_any_batch_and_size_runs_as_in_pytorch(report: ExportReport, student: Restormer, shape: tuple):
+def test_any_batch_and_size_runs_as_in_pytorch(
+    report: ExportReport, student: Restormer, shape: tuple[int, ...]
+) -> None:
     image = torch.rand(shape)
     with torch.no_grad():
         expected = student(image)
@@ -151,7 +156,7 @@ def test_any_batch_and_size_runs_as_in_pytorch(report: ExportReport, student: Re
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_file_is_self_contained_and_standard(report: ExportReport):
+def test_file_is_self_contained_and_standard(report: ExportReport) -> None:
     assert names_in(report.path.parent) == ["student.onnx"]
     proto = onnx.load(report.path, load_external_data=False)
     assert not proto.graph.value_info
@@ -161,14 +166,14 @@ def test_file_is_self_contained_and_standard(report: ExportReport):
     assert not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer)
 
 
-def test_file_tells_its_metadata_and_nothing_of_the_machine(report: ExportReport):
+def test_file_tells_its_metadata_and_nothing_of_the_machine(report: ExportReport) -> None:
     assert OnnxModel(report.path).metadata == METADATA | {"precision": "fp32", "rewritten": "false"}
     content = report.path.read_bytes()
     assert b".py" not in content
     assert b"stack_trace" not in content
 
 
-def test_axes_have_names(report: ExportReport):
+def test_axes_have_names(report: ExportReport) -> None:
     graph = onnx.load(report.path).graph
     for value, name in ((graph.input[0], "input"), (graph.output[0], "output")):
         dims = value.type.tensor_type.shape.dim
@@ -176,7 +181,7 @@ def test_axes_have_names(report: ExportReport):
         assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 3, "height", "width"]
 
 
-def test_graph_is_lean(report: ExportReport, student: Restormer):
+def test_graph_is_lean(report: ExportReport, student: Restormer) -> None:
     counts = Counter(node.op_type for node in onnx.load(report.path).graph.node)
     modules = list(student.modules())
     assert counts["Conv"] == sum(isinstance(module, nn.Conv2d) for module in modules)
@@ -186,7 +191,9 @@ def test_graph_is_lean(report: ExportReport, student: Restormer):
     assert {"Identity", "Erf", "Tanh", "Dropout"}.isdisjoint(counts)
 
 
-def test_runs_with_onnxruntime_and_numpy_alone(report: ExportReport, student: Restormer, tmp_path: Path):
+def test_runs_with_onnxruntime_and_numpy_alone(
+    report: ExportReport, student: Restormer, tmp_path: Path
+) -> None:
     image = torch.rand(1, 3, 19, 26)
     np.save(tmp_path / "image.npy", image.numpy())
     script = """
@@ -213,7 +220,9 @@ print(json.dumps(sorted({"torch", "onnx", "csa2glmha"} & set(sys.modules))))
 # --- The export itself ------------------------------------------------------------------------------
 
 
-def test_export_is_silent_and_leaves_the_model_alone(tmp_path: Path, capfd: pytest.CaptureFixture):
+def test_export_is_silent_and_leaves_the_model_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     model = Tiny().double().train()
     before = copy.deepcopy(model.state_dict())
     report = export_onnx(model, tmp_path / "new" / "tiny.onnx")
@@ -226,7 +235,7 @@ def test_export_is_silent_and_leaves_the_model_alone(tmp_path: Path, capfd: pyte
     assert captured.err == ""
 
 
-def test_second_input_has_axes_of_its_own_and_sizes_are_those_taken(tmp_path: Path):
+def test_second_input_has_axes_of_its_own_and_sizes_are_those_taken(tmp_path: Path) -> None:
     model = Masked()
     report = export_onnx(model, tmp_path / "masked.onnx")
     assert [size.shape for size in report.parity] == [(2, 3, 20, 28), (1, 3, 32, 24), (1, 3, 24, 20)]
@@ -241,7 +250,7 @@ def test_second_input_has_axes_of_its_own_and_sizes_are_those_taken(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("converted")
-def test_disagreement_is_an_error_and_nothing_is_written(tiny: Tiny, tmp_path: Path):
+def test_disagreement_is_an_error_and_nothing_is_written(tiny: Tiny, tmp_path: Path) -> None:
     other = copy.deepcopy(tiny)
     other.conv.bias.data += 0.12
     with pytest.raises(ExportError, match=r"input \(2, 3, 20, 28\)") as caught:
@@ -253,7 +262,7 @@ def test_disagreement_is_an_error_and_nothing_is_written(tiny: Tiny, tmp_path: P
 
 
 @pytest.mark.usefixtures("converted")
-def test_failed_export_leaves_the_earlier_file(tiny: Tiny, tmp_path: Path):
+def test_failed_export_leaves_the_earlier_file(tiny: Tiny, tmp_path: Path) -> None:
     path = tmp_path / "tiny.onnx"
     path.write_bytes(b"earlier")
     other = copy.deepcopy(tiny)
@@ -265,7 +274,9 @@ def test_failed_export_leaves_the_earlier_file(tiny: Tiny, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("converted")
-def test_relative_difference_is_over_the_output_range(tiny: Tiny, tiny_graph, monkeypatch, tmp_path: Path):
+def test_relative_difference_is_over_the_output_range(
+    tiny: Tiny, tiny_graph: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     shift = 0.25
     monkeypatch.setattr(exporting, "convert", lambda *_: shifted(tiny_graph, shift))
     report = export_onnx(tiny, tmp_path / "tiny.onnx", plain=True, tolerance=10.0)
@@ -278,7 +289,7 @@ def test_relative_difference_is_over_the_output_range(tiny: Tiny, tiny_graph, mo
 
 
 @pytest.mark.usefixtures("converted")
-def test_existing_file_is_kept_without_overwrite(tiny: Tiny, tmp_path: Path):
+def test_existing_file_is_kept_without_overwrite(tiny: Tiny, tmp_path: Path) -> None:
     path = tmp_path / "tiny.onnx"
     path.write_bytes(b"earlier")
     with pytest.raises(OutputError, match="already exists"):
@@ -288,7 +299,9 @@ def test_existing_file_is_kept_without_overwrite(tiny: Tiny, tmp_path: Path):
 
 @pytest.mark.usefixtures("converted")
 @pytest.mark.parametrize("failure", ["crash", "wrong result", "invalid graph"])
-def test_bad_simplification_is_left_out_with_a_note(tiny: Tiny, tiny_graph, monkeypatch, tmp_path, failure):
+def test_bad_simplification_is_left_out_with_a_note(
+    tiny: Tiny, tiny_graph: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failure: Any
+) -> None:
     def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
         if failure == "crash":
             raise ExportError("onnxsim failed: signal 11")
@@ -307,13 +320,15 @@ def test_bad_simplification_is_left_out_with_a_note(tiny: Tiny, tiny_graph, monk
         torch.testing.assert_close(OnnxModel(report.path)(image), tiny(image), atol=1e-5, rtol=1e-4)
 
 
-def test_onnxsim_failure_is_caught():
+def test_onnxsim_failure_is_caught() -> None:
     with pytest.raises(ExportError, match="onnxsim failed"):
         plain.simplify(onnx.ModelProto())
 
 
 @pytest.mark.usefixtures("converted")
-def test_outputs_are_compared_on_the_example(tiny: Tiny, tiny_graph, monkeypatch, tmp_path: Path):
+def test_outputs_are_compared_on_the_example(
+    tiny: Tiny, tiny_graph: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     flat = torch.full((3, 10, 11), 0.5)
     # A single bright pixel in one corner: crops of a periodic continuation all hold it.
     flat[:, 0, 0] = 1e3
@@ -326,7 +341,7 @@ def test_outputs_are_compared_on_the_example(tiny: Tiny, tiny_graph, monkeypatch
         export_onnx(tiny, tmp_path / "none.onnx", plain=True)
 
 
-def test_crops_lie_side_by_side_and_repeat_periodically():
+def test_crops_lie_side_by_side_and_repeat_periodically() -> None:
     image = torch.arange(12.0).view(1, 1, 3, 4)
     crops = verify._crops(image, (2, 1, 4, 3))
     assert crops[0, 0].tolist() == [[0, 1, 2], [4, 5, 6], [8, 9, 10], [0, 1, 2]]
@@ -334,25 +349,25 @@ def test_crops_lie_side_by_side_and_repeat_periodically():
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 8, 8), (8, 8), (1, 3, 0, 8)])
-def test_unfit_example_is_refused(tiny: Tiny, tmp_path: Path, shape: tuple):
+def test_unfit_example_is_refused(tiny: Tiny, tmp_path: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match=r"example input .* give \(1, 3, height, width\)"):
         export_onnx(tiny, tmp_path / "tiny.onnx", plain=True, example=(torch.zeros(shape),))
 
 
 @pytest.mark.parametrize("opset", [17, 999])
-def test_unsupported_opset_is_refused(tiny: Tiny, tmp_path: Path, opset: int):
+def test_unsupported_opset_is_refused(tiny: Tiny, tmp_path: Path, opset: int) -> None:
     with pytest.raises(UsageError, match=str(opset)):
         export_onnx(tiny, tmp_path / "tiny.onnx", plain=True, opset=opset)
 
 
 @pytest.mark.usefixtures("converted")
-def test_opset_other_than_asked_for_is_noted(tiny: Tiny, tmp_path: Path):
+def test_opset_other_than_asked_for_is_noted(tiny: Tiny, tmp_path: Path) -> None:
     report = export_onnx(tiny, tmp_path / "tiny.onnx", plain=True, opset=21)
     assert report.opset == 20
     assert report.notes == ("the exporter could not give opset 21, the file has opset 20",)
 
 
-def test_network_that_cannot_be_converted(tmp_path: Path):
+def test_network_that_cannot_be_converted(tmp_path: Path) -> None:
     class Branching(Tiny):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) if x.sum() > 0 else x[:, :2]
@@ -367,7 +382,7 @@ def test_network_that_cannot_be_converted(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a model at all"])
-def test_unusable_file_is_a_checkpoint_error(tmp_path: Path, content: bytes | None):
+def test_unusable_file_is_a_checkpoint_error(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "model.onnx"
     if content is not None:
         path.write_bytes(content)
@@ -377,7 +392,7 @@ def test_unusable_file_is_a_checkpoint_error(tmp_path: Path, content: bytes | No
     assert ("no such file" in str(caught.value)) == (content is None)
 
 
-def test_foreign_model_is_a_checkpoint_error(tmp_path: Path):
+def test_foreign_model_is_a_checkpoint_error(tmp_path: Path) -> None:
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, 5]) for name in "xy"]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
     opset = onnx.helper.make_opsetid("", 20)
@@ -386,7 +401,7 @@ def test_foreign_model_is_a_checkpoint_error(tmp_path: Path):
         OnnxModel(tmp_path / "foreign.onnx")
 
 
-def test_inputs_that_do_not_fit_are_data_errors(report: ExportReport):
+def test_inputs_that_do_not_fit_are_data_errors(report: ExportReport) -> None:
     model = OnnxModel(report.path)
     with pytest.raises(DataError, match=r"\(batch, 3, height, width\), not \(1, 4, 8, 8\)"):
         model(torch.zeros(1, 4, 8, 8))

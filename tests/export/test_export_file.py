@@ -48,7 +48,9 @@ def refused(*arguments: object, capsys: pytest.CaptureFixture[str], code: int = 
 # --- The output -------------------------------------------------------------------------------------
 
 
-def test_the_model_itself_is_never_replaced(checkpoint: Path, tmp_path: Path, capsys) -> None:
+def test_the_model_itself_is_never_replaced(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     named_onnx = checkpoint.rename(tmp_path / "small.onnx")
     (tmp_path / "link.onnx").symlink_to(named_onnx)
     before = named_onnx.read_bytes()
@@ -59,7 +61,9 @@ def test_the_model_itself_is_never_replaced(checkpoint: Path, tmp_path: Path, ca
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.onnx", "small.onnx"]
 
 
-def test_the_output_is_known_by_its_suffix(checkpoint: Path, tmp_path: Path, capsys) -> None:
+def test_the_output_is_known_by_its_suffix(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("small.pth", "out.bin", "out"):
         line = refused(checkpoint, "-o", tmp_path / name, "--overwrite", capsys=capsys)
         assert ".onnx; add it" in line
@@ -82,7 +86,7 @@ def test_the_output_is_known_by_its_suffix(checkpoint: Path, tmp_path: Path, cap
     ],
 )
 def test_what_cannot_be_made_is_refused_before_anything_is_read(
-    arguments: list[str], words: str, tmp_path: Path, capsys
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = ["--data", tmp_path / "none"] if "fp32" not in words else []
     assert words in refused(tmp_path / "none.pth", *arguments, *missing, capsys=capsys)
@@ -92,7 +96,9 @@ def test_what_cannot_be_made_is_refused_before_anything_is_read(
 # --- Data -------------------------------------------------------------------------------------------
 
 
-def test_int8_says_what_it_is_calibrated_on(student: Path, tmp_path: Path, capsys) -> None:
+def test_int8_says_what_it_is_calibrated_on(
+    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, err = exported(student, "--precision", "int8", *QUICK, "-o", tmp_path / "a.onnx", capsys=capsys)
     assert "no --degrade: noise:50, which this student was made with" in err
     assert "scikit-image, degraded by noise:50" in err and "say which" not in err
@@ -110,7 +116,9 @@ def test_int8_says_what_it_is_calibrated_on(student: Path, tmp_path: Path, capsy
     assert "1 file skipped" in err and "dB to float32" in out
 
 
-def test_fp16_is_evaluated_where_options_on_data_are_given(checkpoint: Path, tmp_path: Path, capsys) -> None:
+def test_fp16_is_evaluated_where_options_on_data_are_given(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [checkpoint, "--precision", "fp16", "--input-size", 32]
     out, err = exported(*arguments, "-o", tmp_path / "a.onnx", capsys=capsys)
     assert "PSNR" not in out and "no --data" not in err
@@ -119,14 +127,18 @@ def test_fp16_is_evaluated_where_options_on_data_are_given(checkpoint: Path, tmp
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
-def test_fp32_says_that_it_uses_no_data(checkpoint: Path, tmp_path: Path, capsys) -> None:
+def test_fp32_says_that_it_uses_no_data(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [checkpoint, "--data", tmp_path / "none", "--degrade", "noise:25", "--seed", 1]
     out, err = exported(*arguments, "-o", tmp_path / "a.onnx", capsys=capsys)
     assert "--data, --degrade: not used with --precision fp32\n" in err and "PSNR" not in out
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_bad_data_leave_no_file_behind(precision: str, checkpoint: Path, tmp_path: Path, capsys) -> None:
+def test_bad_data_leave_no_file_behind(
+    precision: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [checkpoint, "--precision", precision, "-o", tmp_path / "a.onnx"]
     line = refused(*arguments, "--data", tmp_path / "none", capsys=capsys, code=1)
     assert "none" in line
@@ -134,7 +146,7 @@ def test_bad_data_leave_no_file_behind(precision: str, checkpoint: Path, tmp_pat
 
 
 def test_what_cannot_be_evaluated_is_not_published(
-    checkpoint: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise DataError("an image is gone")
@@ -148,7 +160,9 @@ def test_what_cannot_be_evaluated_is_not_published(
 # --- Metadata ---------------------------------------------------------------------------------------
 
 
-def test_students_have_the_name_of_their_folder(student: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_students_have_the_name_of_their_folder(
+    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "denoiser-rank8").mkdir()
     inside = student.rename(tmp_path / "denoiser-rank8" / student.name)
     monkeypatch.chdir(inside.parent)

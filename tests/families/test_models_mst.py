@@ -1,7 +1,12 @@
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from csa2glmha.core.errors import CheckpointError, DataError
 from csa2glmha.data.inputs.cassi import disperse
@@ -20,7 +25,7 @@ NETWORKS = [
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _seed() -> None:
     torch.manual_seed(0)
 
 
@@ -37,7 +42,7 @@ def inputs_of(model: torch.nn.Module, height: int, width: int, batch: int = 1) -
 
 
 @pytest.mark.parametrize("name, hyperparameters", NETWORKS)
-def test_recognised_from_the_state_dict_alone(name, hyperparameters):
+def test_recognised_from_the_state_dict_alone(name: str, hyperparameters: Any) -> None:
     model = randomised(build(name, hyperparameters))
     assert recognise(model.state_dict(), "x").name == name
     again = build_from_state(model.state_dict(), "x")
@@ -48,7 +53,7 @@ def test_recognised_from_the_state_dict_alone(name, hyperparameters):
         assert again(*inputs).shape == (1, model.out_channels, 16, 24)
 
 
-def test_number_of_levels_is_limited_for_mst_plus_plus():
+def test_number_of_levels_is_limited_for_mst_plus_plus() -> None:
     with pytest.raises(ValueError, match="5 levels"):
         MSTPlusPlus(3, 4, 1, [1, 1, 1, 1, 1])
     state = build("mst_plus_plus", {"n_feat": 2, "num_blocks": [1, 1, 1]}).state_dict()
@@ -58,7 +63,7 @@ def test_number_of_levels_is_limited_for_mst_plus_plus():
         build_from_state(state, "x.ckpt")
 
 
-def tokens_attention(module, x, factors):
+def tokens_attention(module: Any, x: Tensor, factors: Tensor) -> Tensor:
     """S-MSA as the paper writes it, on (B, HW, C) tokens in float64, one head after the other."""
     batch, channels, height, width = x.shape
     x = x.flatten(2).transpose(1, 2)
@@ -82,14 +87,14 @@ def tokens_attention(module, x, factors):
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
-def test_smsa_is_the_papers(heads):
+def test_smsa_is_the_papers(heads: int) -> None:
     module = randomised(SMSA(8, heads)).double()
     x = torch.randn(2, 8, 5, 7, dtype=torch.float64)
     assert torch.allclose(module(x), tokens_attention(module, x, torch.ones_like(x)), atol=1e-10)
 
 
 @pytest.mark.parametrize("masks", [1, 2])
-def test_msmsa_multiplies_the_values_but_not_the_positional_embedding(masks):
+def test_msmsa_multiplies_the_values_but_not_the_positional_embedding(masks: Any) -> None:
     module = randomised(MSMSA(8, 2, level=1)).double()
     x = torch.randn(2, 8, 6, 6, dtype=torch.float64)
     mask = torch.rand(masks, 8, 6, 6 + 8, dtype=torch.float64)
@@ -98,19 +103,19 @@ def test_msmsa_multiplies_the_values_but_not_the_positional_embedding(masks):
     assert torch.allclose(module(x, mask), tokens_attention(module, x, factors), atol=1e-10)
 
 
-def test_attention_of_a_map_without_signal_is_finite():
+def test_attention_of_a_map_without_signal_is_finite() -> None:
     module = SMSA(4, 1)
     module(torch.zeros(1, 4, 3, 3)).sum().backward()
     gradients = [parameter.grad for parameter in module.parameters()]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
 
-def test_smsa_does_not_depend_on_memory_layout():
+def test_smsa_does_not_depend_on_memory_layout() -> None:
     module, x = randomised(SMSA(8, 2)), torch.randn(2, 8, 6, 5)
     assert torch.allclose(module(x), module(x.contiguous(memory_format=torch.channels_last)), atol=1e-5)
 
 
-def test_mask_factors_by_hand():
+def test_mask_factors_by_hand() -> None:
     module = MaskGuidance(1, level=0).double()
     with torch.no_grad():
         module.conv1.weight.fill_(2)
@@ -127,7 +132,7 @@ def test_mask_factors_by_hand():
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_shift_back_at_256_rows_is_the_published_one(level):
+def test_shift_back_at_256_rows_is_the_published_one(level: int) -> None:
     rows, channels = 256 >> level, 28 << level
     maps = torch.rand(1, channels, rows, 310 >> level)
     shifted = MaskGuidance(channels, level)._shift_back(maps, rows)
@@ -138,13 +143,13 @@ def test_shift_back_at_256_rows_is_the_published_one(level):
 
 
 @pytest.mark.parametrize("height, width", [(8, 12), (64, 20), (512, 4)])
-def test_shift_back_undoes_dispersion_at_any_size(height, width):
+def test_shift_back_undoes_dispersion_at_any_size(height: int, width: int) -> None:
     scene = torch.rand(1, 28, height, width)
     assert torch.equal(MaskGuidance(28, 0)._shift_back(disperse(scene), width), scene)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 4, 5])
-def test_lower_levels_have_room_for_every_shift(levels):
+def test_lower_levels_have_room_for_every_shift(levels: int) -> None:
     """The width that the strided convolutions leave suffices, and neighbouring bands stay in order."""
     for dim in (4, 28, 31):
         model = MST(dim, [1] * levels).to("meta")
@@ -157,7 +162,7 @@ def test_lower_levels_have_room_for_every_shift(levels):
             assert largest + (3 * size >> level) <= width
 
 
-def test_mask_guidance_of_a_part_is_the_part_of_the_guidance():
+def test_mask_guidance_of_a_part_is_the_part_of_the_guidance() -> None:
     """The published form would shift by another step once the number of rows changes."""
     module = randomised(MaskGuidance(8, level=1))
     mask = torch.rand(1, 8, 40, 30)
@@ -166,7 +171,7 @@ def test_mask_guidance_of_a_part_is_the_part_of_the_guidance():
     assert torch.allclose(whole[:, :, 10:26], part[:, :, 2:-2], atol=1e-5)
 
 
-def test_one_mask_for_all_or_one_each():
+def test_one_mask_for_all_or_one_each() -> None:
     model = randomised(build("mst", {"dim": 4, "num_blocks": [1, 1]}))
     cubes, mask = inputs_of(model, 8, 10, batch=3)
     masks = torch.rand(3, *mask.shape[1:])
@@ -177,7 +182,7 @@ def test_one_mask_for_all_or_one_each():
         assert not torch.allclose(each, model(cubes, mask), atol=1e-2)
 
 
-def test_mst_is_described_by_its_input_shapes():
+def test_mst_is_described_by_its_input_shapes() -> None:
     model = MST()
     assert model.input_names == ("input", "mask")
     assert model.input_shapes(256, 256, 5) == ((5, 28, 256, 256), (1, 28, 256, 310))
@@ -195,14 +200,14 @@ def test_mst_is_described_by_its_input_shapes():
         ((3, 4, 16, 16), (2, 4, 16, 22), r"mask.*\(2, 4, 16, 22\).*\(1, 4, 16, 22\)"),
     ],
 )
-def test_inputs_that_do_not_fit(cube, mask, message):
+def test_inputs_that_do_not_fit(cube: Any, mask: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         MST(4, [1, 1, 1])(torch.rand(cube), torch.rand(mask))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("height, width", [(41, 36), (8, 15), (3, 1)])
-def test_mst_plus_plus_pads_by_reflection_and_crops(height, width):
+def test_mst_plus_plus_pads_by_reflection_and_crops(height: int, width: int) -> None:
     model = randomised(build("mst_plus_plus", {"n_feat": 4, "stage": 1}))
     image = torch.rand(2, 3, height, width)
     edges = [(0, -side % 8) for side in (height, width)]
@@ -213,7 +218,7 @@ def test_mst_plus_plus_pads_by_reflection_and_crops(height, width):
         assert torch.allclose(output, model(padded)[..., :height, :width], atol=1e-4, rtol=1e-4)
 
 
-def test_exported_programs_keep_their_sizes_open():
+def test_exported_programs_keep_their_sizes_open() -> None:
     dynamic = torch.export.Dim.DYNAMIC
     image_network = randomised(build("mst_plus_plus", {"n_feat": 4, "stage": 1, "num_blocks": [1, 1]}))
     cube_network = randomised(build("mst", {"dim": 4, "num_blocks": [1, 1]}))

@@ -88,7 +88,9 @@ def test_folders_keep_names_subfolders_and_depth(colour: Path, folder: Path, tmp
         assert difference.abs().max() < 0.51 / levels + 1e-6
 
 
-def test_more_bits_than_the_suffix_holds(colour: Path, tmp_path: Path, capsys) -> None:
+def test_more_bits_than_the_suffix_holds(
+    colour: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     write_image(folder / "16.png", torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)), 16)
@@ -114,7 +116,7 @@ class Picky:
 
 
 def test_one_file_of_a_folder_does_not_stop_the_others(
-    colour: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    colour: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -131,7 +133,9 @@ def test_one_file_of_a_folder_does_not_stop_the_others(
             run_files(colour, images, tmp_path / name, make_restorer=Picky)
 
 
-def test_a_full_disk_ends_the_run(colour: Path, folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_ends_the_run(
+    colour: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -160,7 +164,11 @@ def test_nothing_is_overwritten_unasked(colour: Path, folder: Path, tmp_path: Pa
 
 
 def test_an_interrupted_run_goes_on(
-    colour: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    colour: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "out"
     (output / "deep").mkdir(parents=True)

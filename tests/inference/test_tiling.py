@@ -305,7 +305,7 @@ def test_calls_that_wait_keep_no_memory_that_they_have_freed() -> None:
     before = psutil.Process().memory_info().rss
     with ended_together(calls):
         for _ in range(32):
-            call = PausingCall(work)
+            call: PausingCall[str, str, None] = PausingCall(work)
             calls.append(call)
             assert call.proceed() == "anything"
         assert psutil.Process().memory_info().rss - before < 200 * 2**20  # of 32 times 32 MiB

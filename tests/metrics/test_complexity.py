@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from csa2glmha.metrics.complexity import Complexity, count_complexity, format_ma
 class Lambda(nn.Module):
     """A module of one function."""
 
-    def __init__(self, function) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
         self.function = function
 
@@ -22,7 +24,7 @@ class Lambda(nn.Module):
         return self.function(*inputs)
 
 
-def count(function, *shapes: tuple[int, ...]) -> Complexity:
+def count(function: Callable[..., Any], *shapes: tuple[int, ...]) -> Complexity:
     return count_complexity(Lambda(function), *shapes)
 
 
@@ -33,7 +35,7 @@ def costs(result: Complexity) -> tuple[int, int]:
 # --- operators, by hand -------------------------------------------------------------------------------------
 
 
-def test_convolution_with_stride_and_bias():
+def test_convolution_with_stride_and_bias() -> None:
     result = count_complexity(nn.Conv2d(3, 8, 3, stride=2, padding=1), (2, 3, 10, 12))
     outputs = 2 * 8 * 5 * 6
     assert result.macs == result.conv_macs == outputs * 3 * 9
@@ -43,13 +45,13 @@ def test_convolution_with_stride_and_bias():
     assert result.input_shapes == ((2, 3, 10, 12),)
 
 
-def test_grouped_convolution_reads_only_its_group():
+def test_grouped_convolution_reads_only_its_group() -> None:
     result = count_complexity(nn.Conv2d(8, 12, 3, groups=4, bias=False), (1, 8, 6, 6))
     assert costs(result) == (12 * 16 * 2 * 9, 2 * 12 * 16 * 2 * 9)
     assert result.params == 12 * 2 * 9
 
 
-def test_transposed_convolution_spreads_every_input():
+def test_transposed_convolution_spreads_every_input() -> None:
     # Each of the 6 x 20 inputs meets 4/2 output channels times a 2 x 3 kernel.
     layer = nn.ConvTranspose2d(6, 4, (2, 3), stride=(2, 3), groups=2)
     result = count_complexity(layer, (1, 6, 4, 5))
@@ -59,7 +61,7 @@ def test_transposed_convolution_spreads_every_input():
 
 
 @pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 7, 5)])
-def test_linear_at_every_rank(shape):
+def test_linear_at_every_rank(shape: Any) -> None:
     rows = torch.Size(shape[:-1]).numel()
     with_bias = count_complexity(nn.Linear(5, 3), shape)
     assert costs(with_bias) == (rows * 15, rows * (30 + 3))
@@ -81,7 +83,7 @@ def test_linear_at_every_rank(shape):
         (torch.addbmm, [(3, 7), (2, 3, 5), (2, 5, 7)], 2 * 3 * 5 * 7, 3 * 7),
     ],
 )
-def test_matrix_products(function, shapes, macs, added):
+def test_matrix_products(function: Callable[..., Any], shapes: Any, macs: int, added: int) -> None:
     result = count(function, *shapes)
     assert costs(result) == (macs, 2 * macs + added)
     assert result.conv_macs == 0
@@ -113,14 +115,14 @@ def test_matrix_products(function, shapes, macs, added):
         (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), 7 * 4 * 480),
     ],
 )
-def test_other_arithmetic_has_flops_and_no_macs(function, flops):
+def test_other_arithmetic_has_flops_and_no_macs(function: Callable[..., Any], flops: int) -> None:
     result = count(function, (4, 4, 5, 6))
     assert costs(result) == (0, flops)
     assert result.by_operator == {}
     assert result.uncounted == {}
 
 
-def test_data_movement_is_free():
+def test_data_movement_is_free() -> None:
     def move(x: Tensor) -> Tensor:
         x = F.pad(x, (1, 1, 1, 1), mode="reflect")
         x = F.pixel_shuffle(F.pixel_unshuffle(F.pad(x, (0, 2, 0, 2)), 2), 2)
@@ -134,7 +136,7 @@ def test_data_movement_is_free():
     assert result.uncounted == {}
 
 
-def test_attention_costs_the_same_however_it_is_written():
+def test_attention_costs_the_same_however_it_is_written() -> None:
     # (B, h, L, E) queries, (B, h, S, E) keys, (B, h, S, V) values.
     shapes = (2, 3, 5, 4), (2, 3, 6, 4), (2, 3, 6, 7)
     macs = 2 * 3 * 5 * 6 * (4 + 7)
@@ -151,21 +153,21 @@ def test_attention_costs_the_same_however_it_is_written():
         lambda q, k, v: torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, False)[0],
     ],
 )
-def test_fused_attention(function):
+def test_fused_attention(function: Callable[..., Any]) -> None:
     result = count(function, (2, 3, 5, 8), (2, 3, 6, 8), (2, 3, 6, 8))
     logits = 2 * 3 * 5 * 6
     assert costs(result) == (logits * 16, 2 * logits * 16 + 6 * logits)
     assert result.uncounted == {}
 
 
-def test_an_operator_without_a_handler_is_listed():
+def test_an_operator_without_a_handler_is_listed() -> None:
     result = count(lambda x: torch.fft.rfft2(torch.fft.rfft2(x).abs()).real + x[..., :2], (1, 2, 4, 4))
     assert result.uncounted == {"_fft_r2c": 2}
     assert result.macs == 0
     assert result.flops > 0
 
 
-def test_an_operator_of_another_library_is_listed_by_its_full_name():
+def test_an_operator_of_another_library_is_listed_by_its_full_name() -> None:
     with torch.library._scoped_library("csa2glmha_test", "DEF") as library:
         library.define("twice(Tensor x) -> Tensor")
         library.impl("twice", lambda x: torch.empty_like(x), "Meta")
@@ -196,7 +198,7 @@ class ChannelAttention(nn.Module):
         return self.project_out(out.reshape(batch, dim, height, width))
 
 
-def test_channel_attention_by_hand():
+def test_channel_attention_by_hand() -> None:
     c, heads, pixels = 8, 2, 6 * 10
     result = count_complexity(ChannelAttention(c, heads), (1, c, 6, 10))
     convolutions = pixels * (3 * c * c + 9 * 3 * c + c * c)
@@ -223,7 +225,7 @@ class Nested(nn.Module):
         return self.head(x) * 2
 
 
-def test_modules_hold_themselves_and_everything_below():
+def test_modules_hold_themselves_and_everything_below() -> None:
     result = count_complexity(Nested(), (1, 4, 5, 5))
     macs = {name: (module.macs, module.flops, module.params) for name, module in result.modules.items()}
     assert macs == {
@@ -251,13 +253,13 @@ class Recurrent(nn.Module):
         return self.layer(self.layer(x))
 
 
-def test_a_module_called_twice_costs_twice_and_has_its_parameters_once():
+def test_a_module_called_twice_costs_twice_and_has_its_parameters_once() -> None:
     result = count_complexity(Recurrent(), (3, 4))
     assert result.macs == result.modules["layer"].macs == 2 * 3 * 16
     assert result.params == result.modules["layer"].params == 16
 
 
-def test_a_shared_parameter_counts_once():
+def test_a_shared_parameter_counts_once() -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     model[1].weight = model[0].weight
     result = count_complexity(model, (3, 4))
@@ -266,7 +268,7 @@ def test_a_shared_parameter_counts_once():
     assert [result.modules[name].params for name in ("0", "1")] == [16, 16]
 
 
-def test_a_shared_module_counts_below_its_caller():
+def test_a_shared_module_counts_below_its_caller() -> None:
     shared = nn.Linear(4, 4, bias=False)
     model = nn.Sequential(nn.Sequential(shared), nn.Sequential(shared, shared))
     modules = count_complexity(model, (1, 4)).modules
@@ -280,21 +282,21 @@ def test_a_shared_module_counts_below_its_caller():
     }
 
 
-def test_the_work_of_hooks_belongs_to_their_module():
+def test_the_work_of_hooks_belongs_to_their_module() -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False))
     model[0].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
     model[0].register_forward_hook(lambda module, inputs, output: output + 1)
     assert count_complexity(model, (3, 4)).modules["0"].flops == 2 * 48 + 12 + 12
 
 
-def test_buffers_are_not_parameters():
+def test_buffers_are_not_parameters() -> None:
     assert count_complexity(nn.BatchNorm2d(4), (1, 4, 3, 3)).params == 8
 
 
 # --- the model and its inputs -------------------------------------------------------------------------------
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_left_as_it_was() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout()).train()
     before = copy.deepcopy(model.state_dict())
     count_complexity(model, (2, 3, 4, 4))
@@ -304,7 +306,7 @@ def test_the_model_is_left_as_it_was():
     assert next(model.parameters()).device.type == "cpu"
 
 
-def test_counts_inference_whatever_the_mode():
+def test_counts_inference_whatever_the_mode() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout())
     expected = count_complexity(model.eval(), (2, 3, 4, 4))
     assert count_complexity(model.train(), (2, 3, 4, 4)) == expected
@@ -315,12 +317,12 @@ def test_counts_inference_whatever_the_mode():
         assert count_complexity(model, (1, 4, 6, 6)) == expected
 
 
-def test_tensors_and_shapes_count_alike():
+def test_tensors_and_shapes_count_alike() -> None:
     model = ChannelAttention(4, 2)
     assert count_complexity(model, torch.rand(1, 4, 6, 6)) == count_complexity(model, (1, 4, 6, 6))
 
 
-def test_shapes_take_the_type_of_the_model():
+def test_shapes_take_the_type_of_the_model() -> None:
     assert count_complexity(nn.Conv2d(3, 4, 1).double(), (1, 3, 2, 2)).macs == 48
 
 
@@ -338,7 +340,7 @@ class KeepsTensors(nn.Module):
         return self.last
 
 
-def test_tensors_kept_by_modules_do_not_matter():
+def test_tensors_kept_by_modules_do_not_matter() -> None:
     model = KeepsTensors()
     expected = count_complexity(model, (2, 4))
     kept = model(torch.rand(2, 4))  # has a gradient function, so it cannot be deep-copied
@@ -346,7 +348,7 @@ def test_tensors_kept_by_modules_do_not_matter():
     assert model.last is kept
 
 
-def test_a_large_model_needs_no_memory_for_activations():
+def test_a_large_model_needs_no_memory_for_activations() -> None:
     # 2^20 x 2^20 pixels of 64 channels.
     side = 1 << 20
     result = count_complexity(nn.Conv2d(64, 64, 3, padding=1, bias=False), (1, 64, side, side))
@@ -354,13 +356,13 @@ def test_a_large_model_needs_no_memory_for_activations():
 
 
 @pytest.mark.parametrize("shape", [(), (1, 0, 4), (1, -3, 4), (1, 3.5, 4), (1, "3", 4)])
-def test_bad_shapes_are_refused(shape):
+def test_bad_shapes_are_refused(shape: Any) -> None:
     with pytest.raises(UsageError, match="positive integers") as caught:
         count_complexity(nn.Identity(), shape)
     assert repr(shape) in str(caught.value)
 
 
-def test_inputs_that_the_model_refuses_are_named():
+def test_inputs_that_the_model_refuses_are_named() -> None:
     with pytest.raises(UsageError, match=r"cannot count Conv2d on input shape \(1, 5, 4, 4\)") as caught:
         count_complexity(nn.Conv2d(3, 4, 1), (1, 5, 4, 4))
     assert "\n" not in str(caught.value)
@@ -386,6 +388,6 @@ def test_inputs_that_the_model_refuses_are_named():
         (-7_700_000_000, "-7.7 G", "-7.70 G"),
     ],
 )
-def test_formats(value, macs, params):
+def test_formats(value: Any, macs: str, params: str) -> None:
     assert format_macs(value) == macs
     assert format_params(value) == params

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
     return reference + noise, reference
 
 
-def test_psnr_by_hand():
+def test_psnr_by_hand() -> None:
     # An error of 0.1 everywhere: MSE 0.01, 20 dB. With a range of 10, 20 dB more.
     reference = torch.zeros(1, 3, 4, 5, dtype=torch.float64)
     assert quality.psnr(reference + 0.1, reference) == pytest.approx(20)
@@ -29,14 +30,14 @@ def test_psnr_by_hand():
     assert quality.psnr(reference[0] - 0.1, reference[0]) == pytest.approx(20)
 
 
-def test_psnr_of_equal_and_of_infinite_images():
+def test_psnr_of_equal_and_of_infinite_images() -> None:
     image = torch.rand(3, 8, 8)
     assert quality.psnr(image, image) == math.inf
     assert quality.psnr(image / 0, image) == -math.inf
     assert math.isnan(quality.psnr(image * math.nan, image))
 
 
-def test_psnr_and_ssim_agree_with_scikit_image_on_every_image(pair):
+def test_psnr_and_ssim_agree_with_scikit_image_on_every_image(pair: Any) -> None:
     outputs, references = pair
     for output, reference in zip(outputs, references, strict=True):
         a, b = output.double().numpy(), reference.double().numpy()
@@ -45,7 +46,7 @@ def test_psnr_and_ssim_agree_with_scikit_image_on_every_image(pair):
         assert quality.ssim(output, reference) == pytest.approx(expected)
 
 
-def test_luma_is_that_of_matlab():
+def test_luma_is_that_of_matlab() -> None:
     # rgb2ycbcr gives these for the primaries, white and black, in 255ths.
     colours = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1], [0, 0, 0]]).T[..., None].double()
     wanted = [81.481, 144.553, 40.966, 235, 16]
@@ -54,7 +55,7 @@ def test_luma_is_that_of_matlab():
         quality.luma(torch.zeros(1, 8, 8))
 
 
-def test_psnr_and_ssim_of_luma(pair):
+def test_psnr_and_ssim_of_luma(pair: Any) -> None:
     output, reference = pair[0][0], pair[1][0]
     measured = QualityMeter(of_luma=True).add("a", output, reference).values
     a, b = quality.luma(output), quality.luma(reference)
@@ -63,20 +64,20 @@ def test_psnr_and_ssim_of_luma(pair):
 
 
 @pytest.mark.parametrize("metric", [quality.psnr, quality.ssim, quality.sam, quality.mrae, quality.rmse])
-def test_a_batch_gives_the_mean_over_its_images(pair, metric):
+def test_a_batch_gives_the_mean_over_its_images(pair: Any, metric: str) -> None:
     outputs, references = pair
     first, second = (metric(a, b) for a, b in zip(outputs, references, strict=True))
     assert metric(outputs, references) == pytest.approx((first + second) / 2)
     assert first != pytest.approx(second)
 
 
-def test_data_range_scales_out(pair):
+def test_data_range_scales_out(pair: Any) -> None:
     output, reference = pair
     assert quality.psnr(output * 255, reference * 255, 255) == pytest.approx(quality.psnr(output, reference))
     assert quality.ssim(output * 255, reference * 255, 255) == pytest.approx(quality.ssim(output, reference))
 
 
-def test_bands_are_measured_on_their_own(pair):
+def test_bands_are_measured_on_their_own(pair: Any) -> None:
     output, reference = pair[0][0], pair[1][0]
     for metric, per_band in (
         (quality.psnr, quality.per_band_psnr),
@@ -86,14 +87,14 @@ def test_bands_are_measured_on_their_own(pair):
         assert bands == pytest.approx([metric(output[c : c + 1], reference[c : c + 1]) for c in range(3)])
 
 
-def test_band_values_of_a_batch_are_means_over_its_images(pair):
+def test_band_values_of_a_batch_are_means_over_its_images(pair: Any) -> None:
     outputs, references = pair
     first, second = (quality.per_band_psnr(a, b) for a, b in zip(outputs, references, strict=True))
     expected = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
     assert quality.per_band_psnr(outputs, references) == pytest.approx(expected)
 
 
-def test_sam_by_hand_in_degrees():
+def test_sam_by_hand_in_degrees() -> None:
     # Pixels, left to right: 90 degrees, 45 degrees, a positive factor (0), opposite (180).
     output = torch.tensor([[1.0, 1.0, 2.0, -1.0], [0.0, 1.0, 4.0, 0.0]]).view(2, 1, 4)
     reference = torch.tensor([[0.0, 1.0, 1.0, 1.0], [3.0, 0.0, 2.0, 0.0]]).view(2, 1, 4)
@@ -103,21 +104,21 @@ def test_sam_by_hand_in_degrees():
     assert quality.sam(output, reference) == pytest.approx(sum(expected) / 4)
 
 
-def test_sam_is_exact_at_small_angles():
+def test_sam_is_exact_at_small_angles() -> None:
     angle = 1e-7
     output = torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64).view(2, 1, 1)
     reference = torch.tensor([1.0, 0.0], dtype=torch.float64).view(2, 1, 1)
     assert quality.sam(output, reference) == pytest.approx(math.degrees(angle), rel=1e-6)
 
 
-def test_sam_of_black_spectra():
+def test_sam_of_black_spectra() -> None:
     black, other = torch.zeros(4, 2, 2), torch.rand(4, 2, 2) + 0.1
     assert quality.sam(black, black) == 0
     assert quality.sam(black, other) == pytest.approx(90)
     assert quality.sam(other, black) == pytest.approx(90)
 
 
-def test_mrae_and_rmse_by_hand():
+def test_mrae_and_rmse_by_hand() -> None:
     reference = torch.tensor([1.0, 2.0, -4.0, 0.0], dtype=torch.float64).view(1, 1, 4)
     output = torch.tensor([2.0, 2.5, -3.0, 3.0], dtype=torch.float64).view(1, 1, 4)
     # Relative errors 1, 1/4, 1/4; the last has none. Squared errors 1, 1/4, 1, 9.
@@ -126,19 +127,19 @@ def test_mrae_and_rmse_by_hand():
     assert math.isnan(quality.mrae(output, torch.zeros_like(reference)))
 
 
-def test_half_precision_inputs_are_measured_in_full_precision():
+def test_half_precision_inputs_are_measured_in_full_precision() -> None:
     reference = torch.zeros(1, 8, 8, dtype=torch.float16)
     # 1e-3 squared is below half's normal range.
     assert quality.psnr(reference + 1e-3, reference) == pytest.approx(60, abs=0.01)
 
 
-def test_double_precision_inputs_are_not_rounded():
+def test_double_precision_inputs_are_not_rounded() -> None:
     reference = torch.ones(1, 8, 8, dtype=torch.float64)
     assert quality.psnr(reference + 1e-9, reference) == pytest.approx(180, abs=0.01)
 
 
 @pytest.mark.parametrize("metric", [quality.psnr, quality.ssim, quality.sam, quality.mrae, quality.rmse])
-def test_unfit_tensors_are_refused(metric):
+def test_unfit_tensors_are_refused(metric: str) -> None:
     with pytest.raises(DataError, match=r"\(3, 8, 8\) and reference of shape \(3, 8, 9\)"):
         metric(torch.rand(3, 8, 8), torch.rand(3, 8, 9))
     with pytest.raises(DataError, match=r"\(8, 8\) is not an image"):
@@ -149,7 +150,7 @@ def test_unfit_tensors_are_refused(metric):
         metric(torch.rand(3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8))
 
 
-def test_images_below_the_ssim_window_are_refused():
+def test_images_below_the_ssim_window_are_refused() -> None:
     assert quality.ssim(torch.ones(3, 7, 7), torch.ones(3, 7, 7)) == 1
     with pytest.raises(DataError, match="6 x 9 pixels are too small"):
         quality.ssim(torch.rand(3, 6, 9), torch.rand(3, 6, 9))
@@ -157,12 +158,12 @@ def test_images_below_the_ssim_window_are_refused():
 
 @pytest.mark.parametrize("data_range", [0, -1.0, math.nan, math.inf])
 @pytest.mark.parametrize("metric", [quality.psnr, quality.ssim])
-def test_bad_data_range_is_refused(metric, data_range):
+def test_bad_data_range_is_refused(metric: str, data_range: Any) -> None:
     with pytest.raises(UsageError, match=str(data_range)):
         metric(torch.rand(3, 8, 8), torch.rand(3, 8, 8), data_range)
 
 
-def test_meter_averages_over_images(pair):
+def test_meter_averages_over_images(pair: Any) -> None:
     outputs, references = pair
     meter = QualityMeter()
     meter.add("a", outputs[0], references[0])
@@ -174,7 +175,7 @@ def test_meter_averages_over_images(pair):
     )
 
 
-def test_meter_measures_spectra_on_its_data_range(pair):
+def test_meter_measures_spectra_on_its_data_range(pair: Any) -> None:
     output, reference = (image[:1] * 255 for image in pair)
     values = QualityMeter(spectral=True, data_range=255).add("scene", output, reference).values
     assert values == pytest.approx(
@@ -189,7 +190,7 @@ def test_meter_measures_spectra_on_its_data_range(pair):
     )
 
 
-def test_meter_names_the_image_it_cannot_measure():
+def test_meter_names_the_image_it_cannot_measure() -> None:
     meter = QualityMeter()
     with pytest.raises(DataError, match=r"tiny\.png: .*4 x 4"):
         meter.add("tiny.png", torch.rand(3, 4, 4), torch.rand(3, 4, 4))

@@ -69,7 +69,7 @@ def build(seed: int = 0, **arguments: object) -> nn.Module:
     """One with weights that are the same every time, and attention that is not flat."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = Denoiser(**arguments)  # type: ignore[arg-type]
+        network = Denoiser(**arguments)
         for name, parameter in network.named_parameters():
             if name.endswith("temperature"):
                 parameter.data.fill_(3)

@@ -189,7 +189,7 @@ class CrossAttention(MapAttention):
         self.qkv = nn.Conv2d(channels, 2 * channels, 1)
         self.spread = depthwise(2 * channels)
 
-    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
         q = self.rows(self.q_spread(self.q(y)))
         k, v = (self.rows(part) for part in self.spread(self.qkv(x)).chunk(2, dim=1))
         return self.out((self.weights(q, k) @ v).reshape(x.shape))
