@@ -22,7 +22,8 @@ from csa2glmha.distill import DistillSettings
 from csa2glmha.distill.job import check_ground_truth, check_training, options_of
 from csa2glmha.metrics.evaluate import check_sizes
 from csa2glmha.networks import RestorationModel, run
-from csa2glmha.reading.layers import glmha_layers
+from csa2glmha.reading.given import read_given, refusals
+from csa2glmha.reading.layers import attention_layers, glmha_layers
 from csa2glmha.search.plan import RankSearch
 
 #: Samples taken of an iterable, which may have no end.
@@ -109,6 +110,16 @@ def data_from(
     if held_out is None:
         return GivenBatches.split(samples)
     return GivenBatches(samples, read_samples(held_out, "held_out", MOST_SAMPLES))
+
+
+def read_unknown(teacher: nn.Module, data: Data, options: ConvertOptions) -> None:
+    """Record a network in which no family finds attention, and tell what of it is refused."""
+    if attention_layers(teacher):
+        return
+    inputs = data.examples(options.input_size, options.seed)[0].inputs
+    device = next(teacher.parameters()).device
+    for line in refusals(read_given(teacher, [each.to(device) for each in inputs])):
+        say(line)
 
 
 def begin(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from csa2glmha.compression.arguments import begin, data_from, options_from, teacher_from
+from csa2glmha.compression.arguments import begin, data_from, options_from, read_unknown, teacher_from
 from csa2glmha.compression.result import Compression
 from csa2glmha.compression.run import ModelT, Plan, carry_out
 from csa2glmha.compression.stages import Calibrate, Compare, Count, Distil, Evaluate, Initialise, MeasureRanks
@@ -32,7 +32,7 @@ def compress(
     """Compress the channel attention of a network in memory.
 
     Args:
-        model: with channel attention of a known kind anywhere in it, on any device; it is not changed.
+        model: with channel attention anywhere in it, on any device; it is not changed.
         calibration: batches of its inputs, each a tensor (B, ...) or a tuple of tensors, without ground
             truth. For a network of a known family also a folder of images, with ``degrade`` and the like.
         rank: per head of keys and values; a share of each layer's energy to keep, such as 0.99; "full"; or
@@ -63,8 +63,9 @@ def compress(
     with quiet(not progress), telling(progress):
         settings = options_from(rank, distill, seed, options)
         teacher = teacher_from(model, resolve_device(settings.device))
-        plan = Plan.of(attention_layers(teacher), settings)
         data = data_from(model, calibration, held_out, settings)
+        read_unknown(teacher, data, settings)
+        plan = Plan.of(attention_layers(teacher), settings)
         run = begin(teacher, data, plan, settings, distill if isinstance(distill, DistillSettings) else None)
         carry_out(run, _STAGES)
         return Compression.of(run)

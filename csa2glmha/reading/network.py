@@ -169,9 +169,9 @@ def _read(recording: Recording, name: str, pairs: list[tuple[Pair, Call]]) -> Re
         raise Unreadable("the module is called in different ways")
     if not name:
         raise Unreadable("it is the network itself, not a module of it")
-    layer = RecordedLayer(
-        name, module, first.form, RecordedReader(module, first.form, first.wiring), 0.0, len(calls)
-    )
+    alone = all(len(call.args) == 1 and not call.kwargs for call in calls)
+    reader = RecordedReader(module, first.form, first.wiring, alone)
+    layer = RecordedLayer(name, module, first.form, reader, 0.0, len(calls))
     return _checked(layer, calls, read)
 
 

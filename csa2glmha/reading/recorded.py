@@ -15,7 +15,7 @@ from csa2glmha.attention.glmha import GLMHA
 from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.attention.layout import from_maps, to_maps
 from csa2glmha.attention.pointwise import PointwiseGLMHA
-from csa2glmha.reading.wiring import Branch, Wiring, bind, signature_of
+from csa2glmha.reading.wiring import ON_MAPS, Branch, Wiring, bind, signature_of
 
 
 class RecordedReader:
@@ -25,13 +25,17 @@ class RecordedReader:
         module: the module.
         form: its canonical form.
         wiring: where its inputs are among the module's arguments.
+        plain: it is called with one map alone, by position, as GLMHA itself is.
     """
 
-    def __init__(self, module: nn.Module, form: ChannelAttention, wiring: Wiring) -> None:
+    def __init__(
+        self, module: nn.Module, form: ChannelAttention, wiring: Wiring, plain: bool = False
+    ) -> None:
         self.module_type = type(module)
         self.wiring = wiring
         self._form = form
         self._signature = signature_of(module)
+        self._plain = plain and wiring == ON_MAPS and not form.from_moments
 
     def read(self, module: nn.Module) -> ChannelAttention:
         """The layer in canonical form, on the module's device."""
@@ -60,6 +64,8 @@ class RecordedReader:
 
     def build(self, module: nn.Module, config: GLMHAConfig) -> nn.Module:
         """An uninitialised replacement that is called as the module is, with the module's own branch."""
+        if self._plain:
+            return GLMHA(config)  # which deployment knows
         kind = RecordedPointwiseGLMHA if self._form.from_moments else RecordedGLMHA
         return kind(config, self.wiring, self._signature, self._branch(module))
 

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from csa2glmha.core.users_code import calls_users_code
+
+calls_users_code(__file__)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Value:

@@ -115,6 +115,10 @@ class Wiring(_Part):
         return self.factor.maps(args, self.size_of(args)).expand(-1, width, -1, -1)
 
 
+#: One map (B, C, H, W) as the first argument, and another as the result.
+ON_MAPS = Wiring(values=Map(place=Place(position=0), layout="maps"), output="maps")
+
+
 def signature_of(module: nn.Module) -> inspect.Signature:
     """How a module is called, without annotations: they may be of any kind."""
     signature = inspect.signature(module.forward)

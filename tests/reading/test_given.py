@@ -1,0 +1,55 @@
+"""Networks that no family knows are compressed in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import csa2glmha
+from csa2glmha.reading.check import difference
+from csa2glmha.reading.given import narrowed
+from csa2glmha.reading.layers import glmha_layers
+from tests.networks import Block, Network, forms, image, refused
+
+
+class MapThenTopK(nn.Module):
+    """Two attentions, of which one is refused."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.plain, self.selected = forms.MapAttention(channels), refused.TopKAttention(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.plain(x)
+        return x + self.selected(x)
+
+
+@pytest.mark.parametrize("block", [forms.DilatedAttention, forms.CrossBlock, forms.LitBlock])
+def test_compress_takes_any_network(block: Block) -> None:
+    network = Network(block).eval()
+    batches = [torch.cat([image(16, 24, seed) for seed in (1, 2)]), image(16, 24, 3)]
+    exact = csa2glmha.compress(network, batches, rank="full", progress=False).student
+    small = csa2glmha.compress(network, batches, rank=2, progress=False)
+    assert len(glmha_layers(small.student)) == 2
+    x = image(20, 12)
+    with torch.no_grad():
+        assert difference(exact(x), network(x)) < 1e-4
+        assert small.student(x).shape == x.shape
+    counted = small.record.complexity
+    assert counted is not None and counted.after.macs < counted.before.macs
+
+
+def test_compress_says_what_it_does_not_convert(capsys: pytest.CaptureFixture[str]) -> None:
+    network = Network(MapThenTopK).eval()
+    csa2glmha.compress(network, [image(16, 24, 1), image(16, 24, 2)], rank="full")
+    told = capsys.readouterr().err
+    assert "not converted" in told and "top-k between the two products" in told
+
+
+def test_a_recording_is_made_of_a_small_part_that_is_not_square() -> None:
+    batch, other = torch.rand(2, 3, 128, 64), torch.rand(2, 7)
+    cut, kept = narrowed((batch, other))
+    assert cut.shape == (1, 3, 64, 32) and kept.shape == (1, 7)
+    (square,) = narrowed((torch.rand(2, 3, 16, 16),))
+    assert square.shape == (1, 3, 16, 8)
