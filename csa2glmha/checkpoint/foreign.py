@@ -21,6 +21,7 @@ from csa2glmha.families.family import load_strictly
 from csa2glmha.networks.builder import Origin, build_network, label_of
 from csa2glmha.networks.foreign import ForeignNetwork, Interface, users_own
 from csa2glmha.networks.probe import probe
+from csa2glmha.reading.own import read_own
 
 #: The entry of a student's metadata on a network that is built elsewhere.
 NETWORK = "network"
@@ -51,6 +52,7 @@ def load_foreign(
         checkpoint = read_checkpoint(path, weights, (OneNetwork.of(network, label),))
         load_strictly(network, checkpoint.state_dict, f"{path} ({label})")
     model = ForeignNetwork(network, _probed(network, options), origin)
+    read_own(model)
     return model, replace(checkpoint, state_dict=model.state_dict())
 
 
@@ -83,7 +85,9 @@ def foreign_template(
         interface = _probed(network, options)
     change = None if then is None else origin.changed_since(then)
     notes = () if change is None else (f"since this student was made, {change}",)
-    return ForeignNetwork(network, interface, origin), notes
+    model = ForeignNetwork(network, interface, origin)
+    read_own(model)
+    return model, notes
 
 
 def described(model: ForeignNetwork) -> dict[str, Any]:

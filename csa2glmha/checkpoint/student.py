@@ -50,8 +50,9 @@ from csa2glmha.core.version import __version__
 from csa2glmha.families.family import load_strictly
 from csa2glmha.families.registry import build_from_state, family_named
 from csa2glmha.networks import RestorationModel
-from csa2glmha.networks.foreign import ForeignNetwork, users_own
+from csa2glmha.networks.foreign import ForeignNetwork, Interface, users_own
 from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_layers
+from csa2glmha.reading.own import read_module
 
 #: What a conversion calls it, in the folder that has the student's own name.
 STUDENT_FILE = "student.safetensors"
@@ -178,6 +179,9 @@ def load_into(checkpoint: Checkpoint, network: ModelT) -> ModelT:
     if _is_student(checkpoint):
         checkpoint = _up_to_date(checkpoint)
         try:
+            told = json.loads(checkpoint.metadata.get(NETWORK, "{}"))
+            if "interface" in told and "recorded_readers" not in vars(model):
+                read_module(model, Interface.from_json(told["interface"]))
             _put_layers(model, checkpoint.metadata)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(

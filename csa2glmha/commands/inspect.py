@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from csa2glmha.attention.canonical import ChannelAttention
 from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.checkpoint.student import TEACHER_VALUES, load_model
 from csa2glmha.config.network import NetworkOptions
@@ -16,6 +18,7 @@ from csa2glmha.core.text import one_line
 from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.metrics.complexity import Complexity, count_complexity, format_macs, format_params
 from csa2glmha.networks import RestorationModel
+from csa2glmha.networks.foreign import ForeignNetwork
 from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers, replace_layers
 from csa2glmha.report.document import render_table
 
@@ -81,6 +84,11 @@ def inspect_model(
         found["layers"] = [_student_layer(name, layer, now) for name, layer in glmha_layers(model).items()]
         return found
     layers = attention_layers(model)
+    found["attention_share"] = sum(now.modules[name].macs for name in layers) / max(now.macs, 1)
+    if isinstance(model, ForeignNetwork):
+        found["forms"] = dict(Counter(form_in_words(layer.form) for layer in layers.values()))
+        found["refused"] = [{"name": name, "reason": reason} for name, reason in model.refused]
+        found["global_operators"] = list(model.global_operators)
     if not layers:
         found["notes"].append(f"the attention of {model.architecture} cannot be converted yet")
         found["layers"] = []
@@ -92,6 +100,15 @@ def inspect_model(
             f"the estimate is for ranks {within}: no head of this network has more than {widest} channels"
         )
     return found | _estimate(model, layers, within, now)
+
+
+def form_in_words(form: ChannelAttention) -> str:
+    """How the queries, keys, values and the map of a layer are made, as it is told for networks of users."""
+    parts = ["linear projections" if form.pointwise else "depthwise projections"]
+    parts += ["queries from a second input"] if form.query_channels is not None else []
+    parts += [form.activation] if form.activation != "softmax" else []
+    parts += ["a factor or a branch of V"] if form.value_branch else []
+    return ", ".join(parts)
 
 
 def _student_layer(name: str, layer: GuidedAttention, counted: Complexity) -> dict[str, Any]:
@@ -150,6 +167,7 @@ def describe(found: dict[str, Any]) -> str:
         *(f"  {one_line(f'{key}: {value}')}" for key, value in found["hyperparameters"].items()),
         *(f"  {one_line(f'{key}: {value}')}" for key, value in found.get("student", {}).items()),
         *(f"  note: {one_line(note)}" for note in found["notes"]),
+        *_attention_lines(found),
         "",
     ]
     if not found["layers"]:
@@ -177,6 +195,31 @@ def describe(found: dict[str, Any]) -> str:
     if found["kind"] == "teacher":
         lines.append(f"then: what ranks {found['estimate']['ranks']} would leave")
     return "\n".join([*lines, render_table(rows, header)])
+
+
+def _attention_lines(found: dict[str, Any]) -> list[str]:
+    """Whether it is worth it: what share the attention has, what was found of it and what is refused."""
+    if "attention_share" not in found:
+        return []
+    counts = "; ".join(f"{count} with {form}" for form, count in found.get("forms", {}).items())
+    held = f" ({counts})" if counts else ""
+    lines = [
+        f"attention that can be converted: {found['attention_share']:.0%} of the MACs, "
+        f"{len(found['layers'])} layers{held}"
+    ]
+    refused: dict[str, list[str]] = {}
+    for each in found.get("refused", []):
+        refused.setdefault(each["reason"], []).append(each["name"] or "the network")
+    for reason, names in refused.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        lines.append(one_line(f"refused: {names[0]}{more}: {reason}"))
+    operators = found.get("global_operators", [])
+    if operators:
+        more = f" and {len(operators) - 3} more" if len(operators) > 3 else ""
+        lines.append(
+            one_line(f"also sees all pixels, so that tiles differ: {'; '.join(operators[:3])}{more}")
+        )
+    return [f"  {line}" for line in lines]
 
 
 def _teacher_row(layer: dict[str, Any]) -> tuple[str, ...]:

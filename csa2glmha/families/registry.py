@@ -14,6 +14,7 @@ from csa2glmha import families
 from csa2glmha.core.errors import CheckpointError, UsageError
 from csa2glmha.core.text import shown
 from csa2glmha.families.family import Family, Lowering, Specialise, quote_keys
+from csa2glmha.families.groups import attention_groups
 from csa2glmha.feedforward.form import FeedForwardReader
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.reader import Reader
@@ -62,7 +63,19 @@ def recognise(state: Mapping[str, Tensor], source: str) -> Family:
         hint = f"it has no key of theirs ({closest.name}, for one, would have {quote_keys(missing)})"
     raise CheckpointError(
         f"{shown(source)}: not a supported architecture: {hint}; "
-        f"its first keys are {quote_keys(list(state))}. Supported: {supported}"
+        f"its first keys are {quote_keys(list(state))}. Supported: {supported}{_own_code_hint(state)}"
+    )
+
+
+def _own_code_hint(state: Mapping[str, Tensor]) -> str:
+    """What can be done with an unknown network that seems to have channel attention."""
+    groups = attention_groups(state)
+    if not groups:
+        return ""
+    count = f"{len(groups)} groups that look" if len(groups) > 1 else "1 group that looks"
+    return (
+        f". It contains {count} like channel attention (first: {shown(groups[0] or 'at the top')}); if you "
+        "have its code, give the network with --network"
     )
 
 

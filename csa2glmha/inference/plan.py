@@ -208,6 +208,7 @@ class Restorer:
         size = self._choose_size(height, width, needs)
         tiles = divide(height, width, size, self._overlap(size), self._multiple)
         say(f"{name}: {len(tiles)} tiles of {_extent(tiles)}, each with attention maps of its own")
+        self._say_global_operators(name)
         with manual_progress(what=name, unit="tile", total=len(tiles)) as bar:
             return restore_separately(lambda tile: self.model.run(tile)[None], inputs, tiles, bar.update)
 
@@ -230,12 +231,20 @@ class Restorer:
             f"{name}: {len(tiles)} tiles of {_extent(tiles)}, with attention maps made from {share:.0%} of "
             "the image"
         )
+        self._say_global_operators(name)
         layers = len(shared_layers(network))
         with (
             manual_progress(what=f"{name}: maps", unit="layer", total=layers) as layer_bar,
             manual_progress(what=name, unit="tile", total=len(tiles)) as tile_bar,
         ):
             return restore_globally(network, inputs, tiles, sample, layer_bar.update, tile_bar.update)
+
+    def _say_global_operators(self, name: str) -> None:
+        """Tell of what is made from each tile and not from the image, in networks of users."""
+        found: tuple[str, ...] = getattr(self.model.network, "global_operators", ())
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            say(f"{name}: {found[0]}{more}: of each tile, not of the image; a larger --tile comes closer")
 
     def _choose_size(self, height: int, width: int, needs: Callable[[int], int]) -> int:
         budget = self._budget(height, width)

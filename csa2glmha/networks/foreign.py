@@ -97,7 +97,14 @@ class ForeignNetwork(RestorationModel):
         network: the user's, which is kept as it is under this name.
         interface: what that takes and makes.
         origin: where it came from.
+
+    Attributes:
+        refused: attention that cannot be converted: module and reason.
+        global_operators: what else sees all pixels at once, in words.
     """
+
+    refused: tuple[tuple[str, str], ...] = ()
+    global_operators: tuple[str, ...] = ()
 
     def __init__(self, network: nn.Module, interface: Interface, origin: Origin) -> None:
         super().__init__()
@@ -123,6 +130,12 @@ class ForeignNetwork(RestorationModel):
             "output": (face.output_index, usual.output_index),
         }
         return {name: value for name, (value, default) in told.items() if value != default}
+
+    @property
+    def recorded_readers(self) -> dict[str, Any]:
+        """How the attention of the user's network is read, by names of modules in this one."""
+        own = vars(self.network).get("recorded_readers", {})
+        return {f"network.{name}": reader for name, reader in own.items()}
 
     @property
     def in_channels(self) -> int:

@@ -129,8 +129,9 @@ def _found(trial: _Trial, network: nn.Module, examples: Sequence[Shape]) -> Inte
         )
     found = Interface(shapes, output[1], scale=scale)
     for multiple in MULTIPLES:
-        if _takes(trial, found, multiple):
-            return replace(found, multiple=multiple)
+        smaller = _fitting(trial, found, multiple)
+        if smaller is not None:
+            return replace(found, multiple=multiple, shapes=smaller)
     height, width = shapes[0][2:]
     return replace(found, fixed_size=(height, width))
 
@@ -178,14 +179,15 @@ def _scale(given: Shape, output: Shape) -> Fraction | None:
     return scales.pop() if len(scales) == 1 else None
 
 
-def _takes(trial: _Trial, face: Interface, multiple: int) -> bool:
-    """Whether it takes an image whose sides are odd multiples of a number, and its output fits."""
+def _fitting(trial: _Trial, face: Interface, multiple: int) -> tuple[Shape, ...] | None:
+    """Inputs whose sides are odd multiples of a number, if the network takes them and its output fits."""
     height, width = (_odd_multiple(multiple, least) for least in (_LEAST_SIDE, _LEAST_SIDE + 24))
     first, *more = face.shapes
     image = (*first[:2], height, width)
     shapes = (image, *(alike(each, first, image) for each in more))
     output = trial.output(shapes)
-    return output is not None and len(output) == 4 and _scale(image, output) == face.scale
+    fits = output is not None and len(output) == 4 and _scale(image, output) == face.scale
+    return shapes if fits else None
 
 
 def _odd_multiple(multiple: int, least: int) -> int:

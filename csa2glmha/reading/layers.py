@@ -56,6 +56,13 @@ def convertible_layers(model: RestorationModel, source: object) -> dict[str, Att
         UsageError: it has none, because its family does not say how they are read.
     """
     layers = attention_layers(model)
+    refused: tuple[tuple[str, str], ...] = getattr(model, "refused", ())
+    if not layers and refused:
+        (name, reason), more = refused[0], f"; {len(refused) - 1} more are refused" if refused[1:] else ""
+        raise UsageError(
+            f"{shown(str(source))}: no attention of {model.architecture} can be converted: "
+            f"{name or 'the network'}: {reason}{more}"
+        )
     if not layers:
         raise UsageError(
             f"{shown(str(source))}: the attention of {model.architecture} cannot be converted yet; "

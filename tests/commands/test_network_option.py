@@ -67,6 +67,40 @@ def test_inspect_reads_weights_and_tries_what_the_network_takes(capsys: pytest.C
     assert found["hyperparameters"] == {"network": "my archs.py:build", "size multiple": 4}
     assert [layer["name"] for layer in found["layers"]] == ["network.top.attn", "network.bottom.attn"]
     assert found["estimate"]["macs"] < found["macs"]
+    own = sum(layer["macs"] for layer in found["layers"])
+    assert found["attention_share"] == pytest.approx(own / found["macs"])
+    assert found["forms"] == {"depthwise projections": 2} and found["refused"] == []
+
+
+def test_inspect_says_what_is_refused_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["-", *OWN, "--network-arg", "largest=2", "--rank", "2"]
+    code, out, err = run("inspect", *own, capsys=capsys)
+    assert code == 0, err
+    assert "of the MACs, 1 layers (1 with depthwise projections)" in out
+    assert "refused: bottom.attn: top-k between the two products" in out
+    assert "also sees all pixels, so that tiles differ: norm over all pixels in bottom.attn" in out
+
+
+def test_a_network_without_attention_is_not_converted(capsys: pytest.CaptureFixture[str]) -> None:
+    line = complaint(
+        "convert", "-", "--network", "my archs.py:Filter", *DATA, *SHORT, "-o", "no", capsys=capsys, code=2
+    )
+    assert "Filter cannot be converted" in line
+
+
+def test_weights_without_code(capsys: pytest.CaptureFixture[str]) -> None:
+    line = complaint("inspect", "my weights.pth", capsys=capsys, code=1)
+    assert "contains 2 groups that look like channel attention (first: top.attn)" in line.replace(
+        "generator.", ""
+    )
+    assert "give the network with --network" in line
+
+
+def test_global_operators_are_told_where_there_are_tiles(capsys: pytest.CaptureFixture[str]) -> None:
+    own = [*OWN, "--network-arg", "largest=2", "--tile", "28", "--overlap", "8"]
+    code, _, err = run("run", "-", "photos", "-o", "in tiles", *own, capsys=capsys)
+    assert code == 0, err
+    assert "norm over all pixels in bottom.attn and 1 more: of each tile, not of the image" in err
 
 
 @pytest.mark.parametrize(
@@ -196,7 +230,7 @@ def test_changed_code_is_told(student: Path, folder: Path, capsys: pytest.Captur
         ("Classifier", 1, "the network makes an output of 1x4, not images"),
         ("Guided", 1, "missing 1 required positional argument: 'guide'; if it takes other inputs"),
         ("no_network", 2, "returns a str, no nn.Module"),
-        ("nothing", 2, "there is no 'nothing' in it; it has Block, Denoiser, build"),
+        ("nothing", 2, "there is no 'nothing' in it; it has Attention, Block, Denoiser"),
         ("FILE", 2, "FILE is a PosixPath; name a class or a function that returns an nn.Module"),
         ("build --network-arg noise=0.1", 1, "changes from call to call"),
         ("build --network-arg width=3", 1, "TypeError: "),

@@ -12,15 +12,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from csa2glmha.families.transposed.readers import MDTA
+
+class Attention(nn.Module):
+    """Across channels, as published code has it; of the logits only the largest few, if that is asked for."""
+
+    def __init__(self, dim: int, heads: int, largest: int = 0) -> None:
+        super().__init__()
+        self.heads, self.largest = heads, largest
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.spread = nn.Conv2d(3 * dim, 3 * dim, 3, padding=1, groups=3 * dim)
+        self.out = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.spread(self.to_qkv(x)).chunk(3, dim=1)
+        q, k, v = (part.reshape(x.shape[0], self.heads, -1, x.shape[2] * x.shape[3]) for part in parts)
+        logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.temperature
+        if self.largest:
+            least = logits.topk(self.largest, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < least, float("-inf"))
+        return self.out((logits.softmax(dim=-1) @ v).reshape(x.shape))
 
 
 class Block(nn.Module):
     """Attention and a convolution, each around a shortcut."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, largest: int = 0) -> None:
         super().__init__()
-        self.attn = MDTA(dim, heads, bias=True)
+        self.attn = Attention(dim, heads, largest)
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,16 +56,23 @@ class Denoiser(nn.Module):
         scale: height and width of the output over those of the input.
         last: what it returns: "tensor", or a "tuple" or "dict" of a half-sized output and the whole one.
         noise: of this standard deviation is added to the output.
+        largest: of the logits on the lower level only so many count; 0: all.
     """
 
     def __init__(
-        self, dim: int = 8, heads: int = 2, scale: int = 1, last: str = "tensor", noise: float = 0
+        self,
+        dim: int = 8,
+        heads: int = 2,
+        scale: int = 1,
+        last: str = "tensor",
+        noise: float = 0,
+        largest: int = 0,
     ) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, dim, 3, padding=1)
         self.top = Block(dim, heads)
         self.down = nn.Conv2d(dim, dim, 4, stride=4)
-        self.bottom = Block(dim, heads)
+        self.bottom = Block(dim, heads, largest)
         self.up = nn.Conv2d(dim, 16 * dim, 1)
         self.last = nn.Conv2d(dim, 3 * scale * scale, 3, padding=1)
         self.scale, self.returns, self.noise = scale, last, noise
@@ -121,6 +147,17 @@ class Classifier(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.first(image).mean((2, 3))
+
+
+class Filter(nn.Module):
+    """Has no attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.first(image)
 
 
 class Failing(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from csa2glmha.config import options as all_options
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.sweep import points as sweep_points
 from tests.conftest import MakeRestormer
+from tests.networks import builders
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -99,8 +101,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, make_restormer: MakeRestormer) -> Path:
-    """A folder with a checkpoint and photographs, as the pages suppose."""
+    """A folder with checkpoints, code of the user's and photographs, as the pages suppose."""
     folder = tmp_path_factory.mktemp("place")
+    shutil.copy(builders.FILE, folder / "archs.py")
+    torch.save(builders.build(dim=32).state_dict(), folder / "weights.pth")
     torch.save({"params": make_restormer().state_dict()}, folder / "denoiser.pth")
     (folder / "photos").mkdir()
     pixels = np.random.default_rng(0)
