@@ -150,7 +150,7 @@ def test_evaluate_and_distill(student: Path, capsys: pytest.CaptureFixture[str])
 def test_export_and_bench(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run("export", student, *OWN, "-o", "again.onnx", capsys=capsys)
     assert code == 0, err
-    assert "1 x 3 x 27 x 21: largest difference" in out
+    assert out.count("largest difference") == 3
     code, out, err = run(
         "bench",
         "my weights.pth",
