@@ -69,8 +69,9 @@ def _show_versions(context: click.Context, option: click.Parameter, wanted: bool
 def cli(context: click.Context) -> None:
     """Make trained channel-attention image models smaller and faster.
 
-    A Restormer, MST or MST++ checkpoint goes in; out come a compressed student whose channel attention is
-    guided and low-rank (GLMHA), a checked ONNX file, and a report of what was saved and what it cost.
+    A checkpoint of Restormer, MST++ or the like goes in, or of a network of your own (--network); out come a
+    compressed student whose channel attention is guided and low-rank (GLMHA), a checked ONNX file, and a
+    report of what was saved and what it cost.
     """
     context.with_resource(telling())
     if context.invoked_subcommand is None:

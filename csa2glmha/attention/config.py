@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from csa2glmha.attention.core import (
-    Activation,
-)
+from csa2glmha.attention.core import Activation
 
 #: Sides of the generators' depthwise kernels.
 KERNEL_SIZES = (1, 3, 5, 7)
@@ -21,7 +19,7 @@ class GLMHAConfig:
 
     Attributes:
         channels: C, of the input.
-        out_channels: queries of the output projection.
+        out_channels: of the output projection.
         heads: number of heads.
         head_channels: c of every head.
         rank_q, rank_k, rank_v: channels generated per head for queries, keys and values; c means full,

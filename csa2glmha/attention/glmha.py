@@ -22,11 +22,7 @@ from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import generated_logits, tokens
 from csa2glmha.attention.config import GLMHAConfig
-from csa2glmha.attention.core import (
-    Moments,
-    Region,
-    everywhere,
-)
+from csa2glmha.attention.core import Moments, Region, everywhere
 from csa2glmha.attention.guided import GuidedAttention
 
 

@@ -15,6 +15,7 @@ from csa2glmha.config.options import ConvertOptions, make_options
 from csa2glmha.core.device import resolve_device
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.core.progress import say
+from csa2glmha.core.users_code import described
 from csa2glmha.data.batches import Data, Example
 from csa2glmha.data.given import GivenBatches, read_samples
 from csa2glmha.data.open import open_data
@@ -113,10 +114,14 @@ def data_from(
 
 
 def read_unknown(teacher: nn.Module, data: Data, options: ConvertOptions) -> None:
-    """Record a network in which no family finds attention, and tell what of it is refused."""
+    """Record a network in which no family finds attention, and tell what of it is refused.
+
+    Raises:
+        DataError: it does not run on the data, or gives something else than images.
+    """
     if attention_layers(teacher):
         return
-    inputs = data.examples(options.input_size, options.seed)[0].inputs
+    inputs = _check_output(teacher, data.examples(options.input_size, options.seed))
     device = next(teacher.parameters()).device
     for line in refusals(read_given(teacher, [each.to(device) for each in inputs])):
         say(line)
@@ -169,8 +174,8 @@ def _check_output(teacher: nn.Module, examples: list[Example]) -> tuple[Tensor, 
     try:
         with torch.no_grad():
             output = run(teacher, inputs)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # whatever the network's code raises
+        reason = described(error)
         shapes = ", ".join(str(tuple(each.shape)) for each in inputs)
         raise DataError(f"{name} does not run on inputs {shapes}: {reason}") from error
     if not isinstance(output, Tensor) or output.ndim != 4:

@@ -12,7 +12,7 @@ from csa2glmha.checkpoint.student import STUDENT_FILE, TEACHER_VALUES, LoadedMod
 from csa2glmha.core.errors import CheckpointError
 from csa2glmha.core.hub import repository_of, source_of, teacher_source
 from csa2glmha.core.strict_json import dumps
-from csa2glmha.core.text import one_line
+from csa2glmha.core.text import first_line, one_line
 from csa2glmha.core.version import __version__
 
 LICENSE_NOTE = (
@@ -94,9 +94,7 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: {error.strerror or error}; check the path") from None
     # What the parser raises belongs to a package of which onnx does not say that it uses it.
     except Exception as error:
-        raise CheckpointError(
-            f"{path}: not an ONNX file ({str(error).splitlines()[0]}); export it again"
-        ) from error
+        raise CheckpointError(f"{path}: not an ONNX file ({first_line(error)}); export it again") from error
     graph = proto.graph
     if not graph.node:
         raise CheckpointError(f"{path}: holds no ONNX graph; export it again")

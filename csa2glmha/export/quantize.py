@@ -17,6 +17,7 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from csa2glmha.core.errors import ExportError
+from csa2glmha.core.text import first_line
 from csa2glmha.data.batches import Inputs
 
 _MANY_INPUTS = 16
@@ -56,9 +57,7 @@ def quantize(source: Path, target: Path, inputs: Sequence[Inputs]) -> int:
         )
     # ONNX Runtime's exceptions have no base class of their own.
     except Exception as error:
-        raise ExportError(
-            f"static quantisation failed: {str(error).splitlines()[0]}; use --precision fp16"
-        ) from error
+        raise ExportError(f"static quantisation failed: {first_line(error)}; use --precision fp16") from error
     finally:
         logging.disable(disabled)
     quantised = onnx.load(target)

@@ -18,6 +18,7 @@ from torch import Tensor
 from csa2glmha.core.environment import thread_count
 from csa2glmha.core.errors import CheckpointError, DataError, UsageError
 from csa2glmha.core.files import reachable
+from csa2glmha.core.text import first_line
 from csa2glmha.data.inputs.kind import CASSI, IMAGES, NetworkFacts
 from csa2glmha.families.registry import inputs_of
 from csa2glmha.networks.model import LARGEST_SCALE
@@ -121,7 +122,7 @@ class OnnxModel:
         except Exception as error:
             shapes = ", ".join(str(array.shape) for array in arrays.values())
             raise DataError(
-                f"{str(self.path)!r} fails on input of shape {shapes}: {str(error).splitlines()[0]}"
+                f"{str(self.path)!r} fails on input of shape {shapes}: {first_line(error)}"
             ) from error
         return torch.from_numpy(output).float().to(inputs[0].device)
 
@@ -242,7 +243,7 @@ def _open_session(
             )
     # ONNX Runtime's exceptions have no base class of their own.
     except Exception as error:
-        reason = "no such file" if not path.exists() else str(error).splitlines()[0]
+        reason = "no such file" if not path.exists() else first_line(error)
         raise CheckpointError(
             f"{str(path)!r} cannot be run as an ONNX model: {reason}; check the path or export it again"
         ) from error

@@ -10,7 +10,7 @@ So a layer also corrects what those before it did.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,7 +32,6 @@ class AnchoredMoments:
     features: Tensor | None = None
     products: Tensor | None = None
     target: float = 0.0
-    pixels: int = field(default=0)
 
     def add(self, features: Tensor, target: Tensor) -> None:
         """Add images.
@@ -47,7 +46,6 @@ class AnchoredMoments:
         self.features = own if self.features is None else self.features + own
         self.products = products if self.products is None else self.products + products
         self.target += float(y.square().sum())
-        self.pixels += h.shape[1]
 
     def solve(self, weight: Tensor) -> Tensor:
         """W', like ``weight`` (out, d); the nearer to it, the less the data say."""

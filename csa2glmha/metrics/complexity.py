@@ -49,6 +49,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from csa2glmha.core.errors import Csa2GlmhaError, UsageError
+from csa2glmha.core.text import first_line
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def count_complexity(model: nn.Module, *inputs: Tensor | tuple[int, ...]) -> Com
     except Csa2GlmhaError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UsageError(
             f"cannot count {type(model).__name__} on input shape {', '.join(map(str, shapes)) or '(none)'}: "
             f"{reason}; give shapes that the model's forward accepts"

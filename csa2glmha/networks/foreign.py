@@ -210,6 +210,8 @@ def chosen_output(output: Any, index: int) -> Tensor:
         tensors = [each for each in tree_leaves(output) if isinstance(each, Tensor)]
     elif is_dataclass(output):
         tensors = [each for each in vars(output).values() if isinstance(each, Tensor)]
+    if not tensors:
+        raise NetworkError(f"the network makes no tensor, but a {type(output).__name__} without one")
     if not -len(tensors) <= index < len(tensors):
         found = "1 output" if len(tensors) == 1 else f"{len(tensors)} outputs"
         raise NetworkError(f"--output-index {index}: the network makes {found}; give a smaller number")

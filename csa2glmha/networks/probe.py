@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from csa2glmha.core.errors import NetworkError, UsageError
 from csa2glmha.core.users_code import calls_users_code, described
 from csa2glmha.networks.foreign import MOST_INPUTS, Interface, Shape, alike, chosen_output
-from csa2glmha.networks.model import skeleton_of
+from csa2glmha.networks.model import LARGEST_SCALE, skeleton_of
 
 #: Multiples that networks ask of heights and widths.
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 12, 24, 48)
@@ -176,7 +176,8 @@ def _check_images(trial: _Trial, shapes: tuple[Shape, ...], output: Shape) -> No
 def _scale(given: Shape, output: Shape) -> Fraction | None:
     """Height and width of the output over those of the input, where they are in one proportion."""
     scales = {Fraction(after, before) for after, before in zip(output[2:], given[2:], strict=True)}
-    return scales.pop() if len(scales) == 1 else None
+    scale = scales.pop()
+    return scale if not scales and 0 < scale <= LARGEST_SCALE else None
 
 
 def _fitting(trial: _Trial, face: Interface, multiple: int) -> tuple[Shape, ...] | None:
@@ -209,6 +210,11 @@ def _check(network: nn.Module, builder: str, face: Interface) -> None:
         raise
     except Exception as error:
         raise NetworkError(f"--network {builder}: {described(error)}") from error
+    if not bool(first.isfinite().all()):
+        raise NetworkError(
+            f"--network {builder}: its output is not finite for an input of noise from 0 to 1; check its "
+            "weights and --range"
+        )
     difference = float((first - second).abs().max())
     if not difference <= _ROUNDING * float(first.abs().max()):
         raise NetworkError(

@@ -27,11 +27,8 @@ class CanonicalLayer(nn.Module):
 
     def __init__(self, module: nn.Module, reader: Reader) -> None:
         super().__init__()
-        self._module, self._reader, self._form = (
-            (module,),
-            reader,
-            reader.read(module),
-        )  # no submodule of this
+        self._module = (module,)  # in a tuple, so that it is no submodule of this one
+        self._reader, self._form = reader, reader.read(module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module returns."""

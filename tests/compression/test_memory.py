@@ -171,3 +171,20 @@ def test_budgets_that_cannot_be_kept(tiny_restormer: Restormer, budget: dict[str
 def test_unfit_batches(given: object, match: str, tiny_restormer: Restormer) -> None:
     with pytest.raises(DataError, match=match):
         csa2glmha.compress(tiny_restormer, given, progress=False)
+
+
+class Raising(nn.Module):
+    """Its code fails, and says nothing."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.layer, self.error = nn.Conv2d(3, 3, 1), error
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError(), KeyError("nothing"), AssertionError()])
+def test_what_a_network_raises_is_told(error: Exception) -> None:
+    with pytest.raises(DataError, match=f"Raising does not run on inputs .*: {type(error).__name__}"):
+        csa2glmha.compress(Raising(error), BATCHES, progress=False)
