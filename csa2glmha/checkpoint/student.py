@@ -51,6 +51,7 @@ from csa2glmha.families.family import load_strictly
 from csa2glmha.families.registry import build_from_state, family_named
 from csa2glmha.networks import RestorationModel
 from csa2glmha.networks.foreign import ForeignNetwork, Interface, users_own
+from csa2glmha.reading.given import read_shaped
 from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_layers
 from csa2glmha.reading.own import read_module
 
@@ -182,6 +183,8 @@ def load_into(checkpoint: Checkpoint, network: ModelT) -> ModelT:
             told = json.loads(checkpoint.metadata.get(NETWORK, "{}"))
             if "interface" in told and "recorded_readers" not in vars(model):
                 read_module(model, Interface.from_json(told["interface"]))
+            elif "inputs" in told and not attention_layers(model):
+                read_shaped(model, told["inputs"])
             _put_layers(model, checkpoint.metadata)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(

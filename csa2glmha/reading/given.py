@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from csa2glmha.core.text import listed
+from csa2glmha.networks.probe import noise
 from csa2glmha.reading.network import Readings, read_network
 
 #: A recording is made of this height and width at most: it is as good as one of a large image.
 _HEIGHT, _WIDTH = 64, 96
+#: Sizes that a file may ask for.
+_LARGEST = 1024
 
 
 def read_given(model: nn.Module, inputs: Sequence[Tensor]) -> Readings:
@@ -28,6 +31,21 @@ def read_given(model: nn.Module, inputs: Sequence[Tensor]) -> Readings:
         name: layer.reader for name, layer in readings.layers.items()
     }
     return readings
+
+
+def read_shaped(model: nn.Module, shapes: Sequence[Sequence[object]]) -> Readings:
+    """The same on noise of these shapes, which a file gave.
+
+    Raises:
+        ValueError: they are no shapes of inputs.
+    """
+    return read_given(model, noise([tuple(_size(size) for size in shape) for shape in shapes]))
+
+
+def _size(value: object) -> int:
+    if not isinstance(value, int) or not 0 < value <= _LARGEST:
+        raise ValueError(f"{value!r} is no size of an input")
+    return value
 
 
 def narrowed(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import csa2glmha
 from csa2glmha.reading.check import difference
-from csa2glmha.reading.given import narrowed
+from csa2glmha.reading.given import narrowed, read_shaped
 from csa2glmha.reading.layers import glmha_layers
 from tests.networks import Block, Network, forms, image, refused
 
@@ -40,6 +42,15 @@ def test_compress_takes_any_network(block: Block) -> None:
     assert counted is not None and counted.after.macs < counted.before.macs
 
 
+def test_its_student_is_loaded_into_a_network_with_other_weights(tmp_path: Path) -> None:
+    batches = [image(16, 24, 1), image(16, 24, 2)]
+    result = csa2glmha.compress(Network(forms.MapAttention).eval(), batches, rank=2, progress=False)
+    result.save(tmp_path / "student.safetensors")
+    torch.manual_seed(7)
+    loaded = csa2glmha.load(tmp_path / "student.safetensors", network=Network(forms.MapAttention))
+    assert torch.equal(loaded(batches[0]), result.student(batches[0]))
+
+
 def test_compress_says_what_it_does_not_convert(capsys: pytest.CaptureFixture[str]) -> None:
     network = Network(MapThenTopK).eval()
     csa2glmha.compress(network, [image(16, 24, 1), image(16, 24, 2)], rank="full")
@@ -53,3 +64,9 @@ def test_a_recording_is_made_of_a_small_part_that_is_not_square() -> None:
     assert cut.shape == (1, 3, 64, 32) and kept.shape == (1, 7)
     (square,) = narrowed((torch.rand(2, 3, 16, 16),))
     assert square.shape == (1, 3, 16, 8)
+
+
+@pytest.mark.parametrize("shapes", [[[1, 3, 0, 8]], [[1, 3, 8, 1 << 30]], [["3"]]])
+def test_shapes_of_a_file_are_checked(shapes: list[list[object]]) -> None:
+    with pytest.raises(ValueError, match="no size of an input"):
+        read_shaped(nn.Conv2d(3, 3, 1), shapes)
