@@ -6,10 +6,12 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from csa2glmha.bench.candidates import Settings, open_candidates
+from csa2glmha.config.network import NetworkOptions
 from csa2glmha.core.child import ChildError, run_module
 from csa2glmha.core.errors import Csa2GlmhaError
 from csa2glmha.core.strict_json import dumps
@@ -39,7 +41,7 @@ def measure_apart(path: Path, settings: Settings) -> Memory | str:
         path: of the model.
         settings: as for the timings, with the size.
     """
-    request = {"path": str(path), "settings": asdict(settings)}
+    request = {"path": str(path), "settings": _settings_to_json(settings)}
     try:
         answer = run_module("csa2glmha.bench.memory", [dumps(request)], _SECONDS)
         return Memory(**json.loads(answer.splitlines()[-1]))
@@ -47,6 +49,26 @@ def measure_apart(path: Path, settings: Settings) -> Memory | str:
         return str(error)
     except (ValueError, TypeError, IndexError):
         return "its process gave no answer"
+
+
+def _settings_to_json(settings: Settings) -> dict[str, Any]:
+    network = settings.network
+    # All options of a command may stand there; these are what the other process needs of them.
+    own = (
+        None if network is None else network.model_dump(mode="json", include=set(NetworkOptions.model_fields))
+    )
+    return {**vars(settings), "network": own}
+
+
+def _settings_from_json(values: dict[str, Any]) -> Settings:
+    network, size = values["network"], values["size"]
+    return Settings(
+        **{
+            **values,
+            "size": None if size is None else tuple(size),
+            "network": None if network is None else NetworkOptions(**network),
+        }
+    )
 
 
 def measure_here(path: Path, settings: Settings) -> Memory:
@@ -77,7 +99,7 @@ def main() -> None:
     """Measure what the argument asks for, and print the result as JSON."""
     request = json.loads(sys.argv[1])
     try:
-        found = measure_here(Path(request["path"]), Settings(**request["settings"]))
+        found = measure_here(Path(request["path"]), _settings_from_json(request["settings"]))
     except Csa2GlmhaError as error:
         sys.exit(str(error))
     print(dumps(asdict(found)))

@@ -21,7 +21,10 @@ from csa2glmha.bench.compare import compare_files
 from csa2glmha.bench.profile import profile_modules, read_profile
 from csa2glmha.bench.rounds import Latency, Patience, Ratio, time_in_turns
 from csa2glmha.checkpoint.student import save_student, student_metadata
+from csa2glmha.config.network import NetworkOptions
+from csa2glmha.config.options import make_options
 from csa2glmha.core.errors import CheckpointError, UsageError
+from csa2glmha.core.strict_json import dumps
 from csa2glmha.data.inputs.cassi import shifted_mask
 from csa2glmha.export.onnx import export_onnx
 from csa2glmha.export.runtime import provider_name
@@ -265,3 +268,13 @@ def test_profile_of_a_network_has_its_layers(
     for layer in layers:
         mine = [part for part in profile.nodes if f"{part}.".startswith(f"{layer}.")]
         assert mine and all(sum(run.get(part, 0.0) for part in mine) > 0 for run in profile.runs)
+
+
+def test_settings_reach_the_process_that_measures_memory() -> None:
+    network = NetworkOptions(network="own.py:build", network_arg=("dim=8",), example=("1x3x16x24",))
+    for settings in (Settings(), Settings((8, 24), 1, "cpu", "params", network)):
+        sent = json.loads(dumps(memory._settings_to_json(settings)))
+        assert memory._settings_from_json(sent) == settings
+    options = make_options(network="own.py:build")
+    sent = json.loads(dumps(memory._settings_to_json(Settings(network=options))))
+    assert memory._settings_from_json(sent).network == NetworkOptions(network="own.py:build")

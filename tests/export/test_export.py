@@ -238,7 +238,7 @@ def test_export_is_silent_and_leaves_the_model_alone(
 def test_second_input_has_axes_of_its_own_and_sizes_are_those_taken(tmp_path: Path) -> None:
     model = Masked()
     report = export_onnx(model, tmp_path / "masked.onnx")
-    assert [size.shape for size in report.parity] == [(2, 3, 20, 28), (1, 3, 32, 24), (1, 3, 24, 20)]
+    assert [size.shape for size in report.parity] == [(2, 3, 40, 56), (1, 3, 64, 48), (1, 3, 48, 40)]
     loaded = OnnxModel(report.path)
     assert loaded.input_names == ("cube", "mask")
     assert (loaded.in_channels, loaded.out_channels) == (3, 2)
@@ -253,7 +253,7 @@ def test_second_input_has_axes_of_its_own_and_sizes_are_those_taken(tmp_path: Pa
 def test_disagreement_is_an_error_and_nothing_is_written(tiny: Tiny, tmp_path: Path) -> None:
     other = copy.deepcopy(tiny)
     other.conv.bias.data += 0.12
-    with pytest.raises(ExportError, match=r"input \(2, 3, 20, 28\)") as caught:
+    with pytest.raises(ExportError, match=r"input \(2, 3, 40, 56\)") as caught:
         export_onnx(other, tmp_path / "tiny.onnx", plain=True)
     assert "1.2e-01" in str(caught.value)
     assert "1.0e-04" in str(caught.value)
