@@ -90,11 +90,24 @@ class _BranchOnMaps(nn.Module):
 
 
 class _Wired(GuidedAttention):
-    """A layer that is called as the module was that it replaces."""
+    """A layer that is called as the module was that it replaces.
 
-    wiring: Wiring
-    signature: inspect.Signature
-    branch: _BranchOnMaps | None
+    Args:
+        config: of the attention.
+        wiring: where its inputs are among the arguments.
+        signature: of the module that it replaces.
+        branch: makes what is added to the output of V, taken over as it is.
+    """
+
+    def __init__(
+        self,
+        config: GLMHAConfig,
+        wiring: Wiring,
+        signature: inspect.Signature,
+        branch: _BranchOnMaps | None,
+    ) -> None:
+        super().__init__(config)
+        self.wiring, self.signature, self.branch = wiring, signature, branch
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """The arguments of a call in the order of the module's signature."""
@@ -121,41 +134,11 @@ class _Wired(GuidedAttention):
 
 
 class RecordedGLMHA(_Wired, GLMHA):
-    """GLMHA in the place of any module, called as that is.
-
-    Args:
-        config: of the attention.
-        wiring: where its inputs are among the arguments.
-        signature: of the module that it replaces.
-        branch: makes what is added to the output of V, taken over as it is.
-    """
-
-    def __init__(
-        self,
-        config: GLMHAConfig,
-        wiring: Wiring,
-        signature: inspect.Signature,
-        branch: _BranchOnMaps | None,
-    ) -> None:
-        super().__init__(config)
-        self.wiring, self.signature, self.branch = wiring, signature, branch
+    """GLMHA in the place of any module, called as that is."""
 
 
 class RecordedPointwiseGLMHA(_Wired, PointwiseGLMHA):
-    """The same, where second moments of the input give the logits.
-
-    Args: as of :class:`RecordedGLMHA`.
-    """
-
-    def __init__(
-        self,
-        config: GLMHAConfig,
-        wiring: Wiring,
-        signature: inspect.Signature,
-        branch: _BranchOnMaps | None,
-    ) -> None:
-        super().__init__(config)
-        self.wiring, self.signature, self.branch = wiring, signature, branch
+    """The same, where second moments of the input give the logits."""
 
 
 def _moved(form: ChannelAttention, like: Tensor) -> ChannelAttention:
