@@ -27,9 +27,7 @@ def read_given(model: nn.Module, inputs: Sequence[Tensor]) -> Readings:
         readings = read_network(model, narrowed(inputs))
     except Exception:  # what the network says to a part; the whole is told as it is
         readings = read_network(model, tuple(each[:1] for each in inputs))
-    model.recorded_readers = {  # type: ignore[assignment]
-        name: layer.reader for name, layer in readings.layers.items()
-    }
+    readings.carried_by(model)
     return readings
 
 

@@ -75,6 +75,10 @@ class Readings:
     other_size: tuple[tuple[int, ...], ...] | None = None
     random: tuple[str, ...] = ()
 
+    def carried_by(self, module: nn.Module) -> None:
+        """Let the network that was read carry the readers, as its copies do: layers are found by them."""
+        vars(module)["recorded_readers"] = {name: layer.reader for name, layer in self.layers.items()}
+
 
 def read_network(
     module: nn.Module,

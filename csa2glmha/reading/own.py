@@ -38,5 +38,5 @@ def read_module(network: nn.Module, interface: Interface) -> Readings:
     inputs = tuple(each * span + low for each in noise(interface.shapes))
     found = read_network(network, inputs)
     # On the user's own module: a student is made in that one.
-    vars(network)["recorded_readers"] = {name: layer.reader for name, layer in found.layers.items()}
+    found.carried_by(network)
     return found
