@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from csa2glmha.attention.core import Moments, Region, everywhere
 from csa2glmha.families.resizing import ResizeLike
-from csa2glmha.families.transposed.blocks import Downsample, PatchEmbedding, Upsample, stage
-from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
+from csa2glmha.families.transposed.blocks import Upsample, stage
+from csa2glmha.families.transposed.encoder import EncodingNetwork
+from csa2glmha.networks import reflect_pad_to_multiple
 
 
 class Prompt(nn.Module):
@@ -58,7 +59,7 @@ class Prompt(nn.Module):
         return prompt
 
 
-class PromptIR(RestorationModel):
+class PromptIR(EncodingNetwork):
     """The network, for images (B, in_channels, H, W) of any H and W, values in [0, 1].
 
     Args:
@@ -111,14 +112,7 @@ class PromptIR(RestorationModel):
         def level(width: int, level_heads: int, count: int) -> nn.Sequential:
             return stage(count, width, level_heads, int(width * ffn_expansion_factor), bias, norm_bias)
 
-        self.patch_embed = PatchEmbedding(in_channels, dim)
-        self.encoder_level1 = level(dim, heads[0], num_blocks[0])
-        self.down1_2 = Downsample(dim)
-        self.encoder_level2 = level(2 * dim, heads[1], num_blocks[1])
-        self.down2_3 = Downsample(2 * dim)
-        self.encoder_level3 = level(4 * dim, heads[2], num_blocks[2])
-        self.down3_4 = Downsample(4 * dim)
-        self.latent = level(8 * dim, heads[3], num_blocks[3])
+        self._add_encoder(in_channels, dim, heads, num_blocks, level)
         self._add_decoder(level)
         self.refinement = level(2 * dim, heads[0], num_refinement_blocks)
         self.output = nn.Conv2d(2 * dim, out_channels, 3, padding=1, bias=bias)

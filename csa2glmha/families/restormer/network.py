@@ -10,11 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from csa2glmha.families.transposed.blocks import Downsample, PatchEmbedding, Upsample, stage
-from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
+from csa2glmha.families.transposed.blocks import Upsample, stage
+from csa2glmha.families.transposed.encoder import EncodingNetwork
+from csa2glmha.networks import reflect_pad_to_multiple
 
 
-class Restormer(RestorationModel):
+class Restormer(EncodingNetwork):
     """The network, for images (B, in_channels, H, W) of any H and W, values in [0, 1].
 
     Args:
@@ -63,14 +64,7 @@ class Restormer(RestorationModel):
         def level(width: int, level_heads: int, count: int) -> nn.Sequential:
             return stage(count, width, level_heads, int(width * ffn_expansion_factor), bias, norm_bias)
 
-        self.patch_embed = PatchEmbedding(in_channels, dim)
-        self.encoder_level1 = level(dim, heads[0], num_blocks[0])
-        self.down1_2 = Downsample(dim)
-        self.encoder_level2 = level(2 * dim, heads[1], num_blocks[1])
-        self.down2_3 = Downsample(2 * dim)
-        self.encoder_level3 = level(4 * dim, heads[2], num_blocks[2])
-        self.down3_4 = Downsample(4 * dim)
-        self.latent = level(8 * dim, heads[3], num_blocks[3])
+        self._add_encoder(in_channels, dim, heads, num_blocks, level)
         self.up4_3 = Upsample(8 * dim)
         self.reduce_chan_level3 = nn.Conv2d(8 * dim, 4 * dim, 1, bias=bias)
         self.decoder_level3 = level(4 * dim, heads[2], num_blocks[2])
