@@ -33,7 +33,11 @@ Opener = Callable[..., OpenModel]
 def _open_both(
     model: Path, teacher: Path | None, options: WorkOptions, opener: Opener
 ) -> tuple[OpenModel, OpenModel | None]:
-    """Both models; --weights chooses the teacher's where there is one, if not those it was converted from."""
+    """Both models; --weights chooses the teacher's where there is one, if not those it was converted from.
+
+    Raises:
+        UsageError: they are for different images.
+    """
     if teacher is None:
         return opener(model, options.device, options.weights, options), None
     opened = opener(model, options.device, network=options)
@@ -41,7 +45,13 @@ def _open_both(
     known = weights is None and "teacher_weights" in made_from and teacher.is_file()
     if known and made_from.get("teacher_sha256") == sha256_of(teacher):
         weights = made_from["teacher_weights"]
-    return opened, opener(teacher, options.device, weights, options)
+    other = opener(teacher, options.device, weights, options)
+    if (other.channels, other.bands) != (opened.channels, opened.bands):
+        raise UsageError(
+            f"--teacher {teacher}: turns {other.channels} channels into {other.bands}, {model} turns "
+            f"{opened.channels} into {opened.bands}; give the checkpoint that it was made from"
+        )
+    return opened, other
 
 
 def evaluate_file(
@@ -69,11 +79,6 @@ def evaluate_file(
     if crop is not None and crop < SSIM_WINDOW:
         raise UsageError(f"--crop {crop}: give a side in pixels, at least {SSIM_WINDOW}, which SSIM needs")
     opened, other = _open_both(model, teacher, options, opener)
-    if other is not None and (other.channels, other.bands) != (opened.channels, opened.bands):
-        raise UsageError(
-            f"--teacher {teacher}: turns {other.channels} channels into {other.bands}, {model} turns "
-            f"{opened.channels} into {opened.bands}; give the checkpoint that it was made from"
-        )
     kind, facts = opened.kind, opened.facts
     stretched, spectral = kind.stretches(facts, options), kind.spectral(facts)
     if channel == "y" and (spectral or opened.bands != 3):

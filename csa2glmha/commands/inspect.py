@@ -10,7 +10,7 @@ from typing import Any
 
 from csa2glmha.attention.canonical import ChannelAttention
 from csa2glmha.attention.guided import GuidedAttention
-from csa2glmha.checkpoint.student import TEACHER_VALUES, load_model
+from csa2glmha.checkpoint.student import TEACHER_VALUES, LoadedModel, load_model
 from csa2glmha.config.network import NetworkOptions
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.hub import display_name
@@ -66,13 +66,7 @@ def inspect_model(
     now = count_complexity(model, *shapes)
     found: dict[str, Any] = {
         "file": display_name(checkpoint),
-        "sha256": loaded.checkpoint.sha256,
-        "kind": "student" if loaded.is_student else "teacher",
-        "architecture": model.architecture,
-        "hyperparameters": model.hyperparameters,
-        "weights": loaded.checkpoint.wrapper,
-        "other_weights": list(loaded.checkpoint.others),
-        "notes": list(loaded.checkpoint.notes),
+        **_what_it_is(loaded),
         "input_shapes": [list(shape) for shape in shapes],
         "params": now.params,
         "macs": now.macs,
@@ -100,6 +94,20 @@ def inspect_model(
             f"the estimate is for ranks {within}: no head of this network has more than {widest} channels"
         )
     return found | _estimate(model, layers, within, now)
+
+
+def _what_it_is(loaded: LoadedModel) -> dict[str, Any]:
+    """What the file says of itself, and how its weights were taken from it."""
+    file = loaded.checkpoint
+    return {
+        "sha256": file.sha256,
+        "kind": "student" if loaded.is_student else "teacher",
+        "architecture": loaded.model.architecture,
+        "hyperparameters": loaded.model.hyperparameters,
+        "weights": file.wrapper,
+        "other_weights": list(file.others),
+        "notes": list(file.notes),
+    }
 
 
 def form_in_words(form: ChannelAttention) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from csa2glmha.attention.canonical import ChannelAttention
 from csa2glmha.attention.config import KERNEL_SIZES, GLMHAConfig
 from csa2glmha.attention.pointwise import full_values_are_cheaper, gram_is_cheaper
@@ -44,25 +46,11 @@ def plan_layers(
             )
     if attention not in ATTENTION_FORMS:
         raise UsageError(f"--attention {attention}: unknown; give {' or '.join(ATTENTION_FORMS)}")
-    if attention == "compact" and ranks.k != ranks.v:
-        raise UsageError(
-            f"compact attention has one value per key: ranks of k and v must be equal, not {ranks}"
-        )
-    if attention == "compact" and ranks.k is not None and ranks.k < 2:
-        raise UsageError("compact attention over one key is no attention; give a rank of 2 or more")
+    forms = [layer.form for layer in layers.values()]
+    if attention == "compact":
+        _check_compact(ranks, forms)
     if ranks.k == 0 and ranks.q is not None:
         raise UsageError(f"rank 0 of keys leaves out queries too; leave out --rank-q {ranks.q}")
-    forms = [layer.form for layer in layers.values()]
-    if attention == "compact" and any(form.activation == "relu" for form in forms):
-        raise UsageError(
-            "--attention compact: this model's layers have a ReLU in the place of the softmax and have no "
-            "compact form; give expanded"
-        )
-    if attention == "compact" and any(form.value_branch for form in forms):
-        raise UsageError(
-            "--attention compact: this model's layers make a positional embedding from all values and have "
-            "no compact form; give expanded"
-        )
     if ranks.pos is not None and not any(form.value_branch for form in forms):
         raise UsageError(
             f"--rank-pos {ranks.pos}: this model makes no positional embedding from its values; leave it out"
@@ -72,6 +60,26 @@ def plan_layers(
             f"--rank-pos {ranks.pos}: this model's layers need all of their values; leave it out"
         )
     return {name: layer_config(layer.form, ranks, attention) for name, layer in layers.items()}
+
+
+def _check_compact(ranks: Ranks, forms: Sequence[ChannelAttention]) -> None:
+    """Raise UsageError where layers of these forms have no compact form at these ranks."""
+    if ranks.k != ranks.v:
+        raise UsageError(
+            f"compact attention has one value per key: ranks of k and v must be equal, not {ranks}"
+        )
+    if ranks.k is not None and ranks.k < 2:
+        raise UsageError("compact attention over one key is no attention; give a rank of 2 or more")
+    if any(form.activation == "relu" for form in forms):
+        raise UsageError(
+            "--attention compact: this model's layers have a ReLU in the place of the softmax and have no "
+            "compact form; give expanded"
+        )
+    if any(form.value_branch for form in forms):
+        raise UsageError(
+            "--attention compact: this model's layers make a positional embedding from all values and have "
+            "no compact form; give expanded"
+        )
 
 
 def layer_config(form: ChannelAttention, ranks: Ranks, attention: str = "expanded") -> GLMHAConfig:

@@ -130,21 +130,31 @@ def initialise_layers(
                 for candidate in made[name]:
                     _fill_any(candidate, layers[name].form, gathered)
                     check_finite(name, "its low-rank form is not finite", candidate.module.parameters())
-        inexact = {
-            name: [
-                candidate
-                for candidate in candidates
-                if candidate.config.bias_rank and not layers[name].form.from_moments
-            ]
-            for name, candidates in made.items()
-        }
-        inexact = {name: candidates for name, candidates in inexact.items() if candidates}
-        if inexact and batches is not None:
-            _fit_corrections(teacher, layers, inexact, batches)
-        for name, candidates in inexact.items():
-            for candidate in candidates:
-                check_finite(name, "its corrections are not finite", candidate.module.parameters())
+        _correct(teacher, layers, made, batches)
     return made
+
+
+def _correct(
+    teacher: nn.Module,
+    layers: Mapping[str, AttentionLayer],
+    made: Mapping[str, Sequence[Candidate]],
+    batches: Sequence[Inputs] | None,
+) -> None:
+    """Scales, static bias and guide of all candidates whose logits are approximate and made from maps."""
+    inexact = {
+        name: [
+            candidate
+            for candidate in candidates
+            if candidate.config.bias_rank and not layers[name].form.from_moments
+        ]
+        for name, candidates in made.items()
+    }
+    inexact = {name: candidates for name, candidates in inexact.items() if candidates}
+    if inexact and batches is not None:
+        _fit_corrections(teacher, layers, inexact, batches)
+    for name, candidates in inexact.items():
+        for candidate in candidates:
+            check_finite(name, "its corrections are not finite", candidate.module.parameters())
 
 
 def _empty_candidate(layer: AttentionLayer, config: GLMHAConfig) -> Candidate:
