@@ -25,7 +25,7 @@ def read_given(model: nn.Module, inputs: Sequence[Tensor]) -> Readings:
     """
     try:
         readings = read_network(model, narrowed(inputs))
-    except Exception:  # what the network says to a part; the whole is told as it is
+    except Exception:  # a part may be too small for it; what it raises on the whole is the user's to see
         readings = read_network(model, tuple(each[:1] for each in inputs))
     readings.carried_by(model)
     return readings

@@ -23,7 +23,7 @@ def read_own(model: ForeignNetwork) -> None:
     """
     try:
         found = read_module(model.network, model.interface)
-    except Exception as error:  # it is any code, run under a recorder
+    except Exception as error:  # the user's code may raise anything
         model.refused = (("", f"it cannot be recorded: {described(error)}"),)
         return
     model.refused = tuple((each.name, each.reason) for each in found.refused)
