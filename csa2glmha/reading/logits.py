@@ -17,6 +17,8 @@ from csa2glmha.reading.trails import SOFTMAX, Step, constant_of
 
 #: A factor is an inverse norm if it agrees with it so well.
 _NORM_AGREES = 1e-4
+#: What was measured is a power of the root of the number of pixels if it agrees with it so well.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def read_logits(pair: Pair, heads: int) -> ReadLogits:
     if pair.fused:
         return _fused(pair, heads)
     rows, columns = pair.first.outputs[0].shape[-2:]
-    temperature, norms = torch.ones(heads), [False, False]
+    temperature, norms = torch.ones(heads, dtype=torch.float64), [False, False]
     index, recorded = codes(pair.first.outputs[0]), None
     activation: Activation | None = None
     _refuse_selection(pair.between)
@@ -75,7 +77,7 @@ def read_logits(pair: Pair, heads: int) -> ReadLogits:
     assert recorded is not None
     recorded = recorded.view(-1, rows, columns)
     recorded = recorded.transpose(1, 2) if pair.flipped else recorded
-    return ReadLogits(temperature, activation, (norms[0], norms[1]), recorded)
+    return ReadLogits(temperature.float(), activation, (norms[0], norms[1]), recorded)
 
 
 def _fused(pair: Pair, heads: int) -> ReadLogits:
@@ -155,15 +157,23 @@ def _inverse_norm(pair: Pair, step: Step, beside: Value, index: Tensor) -> tuple
         Unreadable: it is something else that depends on the input.
     """
     rows, columns = pair.first.outputs[0].shape[-2:]
-    factor = _by_index(beside.tensor.expand(step.result.shape), index).view(-1, rows, columns)
+    factor = _by_index(beside.tensor.expand(step.result.shape), index).view(-1, rows, columns).double()
     if step.operation.name.startswith("div"):
         factor = factor.reciprocal()
     factor = factor.transpose(1, 2) if pair.flipped else factor
-    queries = pair.operand("queries", pair.queries.tensor).float().norm(dim=-1)[:, :, None]
-    keys = pair.operand("keys", pair.keys.tensor).float().norm(dim=-1)[:, None, :]
+    queries = pair.operand("queries", pair.queries.tensor).double()
+    keys = pair.operand("keys", pair.keys.tensor).double()
+    pixels = queries.shape[-1]
+    queries, keys = queries.norm(dim=-1)[:, :, None], keys.norm(dim=-1)[:, None, :]
     for which, norm in (((True, False), queries), ((False, True), keys), ((True, True), queries * keys)):
         ratio = factor * norm
         middle = float(ratio.mean())
         if math.isfinite(middle) and float((ratio - middle).abs().max()) <= _NORM_AGREES * abs(middle):
-            return which, middle
+            return which, _without_rounding(middle, pixels)
     raise Unreadable(f"{words(step.operation)} between the two products that depends on the input")
+
+
+def _without_rounding(measured: float, pixels: int) -> float:
+    """A measured factor. It is a power of the root of the number of pixels where means stand for sums."""
+    powers = (pixels ** (exponent / 2) for exponent in range(-2, 3))
+    return next((power for power in powers if abs(measured / power - 1) <= _ROUNDING), measured)

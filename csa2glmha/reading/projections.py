@@ -103,7 +103,7 @@ def by_channel(step: Step, channels: Tensor, width: int, name: str) -> Tensor:
     Raises:
         Unreadable: it differs from pixel to pixel.
     """
-    constant = constant_of(step).cpu().expand(step.result.shape)
+    constant = constant_of(step).float().cpu().expand(step.result.shape)
     channels = channels.expand(step.result.shape).long()
     values = torch.ones(width)
     values[channels.flatten()] = constant.flatten()

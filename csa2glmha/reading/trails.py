@@ -249,12 +249,12 @@ def _with_constant(name: str, operation: Operation, source: Value, value: Value)
 
 
 def constant_of(step: Step) -> Tensor:
-    """The factor of a scale, or the term of a shift."""
+    """The factor of a scale, or the term of a shift, in double precision: several may be multiplied."""
     beside = step.beside
     assert beside is not None
-    tensor = beside.tensor if isinstance(beside, Value) else torch.tensor(float(beside))
+    tensor = beside.tensor if isinstance(beside, Value) else torch.tensor(float(beside), dtype=torch.float64)
     name = step.operation.name.rstrip("_")
-    tensor = tensor.detach().float()
+    tensor = tensor.detach().double()
     return tensor.reciprocal() if name == "div" else -tensor if name == "sub" else tensor
 
 
