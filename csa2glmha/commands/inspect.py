@@ -16,7 +16,7 @@ from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.hub import display_name
 from csa2glmha.core.text import one_line
 from csa2glmha.initialize.configure import plan_layers
-from csa2glmha.metrics.complexity import Complexity, count_complexity, format_macs, format_params
+from csa2glmha.metrics.complexity import BY_VALUES, Complexity, count_complexity, format_macs, format_params
 from csa2glmha.networks import RestorationModel
 from csa2glmha.networks.foreign import ForeignNetwork
 from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers, replace_layers
@@ -72,6 +72,8 @@ def inspect_model(
         "macs": now.macs,
         "flops": now.flops,
     }
+    if now.by_values:
+        found["notes"].append(BY_VALUES)
     if loaded.is_student:
         metadata = loaded.checkpoint.metadata
         found["student"] = {key: metadata[key] for key in _TOLD if key in metadata}

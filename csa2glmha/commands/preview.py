@@ -13,7 +13,7 @@ from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.data.batches import Data
 from csa2glmha.inference.memory import available_bytes, training_needs, used_bytes, whole_needs
-from csa2glmha.metrics.complexity import count_complexity, format_macs, format_params
+from csa2glmha.metrics.complexity import BY_VALUES, count_complexity, format_macs, format_params
 from csa2glmha.networks import RestorationModel, run
 from csa2glmha.reading.layers import attention_layers, replace_layers
 from csa2glmha.report.document import render_table
@@ -87,7 +87,7 @@ def preview(
         f"{format_macs(before.macs)}MAC at {frame[0]} x {frame[1]}",
         _aim(teacher, configs, shapes, before.macs, options),
         f"data: {data.source}: {data.training_images} images to learn from, {data.held_out_images} held out",
-        *(f"note: {note}" for note in data.notes),
+        *(f"note: {note}" for note in (*data.notes, *([BY_VALUES] if before.by_values else []))),
         f"device: {device}",
         f"output: {output}",
     ]
@@ -127,7 +127,7 @@ def _aim(
 ) -> str:
     if not configs:
         return f"ranks: {options.ranks_in_words()}, of every layer"
-    student = copy.deepcopy(teacher).to("meta")
+    student = copy.deepcopy(teacher)
     replace_layers(student, dict(configs))
     after = count_complexity(student, *shapes)
     saved = (

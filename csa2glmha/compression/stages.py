@@ -15,7 +15,7 @@ from csa2glmha.distill.job import DistillJob
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import layer_config
 from csa2glmha.metrics.comparisons import compare_images
-from csa2glmha.metrics.complexity import count_complexity
+from csa2glmha.metrics.complexity import BY_VALUES, count_complexity
 from csa2glmha.metrics.evaluate import evaluate, restore
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.search.plan import measured_ranks
@@ -121,6 +121,8 @@ class Count(Always[Run[Any]]):
         run.teacher.cpu()
         run.before = count_complexity(run.teacher, *run.shapes(run.teacher))
         run.after = count_complexity(run.student, *run.shapes(run.student))
+        if run.before.by_values or run.after.by_values:
+            say(BY_VALUES)
 
 
 class Compare(Always[Run[Any]]):

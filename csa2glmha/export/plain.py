@@ -21,6 +21,8 @@ from csa2glmha.export.graph import oldest_format
 from csa2glmha.networks import RestorationModel
 
 _SIMPLIFY_SECONDS = 600
+#: In what PyTorch's exporter says of control flow that depends on values.
+_DEPENDENT = "data-dependent"
 
 
 def convert(network: RestorationModel, inputs: tuple[Tensor, ...], opset: int) -> onnx.ModelProto:
@@ -49,9 +51,14 @@ def convert(network: RestorationModel, inputs: tuple[Tensor, ...], opset: int) -
             proto = program.model_proto
     # The exporter lets through whatever its many stages raise.
     except Exception as error:
-        name = type(network).__name__
+        name, reason = network.architecture, first_line(_root_cause(error))
+        if _DEPENDENT in reason:
+            raise ExportError(
+                f"{name} cannot be converted to ONNX, what it runs depends on the values of its input: "
+                "use the PyTorch checkpoint"
+            ) from error
         raise ExportError(
-            f"{name} cannot be converted to ONNX opset {opset}: {first_line(_root_cause(error))}; "
+            f"{name} cannot be converted to ONNX opset {opset}: {reason}; "
             "try another opset, or use the PyTorch checkpoint"
         ) from error
     if network.scale != 1:
@@ -143,7 +150,9 @@ def _silence() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        # On standard error it prints the graph of what it cannot trace.
+        out, err = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+        with warnings.catch_warnings(), out, err:
             warnings.simplefilter("ignore")
             yield
     finally:

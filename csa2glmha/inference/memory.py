@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -15,9 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from csa2glmha.core.device import free_memory
+from csa2glmha.core.errors import Csa2GlmhaError
 from csa2glmha.inference.grid import Tile, divide_axis
 from csa2glmha.inference.lockstep import lockstep
 from csa2glmha.networks import RestorationModel, skeleton_of
+from csa2glmha.networks.probe import noise
+
+T = TypeVar("T")
 
 #: Measured peaks on a CPU are this much above the sum of the tensors: convolutions reorder their inputs and
 #: outputs, memory that was freed is not at once given back, and small runs also load code.
@@ -26,6 +31,8 @@ OVERHEAD_BYTES = 150 * 2**20
 #: For tensors that only wait, which nothing is reordered of. 2048 x 2048 pixels take a student of published
 #: size 3.5 GB with it where 4 are allowed; with 1.15 they took 3.8.
 WAITING_OVERHEAD = 1.25
+#: Height and width at most of images that are really run on, to know what larger ones take.
+_SMALL = 128
 
 
 @dataclass(frozen=True)
@@ -48,23 +55,18 @@ class MemoryNeeds:
 
 def whole_needs(model: RestorationModel, height: int, width: int) -> int:
     """Bytes that a run on one image takes at most, beside weights and image."""
-    skeleton = skeleton_of(model)
-    return _overhead(_peak(skeleton, lambda: skeleton(*_inputs(model, height, width, 1))))
+    return _measured(model, lambda double: _overhead(double.peak(height, width)))
 
 
 def training_needs(model: RestorationModel, batch: int, height: int, width: int) -> int:
     """Bytes that a training step takes beside the weights: activations, gradients, Adam's moments."""
-    skeleton = skeleton_of(model).requires_grad_(True)
-    inputs = _inputs(model, height, width, batch)
-
-    def step() -> Tensor:
-        with torch.enable_grad():
-            loss: Tensor = skeleton(*inputs).sum()
-            loss.backward()
-        return loss
-
     weights = sum(each.nbytes for each in model.parameters())
-    return _overhead(_peak(skeleton, step) + 2 * weights)
+
+    def measure(double: _Double) -> int:
+        double.network.requires_grad_(True)
+        return _overhead(double.peak(height, width, batch, backward=True) + 2 * weights)
+
+    return _measured(model, measure)
 
 
 def tile_needs(
@@ -73,14 +75,17 @@ def tile_needs(
     """What tiles of some height and width, and sampled ones of another, take.
 
     Args:
-        model: the network, left alone: a copy without data runs in its place.
+        model: the network, left alone: a copy runs in its place, without data if that can be.
         tile, sample: height and width.
         shared: the tiles share attention maps.
     """
-    skeleton = skeleton_of(model)
     if not shared:
-        return MemoryNeeds(_overhead(_peak(skeleton, lambda: skeleton(*_inputs(model, *tile, 1)))), 0, 0)
-    memory, waiting = _Allocations(skeleton), 0
+        return MemoryNeeds(_measured(model, lambda double: _overhead(double.peak(*tile))), 0, 0)
+    return _measured(model, lambda double: _shared_needs(double, tile, sample))
+
+
+def _shared_needs(double: _Double, tile: tuple[int, int], sample: tuple[int, int]) -> MemoryNeeds:
+    memory, waiting = _Allocations(double.network), 0
 
     def on_layer() -> None:
         nonlocal waiting
@@ -88,17 +93,17 @@ def tile_needs(
 
     def one(allocations: _Allocations, place: Tile) -> Tensor:
         with allocations, torch.no_grad():
-            output: Tensor = skeleton(*_inputs(model, place.rows.length, place.columns.length, 1))
-            return output
+            return double.run(double.inputs(place.rows.length, place.columns.length, 1))
 
-    with lockstep(skeleton) as maps:
+    with lockstep(double.network) as maps:
         maps.on_layer = on_layer
-        maps.make(partial(one, memory), [_only_tile(sample)], lambda *_: None)
-        single = _Allocations(skeleton)
-        maps.alone(partial(one, single), _only_tile(tile))
+        maps.make(partial(one, memory), [_only_tile(double.sides(*sample))], lambda *_: None)
+        single = _Allocations(double.network)
+        maps.alone(partial(one, single), _only_tile(double.sides(*tile)))
     # While one tile computes, the others wait: each at the layer where that takes most, at worst.
-    fixed = _overhead(memory.peak - waiting)
-    return MemoryNeeds(_overhead(single.peak), fixed, int(waiting * WAITING_OVERHEAD))
+    times = double.times(*sample)
+    fixed, each = _overhead(times * (memory.peak - waiting)), int(times * waiting * WAITING_OVERHEAD)
+    return MemoryNeeds(_overhead(double.times(*tile) * single.peak), fixed, each)
 
 
 def _only_tile(size: tuple[int, int]) -> Tile:
@@ -122,23 +127,67 @@ def used_bytes(device: torch.device) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _overhead(peak: int) -> int:
+def _overhead(peak: float) -> int:
     return int(peak * OVERHEAD) + OVERHEAD_BYTES
 
 
-def _inputs(model: RestorationModel, height: int, width: int, batch: int) -> Sequence[Tensor]:
-    # A mask has a batch axis of one where it is the same for all, but tiles have a part of it each.
-    return [
-        torch.empty(batch, *shape[1:], device="meta") for shape in model.input_shapes(height, width, batch)
-    ]
+@dataclass(frozen=True)
+class _Double:
+    """A copy that runs in the place of a network.
+
+    Attributes:
+        network: the copy.
+        shapes_only: it has no data. Otherwise it is run on small images, and what larger ones take is in
+            proportion to their pixels.
+    """
+
+    network: RestorationModel
+    shapes_only: bool
+
+    def sides(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that it is run at in the place of these."""
+        if self.shapes_only:
+            return height, width
+        most = -(-_SMALL // self.network.size_multiple) * self.network.size_multiple
+        return min(height, most), min(width, most)
+
+    def times(self, height: int, width: int) -> float:
+        """How many times the pixels it is run at these are."""
+        rows, columns = self.sides(height, width)
+        return height * width / (rows * columns)
+
+    def inputs(self, height: int, width: int, batch: int) -> Sequence[Tensor]:
+        """What the network takes, at just this height and width."""
+        # A mask has a batch axis of one where it is the same for all, but tiles have a part of it each.
+        shapes = [(batch, *shape[1:]) for shape in self.network.input_shapes(height, width, batch)]
+        if self.shapes_only:
+            return [torch.empty(shape, device="meta") for shape in shapes]
+        device = next(self.network.parameters()).device
+        return [each.to(device) for each in noise(shapes)]
+
+    def run(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The network's output."""
+        output: Tensor = self.network(*inputs)
+        return output
+
+    def peak(self, height: int, width: int, batch: int = 1, backward: bool = False) -> float:
+        """Bytes of all tensors at most in a run, or in a step of training."""
+        allocations = _Allocations(self.network)
+        with allocations, torch.set_grad_enabled(backward):
+            output = self.run(self.inputs(*self.sides(height, width), batch))
+            if backward:
+                output.sum().backward()
+        return allocations.peak * self.times(height, width)
 
 
-@torch.no_grad()
-def _peak(model: RestorationModel, run: Callable[[], Tensor]) -> int:
-    allocations = _Allocations(model)
-    with allocations:
-        run()
-    return allocations.peak
+def _measured(model: RestorationModel, measure: Callable[[_Double], T]) -> T:
+    """What is measured of a copy: without data, or with them where what the network runs depends on them."""
+    try:
+        return measure(_Double(skeleton_of(model), True))
+    except Csa2GlmhaError:
+        raise
+    except Exception:  # the network's own
+        return measure(_Double(copy.deepcopy(model), False))
 
 
 class _Allocations(TorchDispatchMode):

@@ -1,8 +1,10 @@
 """Multiply-accumulates, FLOPs and parameters, counted from the operators that actually run.
 
 The model is copied to the ``meta`` device, where operators compute shapes and no values, and run once in
-evaluation mode. MACs are those of PyTorch's own counter, with formulas for a few operators that it leaves
-out; what else an operator costs is said by one handler of a table here. The convention:
+evaluation mode. A model that looks at values to decide what it runs cannot do so there: it is run with
+values then, and the count holds for these inputs alone. MACs are those of PyTorch's own counter, with
+formulas for a few operators that it leaves out; what else an operator costs is said by one handler of a table
+in :mod:`csa2glmha.metrics.operators`. The convention:
 
 * **MAC**: one multiply-accumulate of a convolution (grouped and transposed included) or of a matrix product
   (``mm``, ``bmm``, ``addmm``, ...; ``linear``, ``matmul`` and ``einsum`` arrive as these). Products with
@@ -37,9 +39,8 @@ compare such figures with ``conv_macs``.
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -50,6 +51,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from csa2glmha.core.errors import Csa2GlmhaError, UsageError
 from csa2glmha.core.text import first_line
+from csa2glmha.metrics.operators import FORMULAS, FREE, HANDLERS
+from csa2glmha.networks.probe import noise
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Complexity:
         by_operator: MACs by operator name, such as ``"convolution"`` and ``"bmm"``.
         modules: the same figures by qualified module name; ``""`` is the whole model.
         uncounted: operators that ran but that no handler knows, with the number of their calls.
+        by_values: what the model runs depends on values, so it was run with some; others may cost something
+            else.
     """
 
     input_shapes: tuple[tuple[int, ...], ...]
@@ -93,40 +98,43 @@ class Complexity:
     by_operator: dict[str, int]
     modules: dict[str, ModuleCount]
     uncounted: dict[str, int]
+    by_values: bool = False
+
+
+#: What is to be said of a count with :attr:`Complexity.by_values`.
+BY_VALUES = "what the network runs depends on its input: MACs were counted on one input, others may differ"
 
 
 def count_complexity(model: nn.Module, *inputs: Tensor | tuple[int, ...]) -> Complexity:
     """Count the MACs, FLOPs and parameters of one forward pass of a model in evaluation mode.
 
-    The model itself is neither run nor changed, and no values are computed, so a large model at a large
-    input size takes about a second and no memory.
+    The model itself is not changed. As a rule it is not run either, and no values are computed, so a large
+    model at a large input size takes about a second and no memory. Only where its control flow depends on
+    values, a copy is run with them, on the model's device; the result says so.
 
     Args:
         model: the model to count.
         inputs: the positional arguments of its ``forward``: tensors, or their shapes, such as
-            ``(1, 3, 256, 256)``. A shape stands for a tensor of the model's own floating-point type.
+            ``(1, 3, 256, 256)``. A shape stands for a tensor of the model's own floating-point type, where
+            values matter for noise in [0, 1].
 
     Raises:
-        UsageError: a shape is not made of positive integers, or the model does not run on these inputs
-            (or at all without values, as when its control flow depends on them).
+        UsageError: a shape is not made of positive integers, or the model does not run on these inputs.
     """
     meta_inputs = [_meta_input(value, model) for value in inputs]
     shapes = tuple(tuple(value.shape) for value in meta_inputs)
-    twin = _meta_copy(model).eval()
-    products = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-    counter = _OperatorCounter(products)
-    _follow_modules(twin, counter)
+    home = next((each.device for each in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     try:
-        with torch.no_grad(), torch.device("meta"), products, counter:
-            twin(*meta_inputs)
+        counter, by_values = _count(model, meta_inputs, torch.device("meta")), False
     except Csa2GlmhaError:
         raise
-    except Exception as error:
-        reason = first_line(error)
-        raise UsageError(
-            f"cannot count {type(model).__name__} on input shape {', '.join(map(str, shapes)) or '(none)'}: "
-            f"{reason}; give shapes that the model's forward accepts"
-        ) from error
+    except Exception as error:  # whatever the model raises: of these inputs, or for want of values
+        if home.type == "meta":
+            raise _refusal(model, shapes, error) from error
+        try:
+            counter, by_values = _count(model, _filled(inputs, meta_inputs), home), True
+        except Exception as second:
+            raise _refusal(model, shapes, second) from second
 
     modules = {
         name: ModuleCount(name, type(module).__name__, params=_params(module), **vars(counter.tallies[name]))
@@ -143,7 +151,27 @@ def count_complexity(model: nn.Module, *inputs: Tensor | tuple[int, ...]) -> Com
         by_operator=dict(counter.by_operator),
         modules=modules,
         uncounted=dict(counter.uncounted),
+        by_values=by_values,
     )
+
+
+def _refusal(model: nn.Module, shapes: tuple[tuple[int, ...], ...], error: Exception) -> UsageError:
+    given = ", ".join(map(str, shapes)) or "(none)"
+    return UsageError(
+        f"cannot count {type(model).__name__} on input shape {given}: {first_line(error)}; give shapes that "
+        "the model's forward accepts"
+    )
+
+
+def _count(model: nn.Module, inputs: Sequence[Tensor], device: torch.device) -> _OperatorCounter:
+    """Run a copy of the model on a device, and count."""
+    twin = _copied(model, device).eval()
+    products = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    counter = _OperatorCounter(products)
+    _follow_modules(twin, counter)
+    with torch.no_grad(), device, products, counter:
+        twin(*(each.to(device) for each in inputs))
+    return counter
 
 
 def format_macs(count: int) -> str:
@@ -168,7 +196,7 @@ def _with_unit(count: int, decimals: int) -> str:
     return f"{value:.{decimals}f} {unit}"
 
 
-# --- the model without values -------------------------------------------------------------------------------
+# --- copies of the model, and its inputs --------------------------------------------------------------------
 
 
 def _meta_input(value: Tensor | tuple[int, ...], model: nn.Module) -> Tensor:
@@ -182,19 +210,27 @@ def _meta_input(value: Tensor | tuple[int, ...], model: nn.Module) -> Tensor:
     return torch.empty(value, dtype=next(floating, torch.get_default_dtype()), device="meta")
 
 
-def _meta_copy(model: nn.Module) -> nn.Module:
-    """Copy a model with all its tensors on ``meta``; tensors that are shared stay shared."""
+def _filled(inputs: Sequence[Tensor | tuple[int, ...]], alike: Sequence[Tensor]) -> list[Tensor]:
+    """The inputs with values: those that were given, or noise."""
+    filling = noise([tuple(each.shape) for each in alike])
+    return [
+        given.detach() if isinstance(given, Tensor) and not given.is_meta else made.to(like.dtype)
+        for given, made, like in zip(inputs, filling, alike, strict=True)
+    ]
+
+
+def _copied(model: nn.Module, device: torch.device) -> nn.Module:
+    """Copy a model with all its tensors to a device; tensors that are shared stay shared."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         # Plain attributes too: a kept activation cannot be deep-copied, a constant must change device.
         attributes = vars(module).values()
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False), *attributes):
             if isinstance(tensor, nn.Parameter):
-                memo[id(tensor)] = nn.Parameter(
-                    tensor.detach().to("meta"), requires_grad=tensor.requires_grad
-                )
+                copied = tensor.detach().to(device, copy=True)
+                memo[id(tensor)] = nn.Parameter(copied, requires_grad=tensor.requires_grad)
             elif isinstance(tensor, Tensor):
-                memo[id(tensor)] = tensor.detach().to("meta")
+                memo[id(tensor)] = tensor.detach().to(device, copy=True)
     return copy.deepcopy(model, memo)
 
 
@@ -256,8 +292,8 @@ class _OperatorCounter(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = _operator_name(func)
-        handler = _HANDLERS.get(name)
-        if handler is None and name not in _FREE:
+        handler = HANDLERS.get(name)
+        if handler is None and name not in FREE:
             # Under inference mode, linear, matmul and others arrive whole. Their parts are what is priced.
             with self:
                 output = func.decompose(*args, **kwargs)
@@ -266,7 +302,7 @@ class _OperatorCounter(TorchDispatchMode):
         before = self._products.get_total_flops()
         output = func(*args, **kwargs)
         macs = (self._products.get_total_flops() - before) // 2
-        if handler is None and not macs and name not in _FREE:
+        if handler is None and not macs and name not in FREE:
             self.uncounted[name] += 1
         self._charge(name, macs, 0 if handler is None else handler(args, output))
         return output
@@ -312,136 +348,3 @@ def _operator_name(func: Any) -> str:
     if func.namespace != "aten":
         return f"{func.namespace}::{name}"
     return name.removesuffix("_")
-
-
-# --- what an operator costs ---------------------------------------------------------------------------------
-
-
-#: FLOPs that are not part of a MAC, from an operator's arguments and its output.
-_Handler = Callable[[tuple[Any, ...], Any], int]
-
-
-def _convolution(args: tuple[Any, ...], output: Any) -> int:
-    # (input, weight, bias, ...)
-    return 0 if args[2] is None else _first(output).numel()
-
-
-def _fused_attention(args: tuple[Any, ...], output: Any) -> int:
-    # query (B, h, L, E), key (B, h, S, E), value (B, h, S, Ev).
-    query, key = args[:2]
-    logits: int = math.prod(query.shape[:-1]) * key.shape[-2]
-    return 6 * logits
-
-
-def _per_output(flops: int) -> _Handler:
-    return lambda args, output: flops * _first(output).numel()
-
-
-def _per_input(flops: int) -> _Handler:
-    return lambda args, output: flops * int(args[0].numel())
-
-
-def _statistics_norm(weight: int) -> _Handler:
-    """Price a normalisation whose weight is the given argument and whose bias is the next."""
-
-    def handler(args: tuple[Any, ...], output: Any) -> int:
-        affine = sum(parameter is not None for parameter in args[weight : weight + 2])
-        return (5 + affine) * int(args[0].numel())
-
-    return handler
-
-
-def _batch_norm(args: tuple[Any, ...], output: Any) -> int:
-    # (input, weight, bias, running_mean, running_var, training, ...)
-    return (7 if args[5] else 2) * int(args[0].numel())
-
-
-def _pooling(args: tuple[Any, ...], output: Any) -> int:
-    # (input, kernel_size, ...); a kernel of one number is square.
-    kernel = args[1] if len(args[1]) == 2 else args[1] * 2
-    window: int = math.prod(kernel)
-    return window * _first(output).numel()
-
-
-def _first(output: Any) -> Tensor:
-    """Return the result itself of an operator that also returns indices or statistics."""
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
-    return tensor
-
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_ELEMENTWISE = _names(
-    """
-    abs add atan atan2 bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp clamp_max clamp_min cos
-    div elu eq erf exp expm1 floor floor_divide fmod ge gelu gt hardsigmoid hardswish hardtanh isfinite
-    isinf isnan le leaky_relu log log10 log1p log2 log_sigmoid_forward logical_and logical_not logical_or
-    logical_xor lt maximum minimum mish mul ne neg pow _prelu_kernel reciprocal relu remainder round rsqrt
-    rsub sigmoid sign silu sin softplus sqrt sub tanh threshold trunc
-    """
-)
-
-_REDUCTIONS = _names(
-    """
-    _adaptive_avg_pool2d all amax amin any argmax argmin cummax cummin cumprod cumsum max mean min prod sum
-    """
-)
-
-_Shape = tuple[int, ...]
-
-
-def _addbmm(summand: _Shape, left: _Shape, right: _Shape, **rest: object) -> int:
-    return 2 * math.prod(left) * right[-1]
-
-
-def _attention(query: _Shape, key: _Shape, value: _Shape, *rest: object, **more: object) -> int:
-    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-
-
-#: Twice the MACs of operators that PyTorch's counter leaves out, from the shapes of their arguments.
-_FORMULAS: dict[Any, Callable[..., int]] = {
-    torch.ops.aten.mv: lambda matrix, vector, **rest: 2 * math.prod(matrix),
-    torch.ops.aten.dot: lambda left, right, **rest: 2 * math.prod(left),
-    torch.ops.aten.addmv: lambda summand, matrix, vector, **rest: 2 * math.prod(matrix),
-    torch.ops.aten.addbmm: _addbmm,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_fused_attention_overrideable: _attention,
-}
-
-_HANDLERS: dict[str, _Handler] = {
-    "convolution": _convolution,
-    **dict.fromkeys(["mm", "bmm", "mv", "dot"], _per_output(0)),
-    **dict.fromkeys(["addmm", "addmv", "baddbmm", "addbmm"], _per_output(1)),
-    "_scaled_dot_product_cudnn_attention": _fused_attention,
-    "_scaled_dot_product_efficient_attention": _fused_attention,
-    "_scaled_dot_product_flash_attention": _fused_attention,
-    "_scaled_dot_product_flash_attention_for_cpu": _fused_attention,
-    "_scaled_dot_product_fused_attention_overrideable": _fused_attention,
-    **dict.fromkeys(_ELEMENTWISE, _per_output(1)),
-    **dict.fromkeys(["addcmul", "addcdiv", "glu"], _per_output(2)),
-    "lerp": _per_output(3),
-    **dict.fromkeys(_REDUCTIONS, _per_input(1)),
-    "linalg_vector_norm": _per_input(2),
-    **dict.fromkeys(["var", "std", "var_mean", "std_mean"], _per_input(4)),
-    **dict.fromkeys(["_softmax", "_safe_softmax", "_log_softmax"], _per_input(5)),
-    "native_layer_norm": _statistics_norm(weight=2),
-    "native_group_norm": _statistics_norm(weight=1),
-    "native_batch_norm": _batch_norm,
-    "avg_pool2d": _pooling,
-    "max_pool2d_with_indices": _pooling,
-    "upsample_bilinear2d": _per_output(7),
-}
-
-_FREE = _names(
-    """
-    _reshape_alias _to_copy _unsafe_view alias arange as_strided cat channel_shuffle clone constant_pad_nd
-    copy detach diag_embed diagonal empty empty_like empty_strided expand eye fill flip full full_like
-    gather im2col index index_put index_select lift_fresh masked_fill narrow new_empty new_full new_ones
-    new_zeros ones ones_like permute pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d
-    repeat replication_pad1d replication_pad2d roll scalar_tensor scatter select select_scatter slice
-    slice_scatter split split_with_sizes squeeze stack t transpose tril triu unbind unfold unsafe_split
-    unsqueeze upsample_nearest2d view view_as_complex view_as_real where zero zeros zeros_like
-    """
-)

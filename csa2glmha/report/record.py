@@ -93,6 +93,7 @@ def build_report(measured: Measurements) -> Report:
         complexity=Costs(
             input_shapes=measured.before.input_shapes,
             input_shapes_after=measured.after.input_shapes,
+            by_values=measured.before.by_values or measured.after.by_values,
             before=_cost(measured.before),
             after=_cost(measured.after),
         ),

@@ -49,10 +49,15 @@ class Cost(Part):
 
 
 class Costs(Part):
-    """Teacher and student; shapes are B, C, H, W, one for each input."""
+    """Teacher and student; shapes are B, C, H, W, one for each input.
+
+    Attributes:
+        by_values: what the networks run depends on their input, and was counted on one.
+    """
 
     input_shapes: tuple[tuple[int, ...], ...] = ()
     input_shapes_after: tuple[tuple[int, ...], ...] = ()
+    by_values: bool = False
     before: Cost
     after: Cost
 

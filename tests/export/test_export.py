@@ -372,7 +372,7 @@ def test_network_that_cannot_be_converted(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) if x.sum() > 0 else x[:, :2]
 
-    with pytest.raises(ExportError, match="Branching cannot be converted to ONNX opset 20") as caught:
+    with pytest.raises(ExportError, match="ONNX, what it runs depends on the values of its input") as caught:
         export_onnx(Branching(), tmp_path / "branching.onnx", plain=True)
     assert "\n" not in str(caught.value)
     assert names_in(tmp_path) == []

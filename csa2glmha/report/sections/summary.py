@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from csa2glmha.metrics.complexity import format_macs, format_params
+from csa2glmha.metrics.complexity import BY_VALUES, format_macs, format_params
 from csa2glmha.report.blocks import Card, Summary, Table
 from csa2glmha.report.headline import channel_of, headline_rows, metrics_of, rank_text, time_share
 from csa2glmha.report.schema import Report
@@ -43,7 +43,7 @@ def summary_of(report: Report) -> Summary:
         search=None if report.search is None else search_sentence(report.search),
         cards=_cards(report),
         figures=Table(("", "before", "after", "ratio"), rows, "Figures before and after"),
-        notes=[_NOTE],
+        notes=[_NOTE, *([f"{BY_VALUES[0].upper()}{BY_VALUES[1:]}."] if report.complexity.by_values else [])],
         pictures=_pictures(report),
     )
 
