@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -40,12 +40,26 @@ class _Fields(BaseModel):
     activation: Activation = "softmax"
 
 
-def read_config(value: Any, form: ChannelAttention) -> GLMHAConfig:
+class Kind(Protocol):
+    """What decides which fields go together; a canonical form says it, too."""
+
+    @property
+    def from_moments(self) -> bool:
+        """Second moments of the input give the logits."""
+        ...
+
+    @property
+    def value_branch(self) -> bool:
+        """All of V is needed."""
+        ...
+
+
+def read_config(value: Any, form: ChannelAttention | Kind) -> GLMHAConfig:
     """The configuration of the layer that replaces one of this form.
 
     Args:
         value: as :meth:`GLMHAConfig.to_json` gives it.
-        form: of the layer to be replaced.
+        form: of the layer to be replaced; of one that is not read, its kind: then widths are not compared.
 
     Raises:
         ValueError: in one line, what is wrong with it.
@@ -58,7 +72,8 @@ def read_config(value: Any, form: ChannelAttention) -> GLMHAConfig:
         raise ValueError(first_problem(error)) from None
     except TypeError:
         raise ValueError("names of fields that are no text") from None
-    problem = _misfit(config, form) or _contradiction(config, form)
+    misfit = _misfit(config, form) if isinstance(form, ChannelAttention) else None
+    problem = misfit or _too_high(config) or _contradiction(config, form)
     if problem is not None:
         raise ValueError(problem)
     return config
@@ -77,6 +92,11 @@ def _misfit(config: GLMHAConfig, form: ChannelAttention) -> str | None:
     for name, expected in layer.items():
         if getattr(config, name) != expected:
             return f"{name}: {getattr(config, name)}, the network's layer has {expected}"
+    return None
+
+
+def _too_high(config: GLMHAConfig) -> str | None:
+    """A rank that a head has no channels for."""
     c = config.head_channels
     for name in ("rank_q", "rank_k", "rank_v", "rank_pos", "bias_rank"):
         rank = getattr(config, name)
@@ -85,7 +105,7 @@ def _misfit(config: GLMHAConfig, form: ChannelAttention) -> str | None:
     return None
 
 
-def _contradiction(config: GLMHAConfig, form: ChannelAttention) -> str | None:
+def _contradiction(config: GLMHAConfig, form: Kind) -> str | None:
     """Two fields that exclude each other."""
     q, k, c = config.rank_q, config.rank_k, config.head_channels
     fits = {
@@ -96,7 +116,7 @@ def _contradiction(config: GLMHAConfig, form: ChannelAttention) -> str | None:
     }
     if not fits[config.logits]:
         return f"logits: {config.logits!r} does not go with queries of rank {q} and keys of rank {k} here"
-    compact = not form.value_branch and form.activation == "softmax" and k == config.rank_v and k > 1
+    compact = not form.value_branch and config.activation == "softmax" and k == config.rank_v and k > 1
     if config.compact and not compact:
         return (
             f"attention: 'compact' does not go with keys of rank {k} and values of rank {config.rank_v} here"

@@ -23,8 +23,8 @@ from csa2glmha.networks.foreign import ForeignNetwork, Interface, users_own
 from csa2glmha.networks.probe import probe
 from csa2glmha.reading.own import read_own
 
-#: The entry of a student's metadata on a network that is built elsewhere.
-NETWORK = "network"
+#: The entry of a student's metadata on a network that is built elsewhere, and what of it is for each layer.
+NETWORK, REPLACEMENTS = "network", "replacements"
 
 
 def load_foreign(
@@ -72,6 +72,7 @@ def foreign_template(
         told = json.loads(student.metadata[NETWORK])
         then = _origin(told)
         interface = Interface.from_json(told["interface"]) if "interface" in told else None
+        operators = tuple(str(each) for each in told.get("global_operators", ()))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{shown(student.path)}: damaged student metadata ({shown(error)}); convert the teacher again"
@@ -86,19 +87,27 @@ def foreign_template(
     change = None if then is None else origin.changed_since(then)
     notes = () if change is None else (f"since this student was made, {change}",)
     model = ForeignNetwork(network, interface, origin)
-    read_own(model)
+    if REPLACEMENTS in told:
+        model.global_operators = operators
+    else:  # a file of before there were any
+        read_own(model)
     return model, notes
 
 
-def described(model: ForeignNetwork) -> dict[str, Any]:
-    """What a student's metadata say of such a network, as JSON values."""
-    kind, origin = type(model.network), model.origin
+def described(model: nn.Module) -> dict[str, Any]:
+    """What a student's metadata say of a network that is built elsewhere, as JSON values."""
+    kind = type(users_own(model))
+    named = {"class": f"{kind.__module__}.{kind.__qualname__}"}
+    if not isinstance(model, ForeignNetwork):
+        return named
+    origin = model.origin
     return {
-        "class": f"{kind.__module__}.{kind.__qualname__}",
+        **named,
         "builder": origin.builder,
         "arguments": dict(origin.arguments),
         "sources": dict(origin.sources),
         "interface": model.interface.to_json(),
+        "global_operators": list(model.global_operators),
     }
 
 

@@ -8,8 +8,9 @@ A student file is safetensors; its metadata says how to rebuild the network:
     hyperparameters   JSON, of the architecture
     layers            JSON, layer name to GLMHAConfig
     network           JSON, of a network that is built elsewhere: the "class" that it is of; where it was
-                      named by its builder also "builder", "arguments", the SHA-256 of its "sources", and
-                      its "interface"
+                      named by its builder also "builder", "arguments", the SHA-256 of its "sources", its
+                      "interface" and its "global_operators"; where its attention was found by recording the
+                      "replacements", layer name to csa2glmha.reading.replacement.Replacement
     teacher_sha256    of the checkpoint it was made from
     teacher_values_sha256    in place of that: of the weights of a teacher that came from no file
     teacher_source    address of that on the Hugging Face Hub, with the commit, if it came from there
@@ -29,7 +30,6 @@ from typing import TypeVar, overload
 import torch
 from torch import nn
 
-from csa2glmha.attention.stored import read_config
 from csa2glmha.checkpoint import STUDENT_FORMAT, Checkpoint, is_student, read_checkpoint, write_safetensors
 from csa2glmha.checkpoint.foreign import (
     NETWORK,
@@ -38,6 +38,7 @@ from csa2glmha.checkpoint.foreign import (
     load_foreign,
     weights_sha256,
 )
+from csa2glmha.checkpoint.layers import described_layers, described_replacements, put_layers
 from csa2glmha.checkpoint.migrations import FORMAT_VERSION, Stored, brought_up_to_date, format_of
 from csa2glmha.checkpoint.networks import OneNetwork
 from csa2glmha.config.network import NO_FILE, NetworkOptions
@@ -45,15 +46,12 @@ from csa2glmha.config.options import make_options
 from csa2glmha.core.errors import CheckpointError, UsageError
 from csa2glmha.core.hub import local_file
 from csa2glmha.core.strict_json import dumps
-from csa2glmha.core.text import quoted, shown
+from csa2glmha.core.text import one_line, quoted, shortened, shown
 from csa2glmha.core.version import __version__
 from csa2glmha.families.family import load_strictly
 from csa2glmha.families.registry import build_from_state, family_named
 from csa2glmha.networks import RestorationModel
-from csa2glmha.networks.foreign import ForeignNetwork, Interface, users_own
-from csa2glmha.reading.given import read_shaped
-from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_layers
-from csa2glmha.reading.own import read_module
+from csa2glmha.networks.foreign import ForeignNetwork, users_own
 
 #: What a conversion calls it, in the folder that has the student's own name.
 STUDENT_FILE = "student.safetensors"
@@ -180,15 +178,11 @@ def load_into(checkpoint: Checkpoint, network: ModelT) -> ModelT:
     if _is_student(checkpoint):
         checkpoint = _up_to_date(checkpoint)
         try:
-            told = json.loads(checkpoint.metadata.get(NETWORK, "{}"))
-            if "interface" in told and "recorded_readers" not in vars(model):
-                read_module(model, Interface.from_json(told["interface"]))
-            elif "inputs" in told and not attention_layers(model):
-                read_shaped(model, told["inputs"])
-            _put_layers(model, checkpoint.metadata)
+            put_layers(model, checkpoint.metadata)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
+            said = shortened(one_line(str(error)), 300)
             raise CheckpointError(
-                f"{shown(source)}: does not fit {type(model).__name__}: {shown(str(error))}; give the "
+                f"{shown(source)}: does not fit {type(model).__name__}: {said}; give the "
                 "network that the student was made of"
             ) from error
     load_strictly(model, checkpoint.state_dict, source)
@@ -230,26 +224,8 @@ def _described_network(metadata: Mapping[str, str], tensors: int) -> Restoration
     """The network that the metadata of a student describe, without its weights."""
     family = family_named(metadata["architecture"])
     model = family.build(family.check(json.loads(metadata["hyperparameters"]), tensors))
-    _put_layers(model, metadata)
+    put_layers(model, metadata)
     return model
-
-
-def _put_layers(model: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Uninitialised layers of a student in the place of its teacher's, as the metadata describe them.
-
-    Raises:
-        LookupError, TypeError, ValueError, AttributeError: they are damaged, or do not fit the network.
-    """
-    layers = attention_layers(model)
-    configs = {}
-    for layer, value in json.loads(metadata["layers"]).items():
-        if layer not in layers:
-            raise ValueError(f"layer {layer!r}: the network has no such attention")
-        try:
-            configs[layer] = read_config(value, layers[layer].form)
-        except ValueError as error:
-            raise ValueError(f"layer {layer!r}: {error}") from None
-    replace_layers(model, configs)
 
 
 def teacher_weights(teacher: Checkpoint) -> dict[str, str]:
@@ -276,25 +252,20 @@ def student_metadata(
         seed: of everything random.
         extra: what else is told.
     """
-    own = users_own(student)
-    layers = {name: layer.config.to_json() for name, layer in glmha_layers(own).items()}
-    network = {"architecture": type(own).__name__, "hyperparameters": "{}"}
+    network = {"architecture": type(users_own(student)).__name__, "hyperparameters": "{}"}
     if isinstance(student, RestorationModel):
         network = {
             "architecture": student.architecture,
             "hyperparameters": dumps(student.hyperparameters),
         }
-    if isinstance(student, ForeignNetwork):
-        network[NETWORK] = dumps(described(student))
-    elif not isinstance(student, RestorationModel):
-        kind = type(student)
-        network[NETWORK] = dumps({"class": f"{kind.__module__}.{kind.__qualname__}"})
+    if isinstance(student, ForeignNetwork) or not isinstance(student, RestorationModel):
+        network[NETWORK] = dumps(described(student) | described_replacements(student))
     return {
         "format": STUDENT_FORMAT,
         "format_version": str(FORMAT_VERSION),
         "tool_version": __version__,
         **network,
-        "layers": dumps(layers),
+        "layers": dumps(described_layers(student)),
         **({} if teacher_sha256 is None else {"teacher_sha256": teacher_sha256}),
         "seed": str(seed),
         **extra,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Generic
 
 from torch import nn
 
-from csa2glmha.checkpoint.foreign import NETWORK, weights_sha256
+from csa2glmha.checkpoint.foreign import weights_sha256
 from csa2glmha.checkpoint.student import TEACHER_VALUES, save_student, student_metadata
 from csa2glmha.compression.files import provenance
 from csa2glmha.compression.measured import measurements_of
@@ -19,7 +18,6 @@ from csa2glmha.compression.run import ModelT, Run
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.core.errors import Csa2GlmhaError, ExportError
 from csa2glmha.core.files import ensure_writable, prepare_output_dir
-from csa2glmha.core.strict_json import dumps
 from csa2glmha.data.batches import Inputs
 from csa2glmha.export.metadata import onnx_metadata
 from csa2glmha.export.onnx import ExportReport, export_onnx
@@ -28,7 +26,6 @@ from csa2glmha.networks import RestorationModel
 from csa2glmha.networks.builder import Origin
 from csa2glmha.networks.foreign import ForeignNetwork, Interface
 from csa2glmha.networks.probe import probe
-from csa2glmha.reading.given import narrowed
 from csa2glmha.report.document import REPORT_FILES, write_report
 from csa2glmha.report.html import HTML_FILE, write_html
 from csa2glmha.report.record import build_report
@@ -109,12 +106,7 @@ class Compression(Generic[ModelT]):
 
     def _metadata(self, student: nn.Module) -> dict[str, str]:
         extra = provenance(self._options) | {TEACHER_VALUES: self.record.teacher.sha256}
-        metadata = student_metadata(student, None, self._options.seed, extra)
-        if NETWORK in metadata and "recorded_readers" in vars(student):
-            # Its attention was found by a run, and is found again by one on inputs of the same shapes.
-            inputs = [list(each.shape) for each in narrowed(self._example)]
-            metadata[NETWORK] = dumps(json.loads(metadata[NETWORK]) | {"inputs": inputs})
-        return metadata
+        return student_metadata(student, None, self._options.seed, extra)
 
 
 def described_network(student: nn.Module, example: Inputs) -> RestorationModel:

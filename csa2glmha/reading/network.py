@@ -19,6 +19,7 @@ from csa2glmha.reading.linear import Unreadable
 from csa2glmha.reading.operators import GlobalOperator, global_operators
 from csa2glmha.reading.recorded import RecordedReader
 from csa2glmha.reading.recording import Call, Recording, record
+from csa2glmha.reading.replacement import Replacement
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def _read(recording: Recording, name: str, pairs: list[tuple[Pair, Call]]) -> Re
     if not name:
         raise Unreadable("it is the network itself, not a module of it")
     alone = all(len(call.args) == 1 and not call.kwargs for call in calls)
-    reader = RecordedReader(module, first.form, first.wiring, alone)
+    reader = RecordedReader(module, first.form, Replacement.of(module, first.form, first.wiring, alone))
     layer = RecordedLayer(name, module, first.form, reader, 0.0, len(calls))
     return _checked(layer, calls, read)
 

@@ -1,8 +1,7 @@
-"""How a recorded layer is read, and the layer that takes its place, called exactly as the module is."""
+"""How a recorded layer is read."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,11 +10,9 @@ from torch import Tensor, nn
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection
 from csa2glmha.attention.config import GLMHAConfig
-from csa2glmha.attention.glmha import GLMHA
-from csa2glmha.attention.guided import GuidedAttention
-from csa2glmha.attention.layout import from_maps, to_maps
-from csa2glmha.attention.pointwise import PointwiseGLMHA
-from csa2glmha.reading.wiring import ON_MAPS, Branch, Wiring, bind, signature_of
+from csa2glmha.attention.layout import from_maps
+from csa2glmha.reading.replacement import Replacement, branch_of
+from csa2glmha.reading.wiring import bind, signature_of
 
 
 class RecordedReader:
@@ -24,18 +21,15 @@ class RecordedReader:
     Args:
         module: the module.
         form: its canonical form.
-        wiring: where its inputs are among the module's arguments.
-        plain: it is called with one map alone, by position, as GLMHA itself is.
+        replacement: what takes its place.
     """
 
-    def __init__(
-        self, module: nn.Module, form: ChannelAttention, wiring: Wiring, plain: bool = False
-    ) -> None:
+    def __init__(self, module: nn.Module, form: ChannelAttention, replacement: Replacement) -> None:
         self.module_type = type(module)
-        self.wiring = wiring
+        self.replacement = replacement
+        self.wiring = replacement.wiring
         self._form = form
         self._signature = signature_of(module)
-        self._plain = plain and wiring == ON_MAPS and not form.from_moments
 
     def read(self, module: nn.Module) -> ChannelAttention:
         """The layer in canonical form, on the module's device."""
@@ -60,85 +54,11 @@ class RecordedReader:
 
     def value_branch(self, module: nn.Module) -> Callable[[Tensor], Tensor] | None:
         """From V (B, heads * c, H, W), without factors, to what is added to the output; None: nothing."""
-        return self._branch(module)
+        return branch_of(self.wiring, module)
 
     def build(self, module: nn.Module, config: GLMHAConfig) -> nn.Module:
         """An uninitialised replacement that is called as the module is, with the module's own branch."""
-        if self._plain:
-            return GLMHA(config)  # which deployment knows
-        kind = RecordedPointwiseGLMHA if self._form.from_moments else RecordedGLMHA
-        return kind(config, self.wiring, self._signature, self._branch(module))
-
-    def _branch(self, module: nn.Module) -> _BranchOnMaps | None:
-        branch = self.wiring.branch
-        return None if branch is None else _BranchOnMaps(branch, module.get_submodule(branch.module))
-
-
-class _BranchOnMaps(nn.Module):
-    """What is made of V, from maps to maps."""
-
-    def __init__(self, branch: Branch, module: nn.Module) -> None:
-        super().__init__()
-        self.branch = branch
-        self.module = module
-
-    def forward(self, values: Tensor) -> Tensor:
-        """From V (B, heads * c, H, W) to (B, out, H, W)."""
-        taken = values[:, list(self.branch.order)] if self.branch.order else values
-        made: Tensor = self.module(from_maps(taken, self.branch.entry))
-        return to_maps(made, self.branch.result, (values.shape[2], values.shape[3]))
-
-
-class _Wired(GuidedAttention):
-    """A layer that is called as the module was that it replaces.
-
-    Args:
-        config: of the attention.
-        wiring: where its inputs are among the arguments.
-        signature: of the module that it replaces.
-        branch: makes what is added to the output of V, taken over as it is.
-    """
-
-    def __init__(
-        self,
-        config: GLMHAConfig,
-        wiring: Wiring,
-        signature: inspect.Signature,
-        branch: _BranchOnMaps | None,
-    ) -> None:
-        super().__init__(config)
-        self.wiring, self.signature, self.branch = wiring, signature, branch
-
-    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The arguments of a call in the order of the module's signature."""
-        return bind(self.signature, args, kwargs)
-
-    def inputs_of(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        """What the attention is made from, (B, C, H, W), and a second input for queries, from a call's."""
-        return self.wiring.inputs(args)
-
-    def value_factors(self, args: tuple[Any, ...]) -> Tensor | None:
-        """What V is multiplied by before the attention, (B, heads * c, H, W); None: nothing."""
-        return self.wiring.factors(args, self.config.heads * self.config.head_channels)
-
-    def value_branch(self, values: Tensor) -> Tensor | None:
-        """What is made of V (B, heads * c, H, W) and added to the output; None: nothing."""
-        return None if self.branch is None else self.branch(values)
-
-    def module_output(self, args: tuple[Any, ...], maps: Tensor) -> Tensor:
-        """What the module returned, from the output (B, out_channels, H, W)."""
-        return from_maps(maps, self.wiring.output)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.attend(self.bind(args, kwargs))
-
-
-class RecordedGLMHA(_Wired, GLMHA):
-    """GLMHA in the place of any module, called as that is."""
-
-
-class RecordedPointwiseGLMHA(_Wired, PointwiseGLMHA):
-    """The same, where second moments of the input give the logits."""
+        return self.replacement.build(module, config)
 
 
 def _moved(form: ChannelAttention, like: Tensor) -> ChannelAttention:

@@ -19,13 +19,17 @@ LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 FLAT = ("tokens", "channel rows")
 
 
-class _Part(BaseModel):
-    """A part of a wiring: it can be stored as JSON, and is checked when it is read."""
+#: More arguments and channels than any module has.
+Index = Annotated[int, Field(ge=0, le=2**20)]
+
+
+class Part(BaseModel):
+    """A part of what a student's file says of a layer: stored as JSON, and checked when it is read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Place(_Part):
+class Place(Part):
     """Where an argument of a call is.
 
     Attributes:
@@ -33,8 +37,8 @@ class Place(_Part):
         index: in that argument, where it is a tuple or a list.
     """
 
-    position: Annotated[int, Field(ge=0)]
-    index: Annotated[int, Field(ge=0)] | None = None
+    position: Index
+    index: Index | None = None
 
     def of(self, args: Sequence[Any]) -> Any:
         """The argument, from all of them in the order of the signature."""
@@ -42,7 +46,7 @@ class Place(_Part):
         return given if self.index is None else given[self.index]
 
 
-class Map(_Part):
+class Map(Part):
     """A tensor among the arguments that is a map of features.
 
     Attributes:
@@ -53,7 +57,7 @@ class Map(_Part):
 
     place: Place
     layout: Layout
-    order: tuple[int, ...] = ()
+    order: tuple[Index, ...] = ()
 
     def maps(self, args: Sequence[Any], size: tuple[int, int] | None) -> Tensor:
         """The argument as (B, C, H, W)."""
@@ -61,7 +65,7 @@ class Map(_Part):
         return maps[:, list(self.order)] if self.order else maps
 
 
-class Branch(_Part):
+class Branch(Part):
     """A module inside that makes something of V, which is added to the result.
 
     Attributes:
@@ -73,10 +77,10 @@ class Branch(_Part):
     module: str
     entry: Layout
     result: Layout
-    order: tuple[int, ...] = ()
+    order: tuple[Index, ...] = ()
 
 
-class Wiring(_Part):
+class Wiring(Part):
     """All that connects the canonical form with one module's call.
 
     Attributes:
@@ -94,6 +98,12 @@ class Wiring(_Part):
     size: tuple[Place, Place] | None = None
     factor: Map | None = None
     branch: Branch | None = None
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """All arguments that matter."""
+        maps = (self.values, self.queries, self.factor)
+        return (*(each.place for each in maps if each is not None), *(self.size or ()))
 
     def size_of(self, args: Sequence[Any]) -> tuple[int, int] | None:
         """Height and width of a call, where they are arguments."""
@@ -124,6 +134,19 @@ def signature_of(module: nn.Module) -> inspect.Signature:
     signature = inspect.signature(module.forward)
     bare = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()]
     return signature.replace(parameters=bare, return_annotation=inspect.Signature.empty)
+
+
+def in_words(signature: inspect.Signature) -> str:
+    """A signature with its names alone: what defaults are does not matter.
+
+    >>> in_words(inspect.signature(lambda x, size=(3, 4), *, mask=None: x))
+    '(x, size=..., *, mask=...)'
+    """
+    bare = [
+        each if each.default is inspect.Parameter.empty else each.replace(default=...)
+        for each in signature.parameters.values()
+    ]
+    return str(signature.replace(parameters=bare)).replace("=Ellipsis", "=...")
 
 
 def bind(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:

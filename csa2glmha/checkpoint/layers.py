@@ -1,0 +1,71 @@
+"""The layers of a student, as its file describes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from csa2glmha.attention.stored import read_config
+from csa2glmha.checkpoint.foreign import NETWORK, REPLACEMENTS
+from csa2glmha.networks.foreign import Interface, users_own
+from csa2glmha.reading.given import read_shaped
+from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers, replace_layers
+from csa2glmha.reading.own import read_module
+from csa2glmha.reading.replacement import Replacement, put_replacement, replacement_of
+
+
+def described_layers(student: nn.Module) -> dict[str, Any]:
+    """The configurations of all layers, by their names in the user's own network, as JSON values."""
+    return {name: layer.config.to_json() for name, layer in glmha_layers(users_own(student)).items()}
+
+
+def described_replacements(student: nn.Module) -> dict[str, Any]:
+    """What else is needed to put the layers in, where the teacher was recorded; otherwise nothing."""
+    layers = glmha_layers(users_own(student)).items()
+    made = {name: each.to_json() for name, layer in layers if (each := replacement_of(layer)) is not None}
+    return {REPLACEMENTS: made} if made else {}
+
+
+def put_layers(model: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Put uninitialised layers in the place of a teacher's, as the metadata of its student describe them.
+
+    Args:
+        model: the teacher with any weights; one of the user's own is that, without what is around it.
+        metadata: of the student.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: they are damaged, or do not fit the network.
+    """
+    stored: Mapping[str, object] = json.loads(metadata["layers"])
+    told = json.loads(metadata.get(NETWORK, "{}"))
+    replacements = told.get(REPLACEMENTS, {})
+    # A network that need not be read is not run, either.
+    layers = {} if stored and stored.keys() <= replacements.keys() else _read(model, told)
+    configs = {}
+    for name, value in stored.items():
+        try:
+            if name in replacements:
+                replacement = Replacement.from_json(replacements[name])
+                put_replacement(model, name, replacement, read_config(value, replacement))
+            elif name not in layers:
+                raise ValueError("the network has no such attention")
+            else:
+                configs[name] = read_config(value, layers[name].form)
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from None
+    replace_layers(model, configs)
+
+
+def _read(model: nn.Module, told: Mapping[str, Any]) -> dict[str, AttentionLayer]:
+    """The attention of a network of which the file does not say how its layers are put in.
+
+    In files of before there were replacements, a network without a reader is one that was recorded.
+    """
+    if REPLACEMENTS not in told and "interface" in told and "recorded_readers" not in vars(model):
+        read_module(model, Interface.from_json(told["interface"]))
+    elif REPLACEMENTS not in told and "inputs" in told and not attention_layers(model):
+        read_shaped(model, told["inputs"])
+    return attention_layers(model)
