@@ -137,6 +137,7 @@ METAVARS = {
     "rank_k": "R",
     "rank_v": "R",
     "rank_pos": "R",
+    "ffn": "SHARE",
     "macs": "SHARE|M",
     "params": "SHARE|M",
     "max_drop": "DB",
@@ -162,6 +163,7 @@ METAVARS = {
 }
 NETWORK = ("network", "network_arg", "example", "value_range", "output_index")
 RANKS = ("rank", "rank_q", "rank_k", "rank_v", "rank_pos")
+INITIAL = ("ffn",)
 BUDGETS = ("macs", "params", "max_drop", "latency")
 DATA = ("data", "targets", "pair", "degrade", "mask", "mask_key", "measurement_scale", "mat_key", "stretch")
 TRAINING = (
@@ -190,7 +192,7 @@ def given_only(values: dict[str, Any]) -> dict[str, Any]:
 
 @cli.command(context_settings=CONTEXT, short_help="Compress a checkpoint: student, ONNX file, report.")
 @click.argument("checkpoint", type=MODEL)
-@settings(*RANKS, *BUDGETS, "attention", *DATA, "calibration_crops", "calibration_size")
+@settings(*RANKS, *BUDGETS, "attention", *INITIAL, *DATA, "calibration_crops", "calibration_size")
 @settings(*TRAINING, "baselines", "distill", "input_size", "timing", *NETWORK, "weights", "device", "seed")
 @click.option("--recipe", type=EXISTING, metavar="FILE", help="YAML file that sets any of these options.")
 @click.option("-o", "--output", metavar="DIR", help="Output folder [default: CHECKPOINT-rankR].")

@@ -8,7 +8,7 @@ import click
 
 #: Groups of options in the order of their help, and the options of each.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Ranks": (
+    "Ranks and widths": (
         "rank",
         "rank_q",
         "rank_k",
@@ -20,6 +20,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "latency",
         "ranks",
         "attention",
+        "ffn",
     ),
     "Your own network": ("network", "network_arg", "example", "value_range", "output_index"),
     "Data": (

@@ -37,8 +37,11 @@ from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.inference.grid import divide
 from csa2glmha.inference.tiles import restore_globally, restore_separately
 from csa2glmha.initialize import initialise_student
-from csa2glmha.initialize.configure import plan_layers
+from csa2glmha.initialize.configure import plan_layers, plan_widths
+from csa2glmha.initialize.feedforward import narrow_feed_forwards
+from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.networks import RestorationModel, run
+from csa2glmha.reading.feedforwards import feed_forwards, narrowed_widths
 from csa2glmha.reading.layers import attention_layers, glmha_layers
 from tests.conftest import shared_folder
 from tests.subjects import SUBJECTS, Subject, load_as
@@ -69,6 +72,17 @@ def student(subject: Subject) -> RestorationModel:
     configs = plan_layers(attention_layers(teacher), ranks)
     calibration = [subject.inputs(teacher, 16, 24, 2, seed) for seed in (2, 3)]
     made, _ = initialise_student(teacher, configs, calibration)
+    return made.requires_grad_(False)
+
+
+@cache
+def narrow_student(subject: Subject) -> RestorationModel:
+    """That with feed-forward networks of half their width; no check changes it."""
+    teacher, made = network(subject), copy.deepcopy(student(subject))
+    widths = plan_widths(feed_forwards(teacher), 0.5)
+    calibration = [subject.inputs(teacher, 16, 24, 2, seed) for seed in (2, 3)]
+    errors = narrow_feed_forwards(teacher, made, widths, calibration)
+    assert set(errors) == set(widths) and all(0 < error < 1 for error in errors.values())
     return made.requires_grad_(False)
 
 
@@ -248,6 +262,33 @@ def tiles_are_the_whole(subject: Subject, place: Path) -> None:
         assert float((alone - whole).abs().max()) > TILES_ALONE * span
 
 
+@torch.no_grad()
+def feed_forwards_are_narrowed(subject: Subject, place: Path) -> None:
+    """Every one; a student file says so, and what is loaded from it, saved again or exported is the same."""
+    layers = feed_forwards(network(subject))
+    assert layers, f"{subject.name} says nothing of its feed-forward networks"
+    made, wide = narrow_student(subject), student(subject)
+    widths = narrowed_widths(made)
+    assert widths.keys() == layers.keys()
+    assert all(0 < width < layers[name].hidden for name, width in widths.items())
+    path, again = place / "student.safetensors", place / "again.safetensors"
+    save_student(path, made, metadata_of(made, subject))
+    loaded = load_model(path)
+    assert narrowed_widths(loaded.model) == widths
+    assert metadata_of(loaded.model, subject) == loaded.checkpoint.metadata
+    save_student(again, loaded.model, loaded.checkpoint.metadata)
+    assert again.read_bytes() == path.read_bytes()
+    exported = OnnxModel(export_onnx(made, place / "narrow.onnx").path)
+    for height, width in sizes(subject)[:2]:
+        inputs = subject.inputs(made, height, width)
+        output = run(made, inputs)
+        assert torch.equal(run(loaded.model, inputs), output)
+        assert relative_error(exported(*inputs), output) < ONNX_ROUNDING
+        assert not torch.equal(run(wide, inputs), output)
+    shapes = made.input_shapes(*sizes(subject)[0])
+    assert count_complexity(made, *shapes).macs < count_complexity(wide, *shapes).macs
+
+
 @dataclass(frozen=True)
 class Crops:
     """The same two images in every step."""
@@ -332,6 +373,7 @@ CHECKS: tuple[Check, ...] = (
     onnx_files,
     one_size_only,
     tiles_are_the_whole,
+    feed_forwards_are_narrowed,
     one_step_of_distillation,
     inspected,
     other_files_are_refused,

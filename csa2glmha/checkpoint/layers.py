@@ -11,6 +11,7 @@ from torch import nn
 from csa2glmha.attention.stored import read_config
 from csa2glmha.checkpoint.foreign import NETWORK, REPLACEMENTS
 from csa2glmha.networks.foreign import Interface, users_own
+from csa2glmha.reading.feedforwards import narrow_to, narrowed_widths
 from csa2glmha.reading.given import read_shaped
 from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers, replace_layers
 from csa2glmha.reading.own import read_module
@@ -22,6 +23,11 @@ def described_layers(student: nn.Module) -> dict[str, Any]:
     return {name: layer.config.to_json() for name, layer in glmha_layers(users_own(student)).items()}
 
 
+def described_widths(student: nn.Module) -> dict[str, int]:
+    """What feed-forward networks that have lost hidden channels have left, by such names."""
+    return narrowed_widths(users_own(student))
+
+
 def described_replacements(student: nn.Module) -> dict[str, Any]:
     """What else is needed to put the layers in, where the teacher was recorded; otherwise nothing."""
     layers = glmha_layers(users_own(student)).items()
@@ -31,6 +37,8 @@ def described_replacements(student: nn.Module) -> dict[str, Any]:
 
 def put_layers(model: nn.Module, metadata: Mapping[str, str]) -> None:
     """Put uninitialised layers in the place of a teacher's, as the metadata of its student describe them.
+
+    Its feed-forward networks get the widths that they have there.
 
     Args:
         model: the teacher with any weights; one of the user's own is that, without what is around it.
@@ -57,6 +65,7 @@ def put_layers(model: nn.Module, metadata: Mapping[str, str]) -> None:
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from None
     replace_layers(model, configs)
+    narrow_to(model, dict(json.loads(metadata["feed_forwards"])))
 
 
 def _read(model: nn.Module, told: Mapping[str, Any]) -> dict[str, AttentionLayer]:

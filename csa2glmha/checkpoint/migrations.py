@@ -39,8 +39,13 @@ def _queries_and_keys(stored: Stored) -> Stored:
     return with_tensors_renamed(stored, names)
 
 
+def _widths(stored: Stored) -> Stored:
+    """Format 2 had all feed-forward networks in full width."""
+    return Stored(stored.tensors, {"feed_forwards": "{}", **stored.metadata})
+
+
 #: Step n - 1 makes files of format n into files of format n + 1.
-MIGRATIONS: tuple[Step, ...] = (_queries_and_keys,)
+MIGRATIONS: tuple[Step, ...] = (_queries_and_keys, _widths)
 FORMAT_VERSION = len(MIGRATIONS) + 1
 
 

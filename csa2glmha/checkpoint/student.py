@@ -7,6 +7,7 @@ A student file is safetensors; its metadata says how to rebuild the network:
     architecture      name in the registry
     hyperparameters   JSON, of the architecture
     layers            JSON, layer name to GLMHAConfig
+    feed_forwards     JSON, name of a feed-forward network to the hidden channels that it has left
     network           JSON, of a network that is built elsewhere: the "class" that it is of; where it was
                       named by its builder also "builder", "arguments", the SHA-256 of its "sources", its
                       "interface" and its "global_operators"; where its attention was found by recording the
@@ -38,7 +39,12 @@ from csa2glmha.checkpoint.foreign import (
     load_foreign,
     weights_sha256,
 )
-from csa2glmha.checkpoint.layers import described_layers, described_replacements, put_layers
+from csa2glmha.checkpoint.layers import (
+    described_layers,
+    described_replacements,
+    described_widths,
+    put_layers,
+)
 from csa2glmha.checkpoint.migrations import FORMAT_VERSION, Stored, brought_up_to_date, format_of
 from csa2glmha.checkpoint.networks import OneNetwork
 from csa2glmha.config.network import NO_FILE, NetworkOptions
@@ -266,6 +272,7 @@ def student_metadata(
         "tool_version": __version__,
         **network,
         "layers": dumps(described_layers(student)),
+        "feed_forwards": dumps(described_widths(student)),
         **({} if teacher_sha256 is None else {"teacher_sha256": teacher_sha256}),
         "seed": str(seed),
         **extra,

@@ -114,7 +114,7 @@ def plan_conversion(loaded: LoadedModel, options: ConvertOptions) -> Plan:
     checkpoint = loaded.checkpoint.path
     if loaded.is_student:
         raise UsageError(f"{checkpoint}: is a student already; convert the teacher's checkpoint instead")
-    return Plan.of(convertible_layers(loaded.model, checkpoint), options)
+    return Plan.of(loaded.model, convertible_layers(loaded.model, checkpoint), options)
 
 
 def check_data(
@@ -224,7 +224,7 @@ def preview_conversion(checkpoint: Path, options: ConvertOptions) -> Preview:
         where += " (holds results already: give --overwrite, or another folder)"
     teacher = prepared.loaded.model.to(prepared.device).requires_grad_(False)
     plan = prepared.plan
-    return preview(teacher, plan.configs, prepared.data, options, prepared.search, plan.distilled, where)
+    return preview(teacher, plan, prepared.data, options, prepared.search, where)
 
 
 def _finish(data: Data, options: ConvertOptions) -> Finish[RestorationModel]:

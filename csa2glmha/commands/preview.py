@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from csa2glmha.attention.config import GLMHAConfig
+from csa2glmha.compression.run import Plan
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.data.batches import Data
 from csa2glmha.inference.memory import available_bytes, training_needs, used_bytes, whole_needs
 from csa2glmha.metrics.complexity import BY_VALUES, count_complexity, format_macs, format_params
 from csa2glmha.networks import RestorationModel, run
+from csa2glmha.reading.feedforwards import narrow_to
 from csa2glmha.reading.layers import attention_layers, replace_layers
 from csa2glmha.report.document import render_table
 from csa2glmha.search.plan import CROPS, RankSearch
@@ -23,6 +23,8 @@ from csa2glmha.search.plan import CROPS, RankSearch
 # Restormer of 0.8 and 2.6 M parameters and MST-S: initialisation 12 and 12, 23 and 25, 38 and 7 (it needs
 # no factors refined); 20 steps of distillation 12 and 12, 20 and 18, 22 and 35.
 _INITIALISE_PASSES = 5.0
+#: One pass, and products of all hidden channels.
+_WIDTH_PASSES = 2.0
 #: A training step: the teacher's pass, the student's, and back.
 _STEP_PASSES = 4.0
 #: Held-out crops, before, between and after.
@@ -60,22 +62,20 @@ class Preview:
 
 def preview(
     teacher: RestorationModel,
-    configs: Mapping[str, GLMHAConfig],
+    plan: Plan,
     data: Data,
     options: ConvertOptions,
     search: RankSearch[RestorationModel] | None,
-    distilled: bool,
     output: str,
 ) -> Preview:
     """Look ahead; one crop goes through the teacher to see how fast this machine is.
 
     Args:
         teacher: in eval mode, on its device.
-        configs: of every layer; empty where the ranks are searched for.
+        plan: what is to be made of it.
         data: that is opened already.
         options: of the conversion.
         search: of ranks; None: they are given, or follow from shares of energy.
-        distilled: the student is trained.
         output: where the results would go.
     """
     device = next(teacher.parameters()).device
@@ -85,15 +85,14 @@ def preview(
     lines = [
         f"network: {teacher.architecture}, {format_params(before.params)} parameters, "
         f"{format_macs(before.macs)}MAC at {frame[0]} x {frame[1]}",
-        _aim(teacher, configs, shapes, before.macs, options),
+        _aim(teacher, plan, shapes, before.macs, options),
         f"data: {data.source}: {data.training_images} images to learn from, {data.held_out_images} held out",
         *(f"note: {note}" for note in (*data.notes, *([BY_VALUES] if before.by_values else []))),
         f"device: {device}",
         f"output: {output}",
     ]
-    approximate = search is not None or options.measured or not all(each.full for each in configs.values())
-    stages = _stages(teacher, data, options, search, approximate, distilled)
-    return Preview(tuple(lines), tuple(stages), _peak(teacher, data, options, distilled), _free(device))
+    stages = _stages(teacher, plan, data, options, search)
+    return Preview(tuple(lines), tuple(stages), _peak(teacher, data, options, plan.distilled), _free(device))
 
 
 def describe_preview(found: Preview) -> str:
@@ -120,29 +119,31 @@ def in_words(seconds: float) -> str:
 
 def _aim(
     teacher: RestorationModel,
-    configs: Mapping[str, GLMHAConfig],
+    plan: Plan,
     shapes: tuple[tuple[int, ...], ...],
     macs: int,
     options: ConvertOptions,
 ) -> str:
-    if not configs:
-        return f"ranks: {options.ranks_in_words()}, of every layer"
+    widths = f", {options.ffn_share:g} of the feed-forward networks' channels" if plan.widths else ""
+    if not plan.configs:
+        return f"ranks: {options.ranks_in_words()}, of every layer{widths}"
     student = copy.deepcopy(teacher)
-    replace_layers(student, dict(configs))
+    replace_layers(student, plan.configs)
+    narrow_to(student, plan.widths)
     after = count_complexity(student, *shapes)
     saved = (
         f"{format_params(after.params)} parameters, {format_macs(after.macs)}MAC ({after.macs / macs:.2f})"
     )
-    return f"ranks: {options.ranks_in_words()} in {len(configs)} layers, which leaves {saved}"
+    layers = len(plan.configs)
+    return f"ranks: {options.ranks_in_words()} in {layers} layers{widths}, which leaves {saved}"
 
 
 def _stages(
     teacher: RestorationModel,
+    plan: Plan,
     data: Data,
     options: ConvertOptions,
     search: RankSearch[RestorationModel] | None,
-    approximate: bool,
-    distilled: bool,
 ) -> list[Stage]:
     size = data.evaluation_size(options.calibration_size)
     each = _seconds_a_crop(teacher, size)
@@ -151,10 +152,12 @@ def _stages(
     if search is not None:
         trials = sum(len(choices) for choices in search.choices.values())
         stages.append(Stage("search for ranks", trials * CROPS * each))
-    if approximate:
+    if not plan.exact:
         crops = options.calibration_crops
         stages.append(Stage("statistics and initialisation", crops * _INITIALISE_PASSES * each))
-    if distilled:
+    if plan.widths:
+        stages.append(Stage("feed-forward widths", options.calibration_crops * _WIDTH_PASSES * each))
+    if plan.distilled:
         if options.distill_steps is None:
             seconds = options.distill_minutes * 60
         else:
@@ -166,7 +169,7 @@ def _stages(
         stages.append(Stage("distillation", seconds))
     height, width = data.frame(options.input_size)
     whole = each * height * width / pixels
-    candidates = 3 if distilled else 2
+    candidates = 3 if plan.distilled else 2
     stages.append(Stage("evaluation", data.held_out_images * candidates * whole))
     stages.append(Stage("ONNX export", 3 * whole + 2))
     if options.timing:

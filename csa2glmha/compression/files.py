@@ -11,13 +11,11 @@ from csa2glmha.checkpoint.student import LoadedModel, student_metadata, teacher_
 from csa2glmha.compression.measured import measurements_of
 from csa2glmha.compression.run import Always, Run, Stage
 from csa2glmha.compression.stages import (
-    Calibrate,
+    MAKING,
     Compare,
     Count,
     Distil,
     Evaluate,
-    Initialise,
-    MeasureRanks,
     calibration_inputs,
 )
 from csa2glmha.compression.workspace import Workspace
@@ -27,7 +25,7 @@ from csa2glmha.core.hub import teacher_source
 from csa2glmha.core.progress import say
 from csa2glmha.data.inputs.masks import mask_provenance
 from csa2glmha.data.open import input_provenance
-from csa2glmha.distill.job import load_initial, save_initial
+from csa2glmha.distill.initial import Initial, load_initial, save_initial
 from csa2glmha.export.metadata import onnx_metadata
 from csa2glmha.export.onnx import ExportReport, export_onnx
 from csa2glmha.metrics.complexity import count_complexity
@@ -81,11 +79,11 @@ class Resume(Always[FileRun]):
 
     def __call__(self, run: FileRun) -> None:
         """Sets what the stages before the training would."""
-        student, run.fits, run.seconds["initialise"], run.found = load_initial(
-            run.workspace.states, run.teacher
-        )
-        run.configs = {name: layer.config for name, layer in glmha_layers(student).items()}
-        run.student = student.to(run.device)
+        initial = load_initial(run.workspace.states, run.teacher)
+        run.fits, run.width_errors, run.found = dict(initial.fits), dict(initial.width_errors), initial.found
+        run.seconds |= initial.seconds
+        run.configs = {name: layer.config for name, layer in glmha_layers(initial.student).items()}
+        run.student = initial.student.to(run.device)
 
 
 class KeepInitial(Always[FileRun]):
@@ -100,7 +98,8 @@ class KeepInitial(Always[FileRun]):
         states = run.workspace.states
         states.clear()
         metadata = student_metadata(run.student, run.loaded.checkpoint.sha256, run.options.seed, {})
-        save_initial(states, run.student, metadata, run.fits, run.seconds["initialise"], run.found)
+        initial = Initial(run.student, run.fits, run.width_errors, run.seconds, run.found)
+        save_initial(states, initial, metadata)
 
 
 class CompareMethods(Always[FileRun]):
@@ -236,15 +235,14 @@ def measurements(run: FileRun) -> Measurements:
 def provenance(options: ConvertOptions) -> dict[str, str]:
     """What a student file says of its making."""
     made = {"ranks": options.ranks_in_words(), "task": options.degrade or "", "attention": options.attention}
+    made |= {} if options.ffn_share == 1 else {"ffn": f"{options.ffn_share:g}"}
     return made if options.mask is None else made | mask_provenance(options.mask, options.mask_key)
 
 
 #: All stages of a conversion of files, in order.
 CONVERSION_STAGES: tuple[Stage[FileRun], ...] = (
     Resume(),
-    Calibrate(),
-    MeasureRanks(),
-    Initialise(),
+    *MAKING,
     KeepInitial(),
     Distil(),
     Evaluate(),

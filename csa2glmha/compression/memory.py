@@ -9,13 +9,13 @@ from typing import Any
 from csa2glmha.compression.arguments import begin, data_from, options_from, read_unknown, teacher_from
 from csa2glmha.compression.result import Compression
 from csa2glmha.compression.run import ModelT, Plan, carry_out
-from csa2glmha.compression.stages import Calibrate, Compare, Count, Distil, Evaluate, Initialise, MeasureRanks
+from csa2glmha.compression.stages import MAKING, Compare, Count, Distil, Evaluate
 from csa2glmha.core.device import resolve_device
 from csa2glmha.core.progress import quiet, telling
 from csa2glmha.distill import DistillSettings
 from csa2glmha.reading.layers import attention_layers
 
-_STAGES = (Calibrate(), MeasureRanks(), Initialise(), Distil(), Evaluate(), Count(), Compare())
+_STAGES = (*MAKING, Distil(), Evaluate(), Count(), Compare())
 
 
 def compress(
@@ -42,7 +42,8 @@ def compress(
         seed: of everything random.
         progress: tell on standard error what goes on.
         **options: further fields of :class:`csa2glmha.config.options.ConvertOptions`, e.g. ``rank_q=16``,
-            ``calibration_crops=64`` (samples for the statistics), ``batch=4``, ``device="cuda"``.
+            ``ffn=0.75`` (hidden channels of the feed-forward networks to keep), ``calibration_crops=64``
+            (samples for the statistics), ``batch=4``, ``device="cuda"``.
 
     Returns:
         The student and the record of what was measured.
@@ -65,7 +66,7 @@ def compress(
         teacher = teacher_from(model, resolve_device(settings.device))
         data = data_from(model, calibration, held_out, settings)
         read_unknown(teacher, data, settings)
-        plan = Plan.of(attention_layers(teacher), settings)
+        plan = Plan.of(teacher, attention_layers(teacher), settings)
         run = begin(teacher, data, plan, settings, distill if isinstance(distill, DistillSettings) else None)
         carry_out(run, _STAGES)
         return Compression.of(run)

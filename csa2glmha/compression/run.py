@@ -17,11 +17,12 @@ from csa2glmha.core.stages import Stages
 from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.distill import DistillResult, DistillSettings, State, StateFolder
 from csa2glmha.initialize import LayerFit
-from csa2glmha.initialize.configure import plan_layers
+from csa2glmha.initialize.configure import plan_layers, plan_widths
 from csa2glmha.initialize.student import Statistics
 from csa2glmha.metrics.comparisons import Comparison
 from csa2glmha.metrics.complexity import Complexity
 from csa2glmha.metrics.evaluate import Evaluation
+from csa2glmha.reading.feedforwards import feed_forwards
 from csa2glmha.reading.layers import AttentionLayer
 from csa2glmha.search.plan import RankSearch
 from csa2glmha.search.sensitivity import SensitivityCache
@@ -36,25 +37,28 @@ class Plan:
 
     Attributes:
         configs: of every layer; empty where the ranks follow from measurements.
+        widths: hidden channels of the feed-forward networks that are to have fewer.
         exact: nothing is approximated.
         distilled: the student is trained.
     """
 
     configs: dict[str, GLMHAConfig]
+    widths: dict[str, int]
     exact: bool
     distilled: bool
 
     @classmethod
-    def of(cls, layers: dict[str, AttentionLayer], options: ConvertOptions) -> Plan:
-        """The plan for a network's layers.
+    def of(cls, model: nn.Module, layers: dict[str, AttentionLayer], options: ConvertOptions) -> Plan:
+        """The plan for a network and its attention layers.
 
         Raises:
-            UsageError: there are no layers of these ranks.
+            UsageError: there are no layers of these ranks, or no feed-forward networks to narrow.
         """
         planned = plan_layers(layers, options.ranks, options.attention)
+        widths = plan_widths(feed_forwards(model), options.ffn_share)
         configs = {} if options.measured else planned
-        exact = not options.measured and all(config.full for config in configs.values())
-        return cls(configs, exact, not exact and options.distill and options.distill_steps != 0)
+        exact = not (options.measured or widths) and all(config.full for config in configs.values())
+        return cls(configs, widths, exact, not exact and options.distill and options.distill_steps != 0)
 
 
 @dataclass(kw_only=True)
@@ -71,10 +75,10 @@ class Run(Generic[ModelT]):
         search, cache: for ranks, and of its measurements; None where ranks are given.
         settings: of the distillation; None: those of the options.
         states, state, log: of the training: where to keep states, the one to resume from, the record.
-        layers: configurations of the student's.
+        configs: configurations of the student's attention layers.
         inputs: of the calibration; None where nothing is approximated.
         seconds: that the stages took.
-        statistics, student, fits, found, distillation: what the stages made.
+        statistics, student, fits, width_errors, found, distillation: what the stages made.
         initial: the student before distillation; None where there is none.
         quality, before, after: what was measured.
         comparisons, pictured: what a few examples show; none where inputs or outputs are no images.
@@ -101,6 +105,7 @@ class Run(Generic[ModelT]):
     statistics: Statistics | None = None
     student: ModelT = field(init=False)
     fits: dict[str, LayerFit] = field(default_factory=dict)
+    width_errors: dict[str, float] = field(default_factory=dict)
     found: dict[str, Any] | None = None
     initial: ModelT | None = None
     distillation: DistillResult | None = None
@@ -116,7 +121,8 @@ class Run(Generic[ModelT]):
     @property
     def trains(self) -> bool:
         """The student is trained: it is asked for, and something is approximated."""
-        return self.plan.distilled and not all(config.full for config in self.configs.values())
+        exact = not self.plan.widths and all(config.full for config in self.configs.values())
+        return self.plan.distilled and not exact
 
 
 RunT = TypeVar("RunT", bound=Run[Any], contravariant=True)

@@ -7,13 +7,14 @@ from typing import Any
 
 from csa2glmha.analysis.measure import analyse_layer
 from csa2glmha.compression.pictured import Pictured
-from csa2glmha.compression.run import Always, Run
+from csa2glmha.compression.run import Always, Run, Stage
 from csa2glmha.config.options import WorkOptions
 from csa2glmha.core.progress import say
 from csa2glmha.data.batches import Data, Inputs
 from csa2glmha.distill.job import DistillJob
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import layer_config
+from csa2glmha.initialize.feedforward import narrow_feed_forwards
 from csa2glmha.metrics.comparisons import compare_images
 from csa2glmha.metrics.complexity import BY_VALUES, count_complexity
 from csa2glmha.metrics.evaluate import evaluate, restore
@@ -79,6 +80,25 @@ class Initialise(Always[Run[Any]]):
         run.statistics = None  # large
 
 
+class Narrow(Always[Run[Any]]):
+    """Leave out hidden channels of the feed-forward networks."""
+
+    name = "widths"
+
+    def planned(self, run: Run[Any]) -> bool:
+        """Where some are to have fewer."""
+        return bool(run.plan.widths)
+
+    def wanted(self, run: Run[Any]) -> bool:
+        """Not where a state holds the student already."""
+        return run.state is None and self.planned(run)
+
+    def __call__(self, run: Run[Any]) -> None:
+        """Changes ``student``; sets ``width_errors``."""
+        assert run.inputs is not None
+        run.width_errors = narrow_feed_forwards(run.teacher, run.student, run.plan.widths, run.inputs)
+
+
 class Distil(Always[Run[Any]]):
     """Train the student against the teacher."""
 
@@ -137,3 +157,7 @@ class Compare(Always[Run[Any]]):
         teacher, student = restore(run.teacher), restore(run.student)
         run.comparisons = compare_images(run.examples, teacher, student, run.data.spectral)
         run.pictured = Pictured.of(run.examples[0], teacher, student, run.data.spectral)
+
+
+#: How a student is made, up to its training.
+MAKING: tuple[Stage[Run[Any]], ...] = (Calibrate(), MeasureRanks(), Initialise(), Narrow())

@@ -49,7 +49,8 @@ def default_output(checkpoint: Path, options: ConvertOptions) -> str:
     ranks = {"q": options.rank_q, "k": options.rank_k, "v": options.rank_v, "pos": options.rank_pos}
     extra = "".join(f"-{name}{value}" for name, value in ranks.items() if value is not None)
     compact = "-compact" if options.attention == "compact" else ""
-    return f"{stem}-{rank}{extra}{compact}"
+    widths = "" if options.ffn_share == 1 else f"-ffn{options.ffn_share:g}"
+    return f"{stem}-{rank}{extra}{compact}{widths}"
 
 
 @dataclass

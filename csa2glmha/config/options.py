@@ -10,6 +10,7 @@ from pydantic import ValidationError, model_validator
 
 from csa2glmha.config.data import CalibrationOptions, DataOptions
 from csa2glmha.config.distillation import DistillOptions
+from csa2glmha.config.initial import InitialOptions
 from csa2glmha.config.network import NetworkOptions
 from csa2glmha.config.rank_options import RankOptions
 from csa2glmha.config.recipe import load_recipe
@@ -28,7 +29,7 @@ class WorkOptions(
     """All but the ranks: what is learnt from and how, what is measured, and how a command runs."""
 
 
-class ConvertOptions(WorkOptions, RankOptions):
+class ConvertOptions(WorkOptions, InitialOptions, RankOptions):
     """Everything that decides the result of a conversion.
 
     Field names are the keys of a recipe, and with dashes the options of the command line, which takes
@@ -40,6 +41,13 @@ class ConvertOptions(WorkOptions, RankOptions):
     @classmethod
     def _as_named_now(cls, values: Any) -> Any:
         return migrated(values) if isinstance(values, Mapping) else values
+
+    def check_widths(self) -> None:
+        """Raise UsageError for widths where ranks are searched for: a budget is for the attention then."""
+        if self.automatic and self.ffn_share < 1:
+            raise UsageError(
+                f"--ffn {self.ffn}: --rank auto chooses ranks alone; leave --ffn out, or give --rank"
+            )
 
 
 def migrated(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,6 +80,7 @@ def make_options(**values: Any) -> ConvertOptions:
         raise UsageError(_first_problem(error)) from None
     options.check_network()
     options.check_ranks()
+    options.check_widths()
     options.check_distillation()
     options.check_data()
     return options

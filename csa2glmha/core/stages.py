@@ -12,6 +12,7 @@ from csa2glmha.core.progress import say
 CONVERSION = {
     "ranks": "choosing ranks",
     "initialise": "statistics and initialisation",
+    "widths": "feed-forward widths",
     "distill": "distillation",
     "evaluate": "evaluation",
     "baselines": "other methods",

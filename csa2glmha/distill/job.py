@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,17 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from csa2glmha.checkpoint import read_checkpoint
-from csa2glmha.checkpoint.student import load_into, save_student
 from csa2glmha.config.affects import Affects, values_that_affect
 from csa2glmha.config.data import DataOptions
 from csa2glmha.config.distillation import DistillOptions
 from csa2glmha.config.options import ConvertOptions, WorkOptions, flag_of
 from csa2glmha.config.rank_options import RankOptions
-from csa2glmha.core.errors import CheckpointError, OutputError, UsageError
+from csa2glmha.core.errors import OutputError, UsageError
 from csa2glmha.core.files import check_folder, sha256_of
 from csa2glmha.core.progress import say
-from csa2glmha.core.strict_json import dumps
 from csa2glmha.data.batches import Data
 from csa2glmha.distill.engine import distill
 from csa2glmha.distill.held_out import HeldOut, teacher_outputs
@@ -31,9 +27,7 @@ from csa2glmha.distill.result import DistillResult
 from csa2glmha.distill.settings import LAYERS, DistillSettings
 from csa2glmha.distill.stages import known_ground_truth
 from csa2glmha.distill.state import State, StateFolder
-from csa2glmha.distill.state_files import INITIAL_FILE
 from csa2glmha.families.registry import specialise_of
-from csa2glmha.initialize import LayerFit
 from csa2glmha.networks import RestorationModel, scaled
 
 STATE_FOLDER, LOG_FILE = "state", "distill.jsonl"
@@ -150,51 +144,6 @@ def find_state(states: StateFolder, options: WorkOptions) -> State | None:
     if not options.overwrite:
         states.check_free()
     return None
-
-
-def save_initial(
-    states: StateFolder,
-    student: RestorationModel,
-    metadata: dict[str, str],
-    fits: Mapping[str, LayerFit],
-    seconds: float,
-    found: dict[str, Any] | None = None,
-) -> None:
-    """Keep the student that training begins with beside the states, for the comparison in the report.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    kept = {name: asdict(fit) | {"clusters": None} for name, fit in fits.items()}
-    metadata = metadata | {
-        "fits": dumps(kept),
-        "seconds": str(seconds),
-        "search": dumps(found),
-    }
-    states.path.mkdir(parents=True, exist_ok=True)
-    save_student(states.path / INITIAL_FILE, student, metadata)
-
-
-def load_initial(
-    states: StateFolder, teacher: RestorationModel
-) -> tuple[RestorationModel, dict[str, LayerFit], float, dict[str, Any] | None]:
-    """What training began with: the student, how its layers fit, the seconds of that, and the rank search.
-
-    Raises:
-        CheckpointError: it is not there, or damaged.
-    """
-    checkpoint = read_checkpoint(states.path / INITIAL_FILE)
-    student, metadata = load_into(checkpoint, teacher), checkpoint.metadata
-    try:
-        fits = {name: LayerFit(**fit) for name, fit in json.loads(metadata["fits"]).items()}
-        seconds = float(metadata["seconds"])
-        found = json.loads(metadata["search"])
-    except (LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"--resume: {states.path / INITIAL_FILE} is damaged; start over with --overwrite and without "
-            "--resume"
-        ) from error
-    return student, fits, seconds, found
 
 
 @dataclass(frozen=True)

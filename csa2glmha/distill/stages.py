@@ -18,6 +18,7 @@ from csa2glmha.distill.losses import LOSSES
 from csa2glmha.distill.processes import Processes
 from csa2glmha.distill.settings import LAYERS, DistillSettings
 from csa2glmha.networks import run
+from csa2glmha.reading.feedforwards import narrowed_widths
 from csa2glmha.reading.layers import attention_layers, glmha_layers
 
 #: Adds the gradients of a scalar.
@@ -73,6 +74,8 @@ def approximate_layers(student: nn.Module, teacher: nn.Module) -> dict[str, tupl
         cores = [part for part in module.modules() if isinstance(part, GuidedAttention)]
         if any(not core.config.full for core in cores):
             pairs[name] = (module, teacher.get_submodule(name))
+    for name in narrowed_widths(student):
+        pairs[name] = (student.get_submodule(name), teacher.get_submodule(name))
     return pairs
 
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 #: Convolutions run fastest on whole blocks of so many channels.
 CHANNEL_BLOCK = 8
+#: Where a module that has been narrowed keeps the channels that it had; a copy of it does, too.
+_WIDTH_BEFORE = "width_before"
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,15 @@ class FeedForwardReader:
 
     Attributes:
         module_type: the class of the modules.
-        producers: names, within the module, of the convolutions whose outputs are hidden channels.
+        producers: names, within the module, of the convolutions whose outputs are hidden channels. Several
+            outputs of one may make a hidden channel, as with a gate: with n hidden channels the outputs i,
+            n + i, ... are those of channel i.
         contraction: that of the pointwise convolution behind them.
-        copies: how many outputs of a producer make one hidden channel: with n hidden channels the outputs
-            i, n + i, ... are those of channel i.
     """
 
     module_type: type[nn.Module]
     producers: tuple[str, ...]
     contraction: str
-    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class FeedForward:
         return self.contraction.in_channels
 
     @property
+    def hidden_before(self) -> int:
+        """The hidden channels that it had before any were left out."""
+        return int(vars(self.module).get(_WIDTH_BEFORE, self.hidden))
+
+    @property
     def weight(self) -> Tensor:
         """(out, n), of the contraction."""
         return self.contraction.weight.detach()[:, :, 0, 0]
@@ -72,13 +78,16 @@ class FeedForward:
         Raises:
             ValueError: no channels, or channels that are not there, or one of them twice.
         """
-        kept = torch.as_tensor(channels, dtype=torch.long)
+        # A network without weights is narrowed on the meta device, where a tensor has no values.
+        kept = torch.as_tensor(channels, dtype=torch.long, device="cpu")
         hidden = self.hidden
         if not len(kept) or len(kept.unique()) != len(kept) or kept.min() < 0 or kept.max() >= hidden:
             raise ValueError(f"channels to keep: {kept.tolist()} are not some of {hidden}")
-        outputs = torch.cat([kept + copy * hidden for copy in range(self.reader.copies)])
+        vars(self.module).setdefault(_WIDTH_BEFORE, hidden)
         for name in self.reader.producers:
-            self.module.set_submodule(name, _with_outputs(_convolution(self.module, name), outputs))
+            producer = _convolution(self.module, name)
+            outputs = torch.cat([kept + first for first in range(0, producer.out_channels, hidden)])
+            self.module.set_submodule(name, _with_outputs(producer, outputs))
         old = self.contraction
         new = nn.Conv2d(len(kept), old.out_channels, 1, bias=old.bias is not None)
         _fill(new, old.weight[:, kept.to(old.weight.device)], old.bias)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from csa2glmha.attention.canonical import ChannelAttention
 from csa2glmha.attention.config import KERNEL_SIZES, GLMHAConfig
 from csa2glmha.attention.pointwise import full_values_are_cheaper, gram_is_cheaper
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
+from csa2glmha.feedforward.form import FeedForward, kept_channels
 from csa2glmha.reading.layers import AttentionLayer
 
 #: Rank per head of the static logit bias. Measured on a denoising Restormer (c = 24 to 48): rank 8 is as
@@ -163,3 +164,21 @@ def _pointwise_config(form: ChannelAttention, ranks: Ranks) -> GLMHAConfig:
         rank_pos=worthwhile(ranks.pos),
         activation=form.activation,
     )
+
+
+def plan_widths(layers: Mapping[str, FeedForward], share: float) -> dict[str, int]:
+    """Hidden channels of every feed-forward network that is to have fewer.
+
+    Args:
+        layers: of the teacher.
+        share: of their hidden channels to keep.
+
+    Raises:
+        UsageError: a share is to go, and there is nothing that it could go of.
+    """
+    if share < 1 and not layers:
+        raise UsageError(
+            f"--ffn {share:g}: no feed-forward network in this model that can be narrowed; leave it out"
+        )
+    widths = {name: kept_channels(layer.hidden, share) for name, layer in layers.items()}
+    return {name: width for name, width in widths.items() if width < layers[name].hidden}

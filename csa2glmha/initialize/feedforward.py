@@ -14,6 +14,7 @@ from csa2glmha.feedforward.choose import Removal, refitted, removal_order
 from csa2glmha.feedforward.form import FeedForward
 from csa2glmha.initialize.overflow import check_finite, naming
 from csa2glmha.networks import run
+from csa2glmha.reading.feedforwards import feed_forwards
 
 
 @torch.no_grad()
@@ -98,3 +99,22 @@ def narrow(
         layer.contraction.weight.copy_(weight[:, :, None, None])
         errors[name] = order.error(width)
     return errors
+
+
+def narrow_feed_forwards(
+    teacher: nn.Module, student: nn.Module, widths: Mapping[str, int], batches: Sequence[Inputs]
+) -> dict[str, float]:
+    """Leave out what the student's feed-forward networks need least, by the teacher's activations.
+
+    Args:
+        teacher: in eval mode.
+        student: its feed-forward networks are the teacher's still; those named are narrowed in place.
+        widths: hidden channels to keep of each that is to be narrower.
+        batches: calibration inputs, a few images each.
+
+    Returns:
+        The error of each one's output, as a share of its energy.
+    """
+    layers = {name: layer for name, layer in feed_forwards(teacher).items() if name in widths}
+    moments = hidden_moments(teacher, layers, batches)
+    return narrow(feed_forwards(student), widths, moments, removals(layers, moments))

@@ -63,7 +63,7 @@ class _Walk:
         for inputs in batches:
             self.passes.append(PausingCall(partial(self._follow, len(self.passes), inputs)))
         self._sums: dict[int, ResidualSums] = {}
-        self._features: dict[int, Tensor] = {}
+        self._features: dict[tuple[int, str], Tensor] = {}
         self._running = 0
 
     def proceed(self, index: int, answer: Tensor | None) -> _Sum | None:
@@ -71,9 +71,9 @@ class _Walk:
         self._running = index
         return self.passes[index].proceed(answer)
 
-    def keep_features(self, features: Tensor) -> None:
-        """What the layer that runs multiplies with its weights."""
-        self._features[self._running] = features
+    def keep_features(self, layer: str, features: Tensor) -> None:
+        """What a layer multiplies with its weights."""
+        self._features[self._running, layer] = features
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -92,7 +92,7 @@ class _Walk:
     def _at_sum(self, index: int, layer: str, stream: Tensor, output: Tensor) -> Tensor | None:
         if layer not in self.order:
             return None
-        features = self._features.pop(index, None)
+        features = self._features.pop((index, layer), None)
         weight = self.passes[index].ask(_Sum(layer, features, stream, output))
         if features is None:
             return None
@@ -167,10 +167,10 @@ def _small(batches: Sequence[Inputs]) -> Inputs:
 def _features(walk: _Walk, layers: Mapping[str, FeedForward]) -> Iterator[None]:
     """Keep what goes into the contractions."""
 
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-        walk.keep_features(args[0])
+    def hook(name: str) -> Any:
+        return lambda _, args: walk.keep_features(name, args[0])
 
-    handles = [layer.contraction.register_forward_pre_hook(hook) for layer in layers.values()]
+    handles = [layer.contraction.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
     try:
         yield
     finally:

@@ -1,6 +1,8 @@
-"""Finding the feed-forward networks of a model."""
+"""Finding the feed-forward networks of a model, and giving them other widths."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -20,3 +22,26 @@ def feed_forwards(model: nn.Module) -> dict[str, FeedForward]:
         if reader is not None:
             found[name] = FeedForward(module, reader)
     return found
+
+
+def narrowed_widths(model: nn.Module) -> dict[str, int]:
+    """Of every feed-forward network that has lost hidden channels, how many it has left."""
+    found = feed_forwards(model).items()
+    return {name: layer.hidden for name, layer in found if layer.hidden < layer.hidden_before}
+
+
+def narrow_to(model: nn.Module, widths: Mapping[str, int]) -> None:
+    """Bring feed-forward networks to the given numbers of hidden channels, whichever those are, in place.
+
+    Raises:
+        ValueError: a name is not one of this network's, or it has no so many channels.
+    """
+    layers = feed_forwards(model)
+    for name, width in widths.items():
+        if name not in layers:
+            raise ValueError(f"feed-forward network {name!r}: the network has none of that name")
+        if type(width) is not int or not 0 < width <= layers[name].hidden:
+            raise ValueError(
+                f"feed-forward network {name!r}: {width!r} of its {layers[name].hidden} channels"
+            )
+        layers[name].keep(range(width))

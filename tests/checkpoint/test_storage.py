@@ -92,7 +92,7 @@ def test_a_loaded_student_is_the_one_saved(
 def test_metadata_is_complete(student: Restormer) -> None:
     metadata = metadata_of(student)
     assert metadata["format"] == "csa2glmha-student"
-    assert metadata["format_version"] == "2"
+    assert metadata["format_version"] == "3"
     assert metadata["tool_version"] == __version__
     assert metadata["architecture"] == "restormer"
     assert json.loads(metadata["hyperparameters"]) == student.hyperparameters
@@ -120,7 +120,7 @@ def _layers(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, s
 
 
 DAMAGE: dict[str, Callable[[dict[str, str]], object]] = {
-    "newer version": lambda m: m.update(format_version="3"),
+    "newer version": lambda m: m.update(format_version="4"),
     "no version": lambda m: m.pop("format_version"),
     "no architecture": lambda m: m.pop("architecture"),
     "unknown architecture": lambda m: m.update(architecture="unet"),
@@ -144,6 +144,14 @@ DAMAGE: dict[str, Callable[[dict[str, str]], object]] = {
     "negative rank": _layers(lambda v: v["latent.0.attn"].update(rank_k=-5)),
     "rank as text": _layers(lambda v: v["latent.0.attn"].update(rank_k="4")),
     "no heads": _layers(lambda v: v["latent.0.attn"].update(heads=0)),
+    "no widths": lambda m: m.pop("feed_forwards"),
+    "widths a list": lambda m: m.update(feed_forwards="[1]"),
+    "unknown feed-forward network": lambda m: m.update(feed_forwards='{"latent.9.ffn": 8}'),
+    "attention as feed-forward network": lambda m: m.update(feed_forwards='{"latent.0.attn": 8}'),
+    "no width": lambda m: m.update(feed_forwards='{"latent.0.ffn": 0}'),
+    "too wide": lambda m: m.update(feed_forwards='{"latent.0.ffn": 1000000000}'),
+    "another width": lambda m: m.update(feed_forwards='{"latent.0.ffn": 8}'),
+    "width as text": lambda m: m.update(feed_forwards='{"latent.0.ffn": "8"}'),
     "layer null": _layers(lambda v: v.update({"latent.0.attn": None})),
 }
 
@@ -166,8 +174,8 @@ def test_damaged_metadata_is_one_clear_line(
 
 def test_wrong_version_says_what_to_do(tmp_path: Path, student: Restormer) -> None:
     path = tmp_path / "student.safetensors"
-    write_safetensors(path, student.state_dict(), metadata_of(student) | {"format_version": "4"})
-    with pytest.raises(CheckpointError, match=r"student format 4 is not 1 to 2.*convert the teacher again"):
+    write_safetensors(path, student.state_dict(), metadata_of(student) | {"format_version": "5"})
+    with pytest.raises(CheckpointError, match=r"student format 5 is not 1 to 3.*convert the teacher again"):
         load(path)
 
 

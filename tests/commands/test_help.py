@@ -43,7 +43,15 @@ def test_help_lists_every_option_once_and_ends_with_whole_examples(name: str) ->
 
 def test_groups_stand_in_their_order() -> None:
     shown = CliRunner().invoke(cli, ["convert", "--help"]).output
-    titles = ["Ranks", "Data", "Distillation", "Export and timing", "Output", "Other options", "Examples"]
+    titles = [
+        "Ranks and widths",
+        "Data",
+        "Distillation",
+        "Export and timing",
+        "Output",
+        "Other options",
+        "Examples",
+    ]
     places = [shown.index(f"\n{title}:\n") for title in titles]
     assert places == sorted(places)
 

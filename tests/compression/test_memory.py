@@ -21,6 +21,7 @@ from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.data.images import write_image
 from csa2glmha.distill import DistillSettings
 from csa2glmha.families.restormer.network import Restormer
+from csa2glmha.reading.feedforwards import feed_forwards, narrowed_widths
 
 BATCHES = [torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
 
@@ -188,3 +189,15 @@ class Raising(nn.Module):
 def test_what_a_network_raises_is_told(error: Exception) -> None:
     with pytest.raises(DataError, match=f"Raising does not run on inputs .*: {type(error).__name__}"):
         csa2glmha.compress(Raising(error), BATCHES, progress=False)
+
+
+def test_feed_forward_networks_get_narrower(tiny_restormer: Restormer, tmp_path: Path) -> None:
+    result = csa2glmha.compress(tiny_restormer, BATCHES, rank="full", ffn=0.5, distill=8, progress=False)
+    widths = narrowed_widths(result.student)
+    assert widths.keys() == feed_forwards(tiny_restormer).keys()
+    assert all(width % 8 == 0 for width in widths.values())
+    distillation = result.record.distillation
+    assert distillation is not None and [stage.stage for stage in distillation.stages] == ["layers", "end"]
+    result.save(tmp_path / "student.safetensors")
+    loaded = csa2glmha.load(tmp_path / "student.safetensors")
+    assert torch.equal(loaded(BATCHES[0]), result.student(BATCHES[0]))

@@ -22,6 +22,8 @@ from csa2glmha.families.restormer.network import Restormer
         ({"rank": "full"}, "net-full"),
         ({"rank": "auto", "macs": 0.7}, "net-rankauto-macs0.7"),
         ({"rank": 4, "attention": "compact"}, "net-rank4-compact"),
+        ({"ffn": 0.75}, "net-rank8-ffn0.75"),
+        ({"ffn": "full"}, "net-rank8"),
         ({"output": "elsewhere"}, "elsewhere"),
     ],
 )

@@ -22,6 +22,7 @@ from csa2glmha.sweep.folders import other_options
 
 #: Another value than the default, where a number one higher, the other choice or the other truth is none.
 OTHER: dict[str, Any] = {
+    "ffn": 0.5,
     "macs": 0.7,
     "params": 0.7,
     "max_drop": 0.1,

@@ -35,6 +35,13 @@ def test_defaults() -> None:
     assert options.data is None and options.degrade is None
 
 
+def test_widths_of_options() -> None:
+    shares = [make_options(ffn=each).ffn_share for each in ("full", " Full", 1, 0.75, "0.5")]
+    assert shares == [1, 1, 1, 0.75, 0.5]
+    with pytest.raises(UsageError, match="--rank auto chooses ranks alone"):
+        make_options(rank="auto", macs=0.5, ffn=0.5)
+
+
 def test_ranks_of_options() -> None:
     assert make_options(rank="full", rank_q="16").ranks == Ranks(16, None, None)
     assert make_options(rank="12", rank_v=4).ranks == Ranks(None, 12, 4)
@@ -52,6 +59,12 @@ def test_ranks_of_options() -> None:
         ("rank", True),
         ("rank", [8]),
         ("rank_q", "8.5"),
+        ("ffn", 0),
+        ("ffn", 1.5),
+        ("ffn", "half"),
+        ("ffn", float("nan")),
+        ("ffn", True),
+        ("ffn", [0.5]),
         ("rank_k", -1),
         ("rank_v", "-3"),
         ("attention", "sparse"),

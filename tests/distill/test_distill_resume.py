@@ -366,7 +366,7 @@ def test_convert_killed_and_resumed(
     checkpoint: Path, photos: Path, tmp_path: Path, no_export: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "log"
-    common = ["convert", checkpoint, "--rank", "3", "--data", photos, *TRAINING, *QUICK]
+    common = ["convert", checkpoint, "--rank", "3", "--ffn", "0.5", "--data", photos, *TRAINING, *QUICK]
     common += ["--distill-steps", "20", "--state-minutes", "0"]
     whole, output = tmp_path / "whole", tmp_path / "out"
     killed = start(log, *common, "-o", output, before=KILLED)

@@ -46,7 +46,7 @@ class Blocks(nn.Module):
         return x + self.ffn[2](x)
 
 
-READER = FeedForwardReader(Gated, ("wide", "near"), "back", copies=2)
+READER = FeedForwardReader(Gated, ("wide", "near"), "back")
 
 
 def blocks() -> Blocks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from csa2glmha.families.cidnet.hyperparameters import CIDNetHyperparameters, hyperparameters_from
 from csa2glmha.families.cidnet.lowering import LOWERING
 from csa2glmha.families.cidnet.network import CIDNet
-from csa2glmha.families.cidnet.readers import CABReader
+from csa2glmha.families.cidnet.readers import IEL_READER, CABReader
 from csa2glmha.families.family import Family
 
 FAMILY = Family(
@@ -23,6 +23,7 @@ FAMILY = Family(
     hyperparameters=CIDNetHyperparameters,
     hyperparameters_from=hyperparameters_from,
     readers=(CABReader(),),
+    feed_forwards=(IEL_READER,),
     lowering=LOWERING,
     # The published network computes it and does not look at the result.
     unused=("I_LCA5",),

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from csa2glmha.attention.canonical import ChannelAttention, Projection
 from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.attention.glmha import GLMHA
-from csa2glmha.families.cidnet.network import CAB
+from csa2glmha.families.cidnet.network import CAB, IEL
+from csa2glmha.feedforward.form import FeedForwardReader
 from csa2glmha.reading.reader import PlainReader
+
+IEL_READER = FeedForwardReader(IEL, ("project_in", "dwconv", "dwconv1", "dwconv2"), "project_out")
 
 
 class CABReader(PlainReader):

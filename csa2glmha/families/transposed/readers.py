@@ -12,7 +12,7 @@ from csa2glmha.feedforward.form import FeedForwardReader
 from csa2glmha.reading.reader import PlainReader
 
 #: A gate and a value make one hidden channel.
-GDFN_READER = FeedForwardReader(GDFN, ("project_in", "dwconv"), "project_out", copies=2)
+GDFN_READER = FeedForwardReader(GDFN, ("project_in", "dwconv"), "project_out")
 
 
 class MDTAReader(PlainReader):
