@@ -38,8 +38,8 @@ class GLMHAConfig:
             the input, with queries and keys full), "subspace" (the second moment of one projection of
             rank_q = rank_k channels per head, which expresses both) or "modes" (rank_q = rank_k = 0: static
             and guided modes are all there is).
-        rank_pos: channels generated per head for the values that a positional embedding is made from;
-            None makes them as they are.
+        rank_pos: channels generated per head for the values that a branch beside the attention takes, such
+            as a positional embedding; None makes them as they are.
     """
 
     channels: int

@@ -9,7 +9,7 @@ their product (C^2 in place of 2 C^2 + c C multiply-accumulates a pixel: there i
 image that is worth compressing, at which making the maps would be cheaper). In low rank the same
 formulas run on the Gram matrix of a projection Z of r channels per head, W_Q X ~ G_q Z, W_K X ~ G_k Z.
 
-V, in full because a positional embedding is made from it, may be multiplied by something before the
+V, in full because a branch beside the attention takes it, may be multiplied by something before the
 attention sees it; its low-rank form V_r = U^T V is taken behind that.
 """
 
@@ -110,7 +110,8 @@ def gram_is_cheaper(channels: int, heads: int, rank: int) -> bool:
 def full_values_are_cheaper(channels: int, heads: int, rank: int) -> bool:
     """Whether V itself costs no more a pixel than making V_r from it, head by head, and expanding that.
 
-    The positional embedding's low-rank V has the same price: all heads' generators, then head by head.
+    The low-rank V of the branch beside the attention has the same price: all heads'
+    generators, then head by head.
     """
     return channels**2 <= channels * rank * (1 + heads)
 

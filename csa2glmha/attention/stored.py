@@ -122,7 +122,7 @@ def _contradiction(config: GLMHAConfig, form: Kind) -> str | None:
             f"attention: 'compact' does not go with keys of rank {k} and values of rank {config.rank_v} here"
         )
     if config.rank_pos is not None and not form.from_moments:
-        return "rank_pos: this layer makes no positional embedding"
+        return "rank_pos: no branch beside the attention takes the values of this layer"
     if config.rank_v < c and form.value_branch and not form.from_moments:
         return f"rank_v: {config.rank_v}, this layer needs all {c} values of a head"
     if form.from_moments and (config.kernel_size != 1 or config.bias):

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from csa2glmha.attention.canonical import ChannelAttention
 from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.checkpoint.student import TEACHER_VALUES, LoadedModel, load_model
 from csa2glmha.config.network import NetworkOptions
@@ -20,6 +19,7 @@ from csa2glmha.metrics.complexity import BY_VALUES, Complexity, count_complexity
 from csa2glmha.networks import RestorationModel
 from csa2glmha.networks.foreign import ForeignNetwork
 from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers, replace_layers
+from csa2glmha.reading.recorded import RecordedReader
 from csa2glmha.report.document import render_table
 
 #: What a student's metadata say that is shown.
@@ -76,13 +76,13 @@ def inspect_model(
         found["notes"].append(BY_VALUES)
     if loaded.is_student:
         metadata = loaded.checkpoint.metadata
-        found["student"] = {key: metadata[key] for key in _TOLD if key in metadata}
+        found["student"] = {key: metadata[key] for key in _TOLD if metadata.get(key)}
         found["layers"] = [_student_layer(name, layer, now) for name, layer in glmha_layers(model).items()]
         return found
     layers = attention_layers(model)
     found["attention_share"] = sum(now.modules[name].macs for name in layers) / max(now.macs, 1)
     if isinstance(model, ForeignNetwork):
-        found["forms"] = dict(Counter(form_in_words(layer.form) for layer in layers.values()))
+        found["forms"] = dict(Counter(map(form_in_words, layers.values())))
         found["refused"] = [{"name": name, "reason": reason} for name, reason in model.refused]
         found["global_operators"] = list(model.global_operators)
     if not layers:
@@ -112,12 +112,18 @@ def _what_it_is(loaded: LoadedModel) -> dict[str, Any]:
     }
 
 
-def form_in_words(form: ChannelAttention) -> str:
+def form_in_words(layer: AttentionLayer) -> str:
     """How the queries, keys, values and the map of a layer are made, as it is told for networks of users."""
+    form, reader = layer.form, layer.reader
     parts = ["linear projections" if form.pointwise else "depthwise projections"]
     parts += ["queries from a second input"] if form.query_channels is not None else []
     parts += [form.activation] if form.activation != "softmax" else []
-    parts += ["a factor or a branch of V"] if form.value_branch else []
+    branch = reader.value_branch(layer.module) is not None
+    times_map = form.value_branch and not branch
+    if isinstance(reader, RecordedReader):
+        times_map = reader.wiring.factor is not None
+    parts += ["V times a map"] if times_map else []
+    parts += ["a branch of V"] if branch else []
     return ", ".join(parts)
 
 

@@ -66,7 +66,7 @@ class Compression(Generic[ModelT]):
         Raises:
             OutputError: the file exists, or cannot be written.
         """
-        ensure_writable(Path(path), overwrite)
+        ensure_writable(Path(path), overwrite, by_command=False)
         save_student(Path(path), self.student, self._metadata(self.student))
 
     def export(self, path: str | Path, overwrite: bool = False) -> ExportReport:
@@ -76,6 +76,7 @@ class Compression(Generic[ModelT]):
             ExportError: the network cannot be exported, or its file gives something else.
             OutputError: the file exists, or cannot be written.
         """
+        ensure_writable(Path(path), overwrite, by_command=False)
         network = described_network(self.student, self._example)
         metadata = self._metadata(network)
         described = onnx_metadata(
@@ -96,7 +97,7 @@ class Compression(Generic[ModelT]):
             OutputError: there is one already, or it cannot be written.
         """
         place, pictures = Path(folder), (PICTURE_FILE, SPECTRA_FILE)
-        prepare_output_dir(place, (*REPORT_FILES, HTML_FILE, *pictures), overwrite)
+        prepare_output_dir(place, (*REPORT_FILES, HTML_FILE, *pictures), overwrite, by_command=False)
         for name in pictures:  # of an earlier report
             (place / name).unlink(missing_ok=True)
         write_report(place, self.record)

@@ -56,7 +56,9 @@ class RankOptions(Options):
         None, description="Rank of values, instead of --rank."
     )
     rank_pos: Annotated[Rank | str | None, Affects.WEIGHTS] = Field(
-        None, description="Rank of the values that make the positional embedding, where there is one; full."
+        None,
+        description="Rank of the values that a branch beside the attention takes, such as a positional "
+        "embedding, where there is one; full.",
     )
     attention: Annotated[Literal["expanded", "compact"], Affects.WEIGHTS] = Field(
         "expanded", description="expanded: softmax over c x c logits; compact: over r keys, as in the paper."

@@ -16,7 +16,7 @@ class Ranks:
     """Ranks per head of queries, keys and values; None is full rank, with nothing approximated.
 
     Keys of rank 0 leave out queries too: what remains are static and guided logits. ``pos`` is that of the
-    values which a positional embedding is made from, where a layer has one.
+    values which a branch beside the attention takes, such as a positional embedding, where a layer has one.
     """
 
     q: int | None = None

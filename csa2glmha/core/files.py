@@ -67,44 +67,57 @@ def atomic_path(final: Path, before_replacing: Callable[[], None] = lambda: None
         raise output_error(final, error) from error
 
 
-def prepare_output_dir(path: Path, names: Sequence[str], overwrite: bool) -> None:
+def _ways_out(by_command: bool) -> tuple[str, str]:
+    """How an output is replaced, and how another is named: on the command line, or in a program."""
+    return ("pass --overwrite", " with -o") if by_command else ("give overwrite=True", "")
+
+
+def prepare_output_dir(path: Path, names: Sequence[str], overwrite: bool, by_command: bool = True) -> None:
     """Create the folder ``path`` (parents too) and check that the files ``names`` can be written in it.
 
     Meant to be called before long work starts, so that nothing is computed that cannot be saved.
+
+    Args:
+        path, names: the folder, and files in it.
+        overwrite: they may be there already.
+        by_command: the user gave a command line, whose options errors name.
 
     Raises:
         OutputError: ``path`` is no folder or cannot be created or written; one of ``names`` exists and
             ``overwrite`` is false, or exists and is a folder.
     """
+    replace, elsewhere = _ways_out(by_command)
     make_writable_folder(path)
     existing = [name for name in names if os.path.lexists(path / name)]
     if existing and not overwrite:
         raise OutputError(
             f"output folder {str(path)!r} already holds {_quoted(existing)}: "
-            "pass --overwrite to replace, or choose another folder with -o"
+            f"{replace} to replace, or choose another folder{elsewhere}"
         )
     folders = [name for name in existing if (path / name).is_dir()]
     if folders:
         raise OutputError(
             f"output folder {str(path)!r} holds folders where files are to be written: {_quoted(folders)}; "
-            "move them away, or choose another folder with -o"
+            f"move them away, or choose another folder{elsewhere}"
         )
 
 
-def ensure_writable(path: Path, overwrite: bool) -> None:
+def ensure_writable(path: Path, overwrite: bool, by_command: bool = True) -> None:
     """Check that the file ``path`` can be written, creating its folder (parents too) if need be.
+
+    Args: as of :func:`prepare_output_dir`.
 
     Raises:
         OutputError: ``path`` is a folder; it exists and ``overwrite`` is false; its folder cannot be
             created or written.
     """
+    replace, elsewhere = _ways_out(by_command)
     if path.is_dir():
-        raise OutputError(f"output {str(path)!r} is a folder: give a file name with -o")
+        raise OutputError(f"output {str(path)!r} is a folder: give a file name{elsewhere}")
     make_writable_folder(path.parent)
     if os.path.lexists(path) and not overwrite:
         raise OutputError(
-            f"output {str(path)!r} already exists: pass --overwrite to replace it, "
-            "or choose another name with -o"
+            f"output {str(path)!r} already exists: {replace} to replace it, or choose another name{elsewhere}"
         )
 
 

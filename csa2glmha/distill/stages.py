@@ -18,6 +18,7 @@ from csa2glmha.distill.losses import LOSSES
 from csa2glmha.distill.processes import Processes
 from csa2glmha.distill.settings import LAYERS, DistillSettings
 from csa2glmha.networks import run
+from csa2glmha.networks.foreign import users_own
 from csa2glmha.reading.feedforwards import narrowed_widths
 from csa2glmha.reading.layers import attention_layers, glmha_layers
 
@@ -68,14 +69,14 @@ def approximate_layers(student: nn.Module, teacher: nn.Module) -> dict[str, tupl
     An exact layer has nothing to learn, and must not: the optimizer would scale rounding errors up to full
     steps.
     """
-    pairs = {}
+    pairs, own, theirs = {}, users_own(student), users_own(teacher)
     for name in attention_layers(teacher):
-        module = student.get_submodule(name)
+        module = own.get_submodule(name)
         cores = [part for part in module.modules() if isinstance(part, GuidedAttention)]
         if any(not core.config.full for core in cores):
-            pairs[name] = (module, teacher.get_submodule(name))
+            pairs[name] = (module, theirs.get_submodule(name))
     for name in narrowed_widths(student):
-        pairs[name] = (student.get_submodule(name), teacher.get_submodule(name))
+        pairs[name] = (own.get_submodule(name), theirs.get_submodule(name))
     return pairs
 
 
@@ -232,12 +233,13 @@ def checkpoint_blocks(student: nn.Module) -> list[nn.Module]:
         Those modules; deleting their attribute ``forward`` undoes it.
     """
     blocks: dict[str, nn.Module] = {}
+    own = users_own(student)
     for name in glmha_layers(student):
         parent = name.rpartition(".")[0]
         # Lists of modules only hold others, they are never called.
-        while isinstance(student.get_submodule(parent), nn.ModuleList):
+        while isinstance(own.get_submodule(parent), nn.ModuleList):
             parent = parent.rpartition(".")[0]
-        blocks[parent] = student.get_submodule(parent)
+        blocks[parent] = own.get_submodule(parent)
     for module in blocks.values():
         module.forward = partial(checkpoint, module.forward, use_reentrant=False)
     return list(blocks.values())

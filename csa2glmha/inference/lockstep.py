@@ -27,6 +27,7 @@ from csa2glmha.inference.split import shared_layers
 from csa2glmha.inference.system import give_back_memory
 from csa2glmha.inference.threads import PausingCall, ended_together
 from csa2glmha.networks import RestorationModel
+from csa2glmha.networks.foreign import users_own
 from csa2glmha.reading.placed import PlacedModule
 
 _ADVICE = "tiles of this network cannot share maps; use --tile-mode plain"
@@ -217,7 +218,7 @@ def lockstep(model: RestorationModel) -> Iterator[SharedMaps]:
     layers = shared_layers(model)
     maps = SharedMaps(layers)
     calls: list[tuple[nn.Module, Callable[..., Tensor]]] = [
-        (model.get_submodule(name), partial(maps.attend, name)) for name in layers
+        (users_own(model).get_submodule(name), partial(maps.attend, name)) for name in layers
     ]
     calls += [
         (module, partial(maps.place, module))

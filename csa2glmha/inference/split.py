@@ -9,6 +9,7 @@ from torch import Tensor
 
 from csa2glmha.attention.core import Moments, Region, SharedLayer, applied, everywhere
 from csa2glmha.networks import RestorationModel
+from csa2glmha.networks.foreign import users_own
 from csa2glmha.reading.layers import AttentionLayer, attention_layers
 
 
@@ -20,7 +21,7 @@ def shared_layers(model: RestorationModel) -> dict[str, SharedLayer]:
     layers: dict[str, SharedLayer] = {
         name: UnconvertedAttention(layer) for name, layer in attention_layers(model).items()
     }
-    for name, module in model.named_modules():
+    for name, module in users_own(model).named_modules():
         if isinstance(module, SharedLayer):
             layers[name] = module
     return layers

@@ -54,7 +54,8 @@ def plan_layers(
         raise UsageError(f"rank 0 of keys leaves out queries too; leave out --rank-q {ranks.q}")
     if ranks.pos is not None and not any(form.value_branch for form in forms):
         raise UsageError(
-            f"--rank-pos {ranks.pos}: this model makes no positional embedding from its values; leave it out"
+            f"--rank-pos {ranks.pos}: no branch beside the attention, such as a positional embedding, takes "
+            "this model's values; leave it out"
         )
     if ranks.pos is not None and not any(form.from_moments for form in forms):
         raise UsageError(
@@ -78,8 +79,8 @@ def _check_compact(ranks: Ranks, forms: Sequence[ChannelAttention]) -> None:
         )
     if any(form.value_branch for form in forms):
         raise UsageError(
-            "--attention compact: this model's layers make a positional embedding from all values and have "
-            "no compact form; give expanded"
+            "--attention compact: this model's layers need all of their values, for a branch beside the "
+            "attention or to be multiplied by a map, and have no compact form; give expanded"
         )
 
 

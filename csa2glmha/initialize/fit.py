@@ -16,7 +16,7 @@ class LayerFit:
         key_error, query_error, value_error: relative error of each factorisation in its metric, per head;
             empty where the part is full. Where one projection stands for keys and queries, both have its
             error.
-        branch_error: likewise, of the values that the value branch, a positional embedding, is made from.
+        branch_error: likewise, of the values that the branch beside the attention takes.
         logit_error: residual variance of the logits over their variance; of pointwise layers, which are then
             refined for their output, at the start of that.
         guide_explained: share of that residual which the guide explains on left-out images.

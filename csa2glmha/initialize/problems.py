@@ -55,7 +55,7 @@ def moment_value_problem(moments: Moments) -> LowRankProblem:
 
 
 def branch_problem(moments: Moments) -> LowRankProblem:
-    """Of the values that the value branch, a positional embedding, is made from.
+    """Of the values that the branch beside the attention takes.
 
     Every channel has an embedding of its own, so none counts for more.
     """

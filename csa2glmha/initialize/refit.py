@@ -25,6 +25,7 @@ from csa2glmha.inference.threads import PausingCall, ended_together
 from csa2glmha.initialize.overflow import naming
 from csa2glmha.initialize.residual import ResidualSums, expecting, residual_order
 from csa2glmha.networks import run
+from csa2glmha.networks.foreign import users_own
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def refit(
         For each layer that was refitted, in order, how it fits.
     """
     ours = {name: layer.module for name, layer in layers.items()}
-    theirs = {name: teacher.get_submodule(name) for name in layers}
+    theirs = {name: users_own(teacher).get_submodule(name) for name in layers}
     order = residual_order(ours, lambda: run(student, _small(batches)))
     common = set(residual_order(theirs, lambda: run(teacher, _small(batches))))
     order = [name for name in order if name in common]

@@ -36,6 +36,7 @@ from csa2glmha.initialize.pointwise import fill_pointwise
 from csa2glmha.initialize.problems import Gathered, side_problem, teacher_filters, value_problem
 from csa2glmha.initialize.statistics import LayerStatistics
 from csa2glmha.networks import run
+from csa2glmha.networks.foreign import users_own
 from csa2glmha.reading.layers import AttentionLayer, attention_layers
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -83,7 +84,7 @@ def initialise_student(
     made = initialise_layers(teacher, wanted, batches, statistics, analyse)
     student = copy.deepcopy(teacher)
     for name, (candidate,) in made.items():
-        student.set_submodule(name, candidate.module)
+        users_own(student).set_submodule(name, candidate.module)
     student.eval()
     for parameter in student.parameters():
         parameter.requires_grad_(True)

@@ -52,6 +52,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from csa2glmha.core.errors import Csa2GlmhaError, UsageError
 from csa2glmha.core.text import first_line
 from csa2glmha.metrics.operators import FORMULAS, FREE, HANDLERS
+from csa2glmha.networks.foreign import named_modules
 from csa2glmha.networks.probe import noise
 
 
@@ -138,7 +139,7 @@ def count_complexity(model: nn.Module, *inputs: Tensor | tuple[int, ...]) -> Com
 
     modules = {
         name: ModuleCount(name, type(module).__name__, params=_params(module), **vars(counter.tallies[name]))
-        for name, module in model.named_modules(remove_duplicate=False)
+        for name, module in named_modules(model)
     }
     total = modules[""]
     return Complexity(
@@ -321,7 +322,7 @@ class _OperatorCounter(TorchDispatchMode):
 def _follow_modules(model: nn.Module, counter: _OperatorCounter) -> None:
     """Make every module of the model report to the counter when it starts and when it ends."""
     names: defaultdict[nn.Module, list[str]] = defaultdict(list)
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in named_modules(model):
         names[module].append(name)
 
     def follow(module: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from fractions import Fraction
 from typing import Any
@@ -132,12 +132,6 @@ class ForeignNetwork(RestorationModel):
         return {name: value for name, (value, default) in told.items() if value != default}
 
     @property
-    def recorded_readers(self) -> dict[str, Any]:
-        """How the attention of the user's network is read, by names of modules in this one."""
-        own = vars(self.network).get("recorded_readers", {})
-        return {f"network.{name}": reader for name, reader in own.items()}
-
-    @property
     def in_channels(self) -> int:
         """Channels of the first input."""
         return self.interface.shapes[0][1]
@@ -180,8 +174,16 @@ class ForeignNetwork(RestorationModel):
 
 
 def users_own(model: nn.Module) -> nn.Module:
-    """The user's own network, whose names files have; of another network that itself."""
+    """The user's own network, by whose names layers are called everywhere; of another network that itself."""
     return model.network if isinstance(model, ForeignNetwork) else model
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules by those names, once for each name that one has; the network itself is ""."""
+    yield "", model
+    for name, module in users_own(model).named_modules(remove_duplicate=False):
+        if name:
+            yield name, module
 
 
 def _padded(given: Tensor, first: Tensor, multiple: int) -> Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 
 from csa2glmha.families.registry import feed_forward_readers_of
 from csa2glmha.feedforward.form import FeedForward
+from csa2glmha.networks.foreign import users_own
 
 
 def feed_forwards(model: nn.Module) -> dict[str, FeedForward]:
@@ -17,7 +18,7 @@ def feed_forwards(model: nn.Module) -> dict[str, FeedForward]:
     """
     readers = feed_forward_readers_of(model)
     found: dict[str, FeedForward] = {}
-    for name, module in model.named_modules():
+    for name, module in users_own(model).named_modules():
         reader = next((each for each in readers if isinstance(module, each.module_type)), None)
         if reader is not None:
             found[name] = FeedForward(module, reader)

@@ -14,6 +14,7 @@ from csa2glmha.core.errors import UsageError
 from csa2glmha.core.text import shown
 from csa2glmha.families.registry import readers_of
 from csa2glmha.networks import RestorationModel
+from csa2glmha.networks.foreign import users_own
 from csa2glmha.reading.reader import Reader
 
 
@@ -32,11 +33,15 @@ def attention_layers(model: nn.Module) -> dict[str, AttentionLayer]:
 
     A network may carry readers of its own: ``model.recorded_readers``, a mapping from names of modules. They
     come before those that families have for a type of module.
+
+    The names are those in :func:`~csa2glmha.networks.foreign.users_own`, here and in all that takes layers by
+    name.
     """
     found: dict[str, AttentionLayer] = {}
-    recorded: Mapping[str, Reader] = getattr(model, "recorded_readers", {})
+    own = users_own(model)
+    recorded: Mapping[str, Reader] = getattr(own, "recorded_readers", {})
     families_readers = readers_of(model)
-    for name, module in model.named_modules():
+    for name, module in own.named_modules():
         readers = (recorded[name], *families_readers) if name in recorded else families_readers
         # What has been replaced is not of the reader's type any more.
         reader = next((each for each in readers if isinstance(module, each.module_type)), None)
@@ -80,9 +85,10 @@ def replace_layers(model: nn.Module, configs: dict[str, GLMHAConfig]) -> None:
     layers = attention_layers(model)
     for name, config in configs.items():
         layer = layers[name]
-        model.set_submodule(name, layer.reader.build(layer.module, config))
+        users_own(model).set_submodule(name, layer.reader.build(layer.module, config))
 
 
 def glmha_layers(model: nn.Module) -> dict[str, GuidedAttention]:
     """Every GLMHA layer of ``model`` by qualified name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, GuidedAttention)}
+    modules = users_own(model).named_modules()
+    return {name: module for name, module in modules if isinstance(module, GuidedAttention)}

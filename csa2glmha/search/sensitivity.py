@@ -27,6 +27,7 @@ from csa2glmha.core.strict_json import dumps
 from csa2glmha.data.batches import Inputs
 from csa2glmha.distill.held_out import HeldOut, errors
 from csa2glmha.initialize.student import Candidate, Statistics, initialise_layers
+from csa2glmha.networks.foreign import users_own
 from csa2glmha.search.choices import LOGITS, Choice
 from csa2glmha.search.costs import Key
 
@@ -155,15 +156,15 @@ def measure_sensitivity(
         total = sum(map(len, missing.values()))
         with manual_progress(what="sensitivity", unit="rank", total=total) as bar:
             for name, each in missing.items():
-                original = network.get_submodule(name)
+                original = users_own(network).get_submodule(name)
                 for choice, candidate in zip(each, candidates.pop(name), strict=True):
-                    network.set_submodule(name, candidate.module)
+                    users_own(network).set_submodule(name, candidate.module)
                     error = float(errors(network, held_out)[0].mean())
                     found[choice] = Measured(error, _predicted(choice, candidate))
                     if cache is not None:
                         cache.add(choice, found[choice])
                     bar.update()
-                network.set_submodule(name, original)
+                users_own(network).set_submodule(name, original)
     return {key: [found[choice] for choice in each] for key, each in choices.items()}
 
 

@@ -21,6 +21,7 @@ from csa2glmha.core.progress import progress, say
 from csa2glmha.export.onnx import ExportReport, export_onnx
 from csa2glmha.initialize.configure import layer_config, plan_layers
 from csa2glmha.networks import RestorationModel
+from csa2glmha.networks.foreign import users_own
 from csa2glmha.reading.layers import attention_layers, replace_layers
 from csa2glmha.search.choices import SIDES, Choice, combined
 from csa2glmha.search.costs import Costs, Finish, Key, unchanged
@@ -227,7 +228,7 @@ def _network(teacher: RestorationModel, configs: Configs) -> RestorationModel:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name in configs:
-            for parameter in student.get_submodule(name).parameters():
+            for parameter in users_own(student).get_submodule(name).parameters():
                 if not parameter.any():
                     parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
     return student.eval()

@@ -65,7 +65,7 @@ def test_inspect_reads_weights_and_tries_what_the_network_takes(capsys: pytest.C
     found = json.loads(out)
     assert found["weights"] == "state_dict.generator"
     assert found["hyperparameters"] == {"network": "my archs.py:build", "size multiple": 4}
-    assert [layer["name"] for layer in found["layers"]] == ["network.top.attn", "network.bottom.attn"]
+    assert [layer["name"] for layer in found["layers"]] == ["top.attn", "bottom.attn"]
     assert found["estimate"]["macs"] < found["macs"]
     own = sum(layer["macs"] for layer in found["layers"])
     assert found["attention_share"] == pytest.approx(own / found["macs"])

@@ -30,7 +30,7 @@ def test_a_report_is_whole(tiny_restormer: Restormer, tmp_path: Path) -> None:
     page = (tmp_path / "report" / "report.html").read_text()
     assert "Restormer in memory" in page and "data:image/webp" in page
     assert read_record(tmp_path / "report") == result.record
-    with pytest.raises(OutputError, match="already holds"):
+    with pytest.raises(OutputError, match=r"already holds.*: give overwrite=True to replace"):
         result.report(tmp_path / "report")
 
 

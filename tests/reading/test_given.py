@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import csa2glmha
+from csa2glmha.core.errors import OutputError
 from csa2glmha.reading.check import difference
 from csa2glmha.reading.given import narrowed, read_shaped
 from csa2glmha.reading.layers import glmha_layers
@@ -46,6 +47,9 @@ def test_its_student_is_loaded_into_a_network_with_other_weights(tmp_path: Path)
     batches = [image(16, 24, 1), image(16, 24, 2)]
     result = csa2glmha.compress(Network(forms.MapAttention).eval(), batches, rank=2, progress=False)
     result.save(tmp_path / "student.safetensors")
+    for again in (result.save, result.export):
+        with pytest.raises(OutputError, match=r"give overwrite=True to replace it, or choose another name$"):
+            again(tmp_path / "student.safetensors")
     torch.manual_seed(7)
     loaded = csa2glmha.load(tmp_path / "student.safetensors", network=Network(forms.MapAttention))
     assert torch.equal(loaded(batches[0]), result.student(batches[0]))

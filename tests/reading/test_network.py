@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from csa2glmha.commands.inspect import form_in_words
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.initialize.configure import layer_config
 from csa2glmha.initialize.student import initialise_student
@@ -131,3 +132,20 @@ def test_a_network_that_fails_at_another_size_is_checked_at_its_own() -> None:
     readings = read_network(Fixed(forms.MapAttention), (image(),))
     assert len(readings.layers) == 2
     assert readings.other_size is None and readings.difference is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("maps", "depthwise projections"),
+        ("relu", "depthwise projections, relu"),
+        ("cross, called twice", "depthwise projections, queries from a second input"),
+        ("factor", "linear projections, V times a map"),
+        ("branch", "linear projections, a branch of V"),
+        ("factor and branch", "linear projections, V times a map, a branch of V"),
+    ],
+)
+def test_forms_are_told_in_words(name: str, words: str) -> None:
+    network = Network(FORMS[name][0])
+    read_network(network, (image(),)).carried_by(network)
+    assert {form_in_words(layer) for layer in attention_layers(network).values()} == {words}

@@ -86,7 +86,7 @@ def _rank_table(layers: Sequence[Layer]) -> Table:
         )
         for layer in layers
     ]
-    header = ["layer", f"heads {TIMES} channels", *(name for _, name, _ in _PARTS), "positional"]
+    header = ["layer", f"heads {TIMES} channels", *(name for _, name, _ in _PARTS), "branch"]
     if not any(row[-1] for row in rows):
         return Table(header[:-1], [row[:-1] for row in rows], "Ranks of every layer")
     return Table(header, rows, "Ranks of every layer")
