@@ -118,16 +118,15 @@ def described_network(student: nn.Module, example: Inputs) -> RestorationModel:
         example: inputs that it takes.
 
     Raises:
-        ExportError: they are no images, or it does not run on other ones.
+        ExportError: the first is no image, or it does not run on other ones.
     """
     if isinstance(student, RestorationModel):
         return student
     kind, shapes = type(student), tuple(tuple(each.shape) for each in example)
-    other = next((shape for shape in shapes if len(shape) != 4), None)
-    if other is not None:
+    if len(shapes[0]) != 4:
         raise ExportError(
-            f"export: {kind.__name__} takes an input of {'x'.join(map(str, other))}; only networks whose "
-            "inputs are all images (B, C, H, W) are exported"
+            f"export: {kind.__name__} takes an input of {'x'.join(map(str, shapes[0]))}; only networks whose "
+            "first input is an image (B, C, H, W) are exported"
         )
     name = f"{kind.__module__}:{kind.__qualname__}"
     try:

@@ -51,7 +51,12 @@ def check_example(model: RestorationModel, example: Sequence[Tensor] | None) -> 
     m = model.size_multiple
     shapes = model.input_shapes(*(model.fixed_size or (m, m)))
     for name, given, shape in zip(model.input_names, example, shapes, strict=False):
-        if given.ndim not in (3, 4) or given.shape[-3] != shape[1] or given.numel() == 0:
+        if len(shape) != 4:
+            if given.shape[1:] != shape[1:]:
+                raise DataError(
+                    f"the example {name} for the ONNX check has shape {tuple(given.shape)}: give {shape}"
+                )
+        elif given.ndim not in (3, 4) or given.shape[-3] != shape[1] or given.numel() == 0:
             raise DataError(
                 f"the example {name} for the ONNX check has shape {tuple(given.shape)}: "
                 f"give (1, {shape[1]}, height, width)"
@@ -82,11 +87,19 @@ def _case(
     given = list(example or ())
     shapes = network.input_shapes(height, width, batch)
     inputs = tuple(
-        _crops(given[index], shape) if index < len(given) else _synthetic_image(shape)
-        for index, shape in enumerate(shapes)
+        _input(given[index] if index < len(given) else None, shape) for index, shape in enumerate(shapes)
     )
     with torch.no_grad():
         return Case(inputs, network(*inputs))
+
+
+def _input(given: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """An input of this shape, made of the given one if there is one."""
+    if len(shape) == 4:
+        return _synthetic_image(shape) if given is None else _crops(given, shape)
+    if given is None:
+        return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    return given[:1].detach().to("cpu", torch.float32).expand(shape).contiguous()
 
 
 def _synthetic_image(shape: tuple[int, ...]) -> Tensor:

@@ -164,7 +164,7 @@ class ForeignNetwork(RestorationModel):
         if multiple > 1 and face.fixed_size is None:
             inputs = tuple(_padded(each, inputs[0], multiple) for each in inputs)
         if (low, span) != RANGES["0-1"]:
-            inputs = tuple(each * span + low for each in inputs)
+            inputs = tuple(each * span + low if each.ndim == 4 else each for each in inputs)
         output = chosen_output(self.network(*inputs), face.output_index)
         if (low, span) != RANGES["0-1"]:
             output = (output - low) / span

@@ -88,6 +88,16 @@ def test_a_network_without_attention_is_not_converted(capsys: pytest.CaptureFixt
     assert "Filter cannot be converted" in line
 
 
+@pytest.mark.parametrize("command", ["convert", "run"])
+def test_folders_are_not_for_networks_of_several_inputs(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["-", "--network", "my archs.py:Guided", "--example", "1x3x32x64", "--example", "1x1x16x32"]
+    given = ["photos"] if command == "run" else [*DATA, "--rank", "2"]
+    line = complaint(command, *own, *given, "-o", "no", capsys=capsys, code=2)
+    assert "my archs.Guided takes 2 inputs, and a folder of images is one" in line
+
+
 def test_weights_without_code(capsys: pytest.CaptureFixture[str]) -> None:
     line = complaint("inspect", "my weights.pth", capsys=capsys, code=1)
     assert "contains 2 groups that look like channel attention (first: top.attn)" in line.replace(

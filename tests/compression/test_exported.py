@@ -12,8 +12,9 @@ from torch import Tensor, nn
 import csa2glmha
 from csa2glmha.core.errors import ExportError
 from csa2glmha.families.restormer.network import Restormer
-from tests.compression.test_memory import BATCHES, LOW, Around, Gated
+from tests.compression.test_memory import BATCHES, LOW, Around
 from tests.compression.test_reported import Gray
+from tests.networks.builders import Weighed
 
 
 @pytest.mark.parametrize("around", [False, True], ids=["known family", "any network"])
@@ -35,6 +36,18 @@ def test_a_file_agrees_with_the_student_at_any_size(
     assert "teacher_values_sha256" in session.get_modelmeta().custom_metadata_map
 
 
+def test_further_inputs_may_be_numbers(tmp_path: Path) -> None:
+    given = [(torch.rand(2, 3, 16, 24), torch.rand(2, 2))]
+    result = csa2glmha.compress(Weighed(), given, rank=2, progress=False)
+    report = result.export(tmp_path / "student.onnx")
+    assert [size.shape[0] for size in report.parity] == [2, 1, 1]
+    session = onnxruntime.InferenceSession(tmp_path / "student.onnx")
+    image, numbers = torch.rand(2, 3, 28, 40), torch.tensor([[0.25, 0.5], [3.0, -1.0]])
+    (output,) = session.run(None, {"input": image.numpy(), "input2": numbers.numpy()})
+    with torch.inference_mode():
+        assert torch.allclose(torch.from_numpy(output), result.student(image, numbers), atol=1e-5)
+
+
 class Closed(nn.Module):
     """One that PyTorch's exporter cannot follow."""
 
@@ -52,7 +65,6 @@ class Closed(nn.Module):
     ("kind", "given", "match"),
     [
         (Gray, [torch.rand(2, 16, 16)], "Gray takes an input of 1x16x16"),
-        (Gated, [(BATCHES[0], torch.ones(2, 1))], "Gated takes an input of 1x1"),
         (Closed, BATCHES, "cannot be converted to ONNX opset .*: not in a graph"),
     ],
 )

@@ -126,6 +126,18 @@ class Guided(nn.Module):
         return self.body(image * F.interpolate(guide, scale_factor=2, mode="nearest"))
 
 
+class Weighed(nn.Module):
+    """Of two inputs: an image, and two numbers for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = build()
+
+    def forward(self, image: Tensor, numbers: Tensor) -> Tensor:
+        first, second = numbers[:, :, None, None, None].unbind(1)
+        return image * first + self.body(image) * second
+
+
 class OneSize(nn.Module):
     """With an embedding of positions, so that images must have 32 x 48 pixels."""
 

@@ -27,7 +27,7 @@ from csa2glmha.data.inputs.kind import (
     array_formats,
     image_formats,
 )
-from csa2glmha.data.inputs.refusals import refuse_cassi_options, refuse_no_stretch
+from csa2glmha.data.inputs.refusals import refuse_cassi_options, refuse_further_inputs, refuse_no_stretch
 from csa2glmha.data.inputs.stretch import NOTE as STRETCH_NOTE
 from csa2glmha.data.inputs.stretch import Stretched, stretch
 from csa2glmha.data.inputs.units import white_of_files
@@ -67,7 +67,7 @@ class ImageInputs:
 
     def open_data(self, network: NetworkFacts, options: WorkOptions) -> Data:
         """Images, some of them held out."""
-        refuse_cassi_options(network.name, options)
+        _refuse(network, options)
         return prepare_images(
             options.data,
             options.targets,
@@ -85,7 +85,7 @@ class ImageInputs:
         self, network: NetworkFacts, options: WorkOptions, teacher: bool, crop: int | None
     ) -> Examples:
         """All images of a folder, or the photographs that come with scikit-image."""
-        refuse_cassi_options(network.name, options)
+        _refuse(network, options)
         stretched, spectral = self.stretches(network, options), self.spectral(network)
         if options.data is not None:  # before the question for a ground truth of images that are not there
             wanted = "images" if network.channels in IMAGE_CHANNELS else "cubes"
@@ -104,7 +104,7 @@ class ImageInputs:
 
     def open_files(self, network: NetworkFacts, options: DataOptions, cube_suffix: str) -> FileInputs:
         """Image files, two views of each, or cubes."""
-        refuse_cassi_options(network.name, options)
+        _refuse(network, options)
         stretched, channels = self.stretches(network, options), network.channels
         suffix = cube_suffix if self.spectral(network) else ""
         if channels == DUAL_PIXEL_CHANNELS:
@@ -124,6 +124,11 @@ class ImageInputs:
     def constants(self, data: Data) -> dict[str, Tensor]:
         """None."""
         return {}
+
+
+def _refuse(network: NetworkFacts, options: DataOptions) -> None:
+    refuse_further_inputs(network.name, network.count)
+    refuse_cassi_options(network.name, options)
 
 
 def _open(network: NetworkFacts, options: DataOptions) -> tuple[ImageSource, tuple[str, ...]]:

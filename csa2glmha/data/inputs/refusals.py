@@ -26,6 +26,15 @@ def refuse_cassi_options(name: str, options: DataOptions) -> None:
             )
 
 
+def refuse_further_inputs(name: str, count: int) -> None:
+    """Raise UsageError for a network that an image alone is not enough for."""
+    if count > 1:
+        raise UsageError(
+            f"{name} takes {count} inputs, and a folder of images is one; csa2glmha.compress, in Python, "
+            "takes batches of all of them"
+        )
+
+
 def refuse_image_options(name: str, options: DataOptions) -> None:
     """Raise UsageError for options that make or pair images where the network takes CASSI snapshots."""
     if options.degrade is not None:
