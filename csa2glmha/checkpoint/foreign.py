@@ -21,7 +21,7 @@ from csa2glmha.families.family import load_strictly
 from csa2glmha.networks.builder import Origin, build_network, label_of
 from csa2glmha.networks.foreign import ForeignNetwork, Interface, users_own
 from csa2glmha.networks.probe import probe
-from csa2glmha.reading.own import read_own
+from csa2glmha.reading.own import read_foreign
 
 #: The entry of a student's metadata on a network that is built elsewhere, and what of it is for each layer.
 NETWORK, REPLACEMENTS = "network", "replacements"
@@ -52,7 +52,7 @@ def load_foreign(
         checkpoint = read_checkpoint(path, weights, (OneNetwork.of(network, label),))
         load_strictly(network, checkpoint.state_dict, f"{path} ({label})")
     model = ForeignNetwork(network, _probed(network, options), origin)
-    read_own(model)
+    read_foreign(model)
     return model, replace(checkpoint, state_dict=model.state_dict())
 
 
@@ -90,7 +90,7 @@ def foreign_template(
     if REPLACEMENTS in told:
         model.global_operators = operators
     else:  # a file of before there were any
-        read_own(model)
+        read_foreign(model)
     return model, notes
 
 

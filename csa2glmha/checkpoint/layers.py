@@ -10,11 +10,10 @@ from torch import nn
 
 from csa2glmha.attention.stored import read_config
 from csa2glmha.checkpoint.foreign import NETWORK, REPLACEMENTS
-from csa2glmha.networks.foreign import Interface, users_own
+from csa2glmha.networks.foreign import Interface, shapes_from, users_own
 from csa2glmha.reading.feedforwards import narrow_to, narrowed_widths
-from csa2glmha.reading.given import read_shaped
 from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers, replace_layers
-from csa2glmha.reading.own import read_module
+from csa2glmha.reading.own import read_on_noise
 from csa2glmha.reading.replacement import Replacement, put_replacement, replacement_of
 
 
@@ -74,7 +73,8 @@ def _read(model: nn.Module, told: Mapping[str, Any]) -> dict[str, AttentionLayer
     In files of before there were replacements, a network without a reader is one that was recorded.
     """
     if REPLACEMENTS not in told and "interface" in told and "recorded_readers" not in vars(model):
-        read_module(model, Interface.from_json(told["interface"]))
+        interface = Interface.from_json(told["interface"])
+        read_on_noise(model, interface.shapes, interface.value_range)
     elif REPLACEMENTS not in told and "inputs" in told and not attention_layers(model):
-        read_shaped(model, told["inputs"])
+        read_on_noise(model, shapes_from(told["inputs"]))
     return attention_layers(model)

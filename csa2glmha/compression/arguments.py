@@ -23,8 +23,8 @@ from csa2glmha.distill import DistillSettings
 from csa2glmha.distill.job import check_ground_truth, check_training, options_of
 from csa2glmha.metrics.evaluate import check_sizes
 from csa2glmha.networks import RestorationModel, run
-from csa2glmha.reading.given import read_given, refusals
 from csa2glmha.reading.layers import attention_layers, glmha_layers
+from csa2glmha.reading.own import read_on_part, refusals
 from csa2glmha.search.plan import RankSearch
 
 #: Samples taken of an iterable, which may have no end.
@@ -123,7 +123,7 @@ def read_unknown(teacher: nn.Module, data: Data, options: ConvertOptions) -> Non
         return
     inputs = _check_output(teacher, data.examples(options.input_size, options.seed))
     device = next(teacher.parameters()).device
-    for line in refusals(read_given(teacher, [each.to(device) for each in inputs])):
+    for line in refusals(read_on_part(teacher, [each.to(device) for each in inputs])):
         say(line)
 
 

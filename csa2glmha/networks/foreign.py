@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from fractions import Fraction
 from typing import Any
@@ -18,6 +19,8 @@ from csa2glmha.networks.model import LARGEST_SCALE, RestorationModel, reflect_pa
 Shape = tuple[int, ...]
 #: Inputs that a network may have.
 MOST_INPUTS = 4
+#: Numbers in an input.
+_LARGEST = 1 << 28
 #: By the name of a range, its least value and its width.
 RANGES = {"0-1": (0.0, 1.0), "-1-1": (-1.0, 2.0), "0-255": (0.0, 255.0)}
 
@@ -67,7 +70,7 @@ class Interface:
         """
         fixed = values["fixed_size"]
         found = cls(
-            tuple(tuple(_positive(size) for size in shape) for shape in values["shapes"]),
+            shapes_from(values["shapes"]),
             _positive(values["out_channels"]),
             _positive(values["multiple"]),
             Fraction(str(values["scale"])),
@@ -75,11 +78,23 @@ class Interface:
             str(values["value_range"]),
             int(values["output_index"]),
         )
-        if not found.shapes or len(found.shapes[0]) != 4 or found.value_range not in RANGES:
+        if len(found.shapes[0]) != 4 or found.value_range not in RANGES:
             raise ValueError("these are no inputs and outputs of a network")
         if not 0 < found.scale <= LARGEST_SCALE:
             raise ValueError(f"a scale of {found.scale} is none")
         return found
+
+
+def shapes_from(value: Sequence[Sequence[object]]) -> tuple[Shape, ...]:
+    """Shapes of a network's inputs out of a file.
+
+    Raises:
+        TypeError, ValueError: these are none.
+    """
+    shapes = tuple(tuple(_positive(size) for size in shape) for shape in value)
+    if not shapes or any(math.prod(shape) > _LARGEST for shape in shapes):
+        raise ValueError("these are no inputs of a network")
+    return shapes
 
 
 def _positive(value: object) -> int:

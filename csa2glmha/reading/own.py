@@ -1,28 +1,62 @@
-"""Reading the attention of a network of the user's own, once, when it is made."""
+"""Reading the attention of a network of no family, by running it once; it carries what was found.
+
+From then on :func:`csa2glmha.reading.layers.attention_layers` finds its layers, in copies of it as well.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
 
+from torch import Tensor, nn
+
+from csa2glmha.core.text import listed
 from csa2glmha.core.users_code import calls_users_code, described
-from csa2glmha.networks.foreign import RANGES, ForeignNetwork, Interface
+from csa2glmha.networks.foreign import RANGES, ForeignNetwork, Shape
 from csa2glmha.networks.probe import noise
 from csa2glmha.reading.network import Readings, read_network
+
+#: A recording is made of this height and width at most: it is as good as one of a large image.
+_HEIGHT, _WIDTH = 64, 96
 
 calls_users_code(__file__)
 
 
-def read_own(model: ForeignNetwork) -> None:
-    """Find the attention of the user's network by recording, and let the network carry what was found.
-
-    From then on :func:`csa2glmha.reading.layers.attention_layers` finds it, in copies of the network, too.
-    What cannot be read is refused layer by layer; the network can be run, tiled and exported all the same.
+def read_own(network: nn.Module, inputs: Sequence[Tensor]) -> Readings:
+    """Find the attention of a network.
 
     Args:
-        model: with its weights; its own outputs do not change.
+        network: with its weights; it gets the attribute ``recorded_readers``. What it raises is raised.
+        inputs: that it takes, one image each, not square.
+
+    Returns:
+        What was found, and what was refused, layer by layer.
+    """
+    found = read_network(network, inputs)
+    found.carried_by(network)
+    return found
+
+
+def read_on_part(network: nn.Module, inputs: Sequence[Tensor]) -> Readings:
+    """As :func:`read_own`, on a small part of batches that were made for something else."""
+    try:
+        return read_own(network, narrowed(inputs))
+    except Exception:  # a part may be too small for it; what it raises on the whole is the user's to see
+        return read_own(network, tuple(each[:1] for each in inputs))
+
+
+def read_on_noise(network: nn.Module, shapes: Sequence[Shape], value_range: str = "0-1") -> Readings:
+    """As :func:`read_own`, on noise: shapes of inputs that it takes, and a name of :data:`RANGES`."""
+    low, span = RANGES[value_range]
+    return read_own(network, tuple(each * span + low for each in noise(shapes)))
+
+
+def read_foreign(model: ForeignNetwork) -> None:
+    """As :func:`read_own`, of the network in ``model``, which says of itself what was refused.
+
+    One that cannot be recorded can be run, tiled and exported all the same.
     """
     try:
-        found = read_module(model.network, model.interface)
+        found = read_on_noise(model.network, model.interface.shapes, model.interface.value_range)
     except Exception as error:  # the user's code may raise anything
         model.refused = (("", f"it cannot be recorded: {described(error)}"),)
         return
@@ -32,11 +66,23 @@ def read_own(model: ForeignNetwork) -> None:
     )
 
 
-def read_module(network: nn.Module, interface: Interface) -> Readings:
-    """The same for a module alone, of which it is known what it takes; what the module raises is raised."""
-    low, span = RANGES[interface.value_range]
-    inputs = tuple(each * span + low for each in noise(interface.shapes))
-    found = read_network(network, inputs)
-    # On the user's own module: a student is made in that one.
-    found.carried_by(network)
-    return found
+def narrowed(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The first of a batch, no larger than is good for a recording, and not square where it can be cut."""
+    first = inputs[0]
+    if first.ndim != 4:
+        return tuple(each[:1] for each in inputs)
+    low, wide = min(first.shape[2], _HEIGHT), min(first.shape[3], _WIDTH)
+    if low == wide and wide % 2 == 0:
+        wide //= 2
+    return tuple(
+        each[:1, :, :low, :wide] if each.ndim == 4 and each.shape[2:] == first.shape[2:] else each[:1]
+        for each in inputs
+    )
+
+
+def refusals(readings: Readings) -> tuple[str, ...]:
+    """A line for each reason for which attention across channels was not read."""
+    by_reason: dict[str, list[str]] = {}
+    for each in readings.refused:
+        by_reason.setdefault(each.reason, []).append(each.name)
+    return tuple(f"not converted: {listed(names, 3)}: {reason}" for reason, names in by_reason.items())

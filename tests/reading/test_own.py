@@ -10,9 +10,10 @@ from torch import nn
 
 import csa2glmha
 from csa2glmha.core.errors import OutputError
+from csa2glmha.networks.foreign import shapes_from
 from csa2glmha.reading.check import difference
-from csa2glmha.reading.given import narrowed, read_shaped
 from csa2glmha.reading.layers import glmha_layers
+from csa2glmha.reading.own import narrowed
 from tests.networks import Block, Network, forms, image, refused
 
 
@@ -70,7 +71,16 @@ def test_a_recording_is_made_of_a_small_part_that_is_not_square() -> None:
     assert square.shape == (1, 3, 16, 8)
 
 
-@pytest.mark.parametrize("shapes", [[[1, 3, 0, 8]], [[1, 3, 8, 1 << 30]], [["3"]]])
-def test_shapes_of_a_file_are_checked(shapes: list[list[object]]) -> None:
-    with pytest.raises(ValueError, match="no size of an input"):
-        read_shaped(nn.Conv2d(3, 3, 1), shapes)
+@pytest.mark.parametrize(
+    ("shapes", "match"),
+    [
+        ([[1, 3, 0, 8]], "0 is no size"),
+        ([[1, 3, 8, 1 << 30]], "is no size"),
+        ([["3"]], "'3' is no size"),
+        ([[1, 3, 1 << 20, 1 << 20]], "no inputs of a network"),
+        ([], "no inputs of a network"),
+    ],
+)
+def test_shapes_of_a_file_are_checked(shapes: list[list[object]], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        shapes_from(shapes)
