@@ -23,7 +23,7 @@ from csa2glmha.distill import DistillSettings
 from csa2glmha.distill.job import check_ground_truth, check_training, options_of
 from csa2glmha.metrics.evaluate import check_sizes
 from csa2glmha.networks import RestorationModel, run
-from csa2glmha.reading.layers import attention_layers, glmha_layers
+from csa2glmha.reading.layers import attention_layers, glmha_layers, nothing_to_convert
 from csa2glmha.reading.own import read_on_part, refusals
 from csa2glmha.search.plan import RankSearch
 
@@ -118,12 +118,17 @@ def read_unknown(teacher: nn.Module, data: Data, options: ConvertOptions) -> Non
 
     Raises:
         DataError: it does not run on the data, or gives something else than images.
+        UsageError: all of it is refused.
     """
     if attention_layers(teacher):
         return
     inputs = _check_output(teacher, data.examples(options.input_size, options.seed))
     device = next(teacher.parameters()).device
-    for line in refusals(read_on_part(teacher, [each.to(device) for each in inputs])):
+    readings = read_on_part(teacher, [each.to(device) for each in inputs])
+    if readings.refused and not readings.layers:
+        refused = [(each.name, each.reason) for each in readings.refused]
+        raise UsageError(nothing_to_convert(type(teacher).__name__, refused))
+    for line in refusals(readings):
         say(line)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,7 +11,7 @@ from csa2glmha.attention.canonical import ChannelAttention
 from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.core.errors import UsageError
-from csa2glmha.core.text import shown
+from csa2glmha.core.text import listed, shown
 from csa2glmha.families.registry import readers_of
 from csa2glmha.networks import RestorationModel
 from csa2glmha.networks.foreign import users_own
@@ -63,17 +63,26 @@ def convertible_layers(model: RestorationModel, source: object) -> dict[str, Att
     layers = attention_layers(model)
     refused: tuple[tuple[str, str], ...] = getattr(model, "refused", ())
     if not layers and refused:
-        (name, reason), more = refused[0], f"; {len(refused) - 1} more are refused" if refused[1:] else ""
-        raise UsageError(
-            f"{shown(str(source))}: no attention of {model.architecture} can be converted: "
-            f"{name or 'the network'}: {reason}{more}"
-        )
+        raise UsageError(f"{shown(str(source))}: {nothing_to_convert(model.architecture, refused)}")
     if not layers:
         raise UsageError(
             f"{shown(str(source))}: the attention of {model.architecture} cannot be converted yet; "
             "csa2glmha inspect shows what the network has"
         )
     return layers
+
+
+def by_reason(refused: Iterable[tuple[str, str]]) -> list[str]:
+    """Modules that were refused, put together where the reason is the same."""
+    names: dict[str, list[str]] = {}
+    for name, reason in refused:
+        names.setdefault(reason, []).append(name or "the network itself")
+    return [f"{listed(each, 3)}: {reason}" for reason, each in names.items()]
+
+
+def nothing_to_convert(network: str, refused: Iterable[tuple[str, str]]) -> str:
+    """What is said where all attention of a network is refused."""
+    return f"no attention of {network} can be converted: {'; '.join(by_reason(refused))}"
 
 
 def replace_layers(model: nn.Module, configs: dict[str, GLMHAConfig]) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from csa2glmha.core.text import listed
 from csa2glmha.core.users_code import calls_users_code, described
 from csa2glmha.networks.foreign import RANGES, ForeignNetwork, Shape
 from csa2glmha.networks.probe import noise
+from csa2glmha.reading.layers import by_reason
 from csa2glmha.reading.network import Readings, read_network
 
 #: A recording is made of this height and width at most: it is as good as one of a large image.
@@ -82,7 +82,5 @@ def narrowed(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 def refusals(readings: Readings) -> tuple[str, ...]:
     """A line for each reason for which attention across channels was not read."""
-    by_reason: dict[str, list[str]] = {}
-    for each in readings.refused:
-        by_reason.setdefault(each.reason, []).append(each.name)
-    return tuple(f"not converted: {listed(names, 3)}: {reason}" for reason, names in by_reason.items())
+    refused = ((each.name, each.reason) for each in readings.refused)
+    return tuple(f"not converted: {each}" for each in by_reason(refused))

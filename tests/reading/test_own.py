@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import csa2glmha
-from csa2glmha.core.errors import OutputError
+from csa2glmha.core.errors import OutputError, UsageError
 from csa2glmha.networks.foreign import shapes_from
 from csa2glmha.reading.check import difference
 from csa2glmha.reading.layers import glmha_layers
@@ -54,6 +54,15 @@ def test_its_student_is_loaded_into_a_network_with_other_weights(tmp_path: Path)
     torch.manual_seed(7)
     loaded = csa2glmha.load(tmp_path / "student.safetensors", network=Network(forms.MapAttention))
     assert torch.equal(loaded(batches[0]), result.student(batches[0]))
+
+
+def test_where_nothing_can_be_converted_the_reasons_are_one_line() -> None:
+    network = Network(refused.TopKAttention).eval()
+    with pytest.raises(UsageError) as caught:
+        csa2glmha.compress(network, [image(16, 24, 1), image(16, 24, 2)], progress=False)
+    assert str(caught.value) == (
+        "no attention of Network can be converted: 'blocks.0', 'blocks.1': top-k between the two products"
+    )
 
 
 def test_compress_says_what_it_does_not_convert(capsys: pytest.CaptureFixture[str]) -> None:
