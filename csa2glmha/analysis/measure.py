@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from csa2glmha.analysis.spectra import (
@@ -100,7 +99,7 @@ def attention_maps(gathered: Gathered) -> Tensor:
     """The attention of every image, (N, heads, c, c)."""
     if isinstance(gathered, LayerMoments):
         return gathered.freeze().maps()
-    return torch.stack(gathered.maps)
+    return gathered.maps()
 
 
 def predicted_errors(gathered: Gathered) -> tuple[Tensor | None, Tensor | None]:

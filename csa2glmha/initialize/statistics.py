@@ -13,25 +13,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csa2glmha.attention.canonical import ChannelAttention, Projection, tokens
+from csa2glmha.attention.guide import pooled_statistics
+from csa2glmha.initialize.pixels import Pixels
 
 #: How much of the mean dependence is left out of the metric for keys and queries. The static bias carries the
 #: mean, so low rank is spent on what varies; a tenth of it is kept because the norms depend on it.
 CENTRED = 0.9
 
 
-def patches(mixed: Tensor, heads: int, projection: Projection) -> Tensor:
-    """What the projection's depthwise part sees of one image's maps, per head: x* of shape (heads, D, L).
+def patches(mixed: Tensor, heads: int, projection: Projection, pixels: Pixels) -> Tensor:
+    """What the projection's depthwise part sees at pixels of one image, per head: x* of shape (heads, D, n).
 
     That is the k x k neighbourhoods, and a row of ones where the projection has a bias behind them.
 
     Args:
         mixed: (1, heads * c, H, W), as :meth:`Projection.mix` makes them.
+        pixels: of the image.
     """
     k, dilation = projection.kernel_size, projection.dilation
-    columns = (
-        F.unfold(mixed, k, dilation=dilation, padding=dilation * (k // 2)) if k > 1 else mixed.flatten(2)
-    )
-    columns = columns.view(heads, -1, columns.shape[-1])
+    reach = dilation * (k // 2)
+    framed = F.pad(mixed, (reach, reach, reach, reach))
+    steps = dilation * torch.arange(k)
+    taps = (steps[:, None] * framed.shape[-1] + steps).flatten()
+    places = taps[:, None] + pixels.rows * framed.shape[-1] + pixels.columns
+    columns = framed.flatten(2)[0].index_select(1, places.flatten().to(mixed.device))
+    columns = columns.view(heads, -1, places.shape[1])
     if has_offset(projection):
         columns = torch.cat((columns, columns.new_ones(heads, 1, columns.shape[-1])), 1)
     return columns
@@ -74,10 +80,23 @@ class SideStatistics:
 
 
 @dataclass
+class LogitSamples:
+    """Of every image, on the CPU: they are small.
+
+    Attributes:
+        logits: (heads, c, c) each.
+        features: (2C,) each, pooled statistics of the inputs.
+    """
+
+    logits: list[Tensor] = field(default_factory=list)
+    features: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
 class LayerStatistics:
     """What the initialisation of one layer needs, accumulated over images.
 
-    Of the attention maps themselves (heads, c, c) those of every image are kept: they are small.
+    Moments of neighbourhoods are taken at :class:`Pixels`, a sample of them; logits are those of all pixels.
     """
 
     form: ChannelAttention
@@ -85,7 +104,7 @@ class LayerStatistics:
     keys: SideStatistics | None
     attention: Tensor | None
     values: Tensor | None
-    maps: list[Tensor] = field(default_factory=list)
+    samples: LogitSamples = field(default_factory=LogitSamples)
     images: int = 0
 
     @classmethod
@@ -117,30 +136,44 @@ class LayerStatistics:
         for image in zip(*(x.split(1) for x in inputs), strict=True):
             self._add_image(image)
 
+    def maps(self) -> Tensor:
+        """The attention of every image, (N, heads, c, c)."""
+        return self.form.attention(torch.stack(self.samples.logits))
+
     def _add_image(self, inputs: tuple[Tensor, ...]) -> None:
-        form, heads = self.form, self.form.heads
-        sides = {"queries": inputs[-1], "keys": inputs[0], "values": inputs[0]}
-        mixed = {name: getattr(form, name).mix(x) for name, x in sides.items()}
-        maps = {name: tokens(getattr(form, name).spread(m), heads)[0] for name, m in mixed.items()}
-        unit = {name: F.normalize(maps[name], dim=-1) for name in ("queries", "keys")}
-
-        def patches_of(name: str) -> Tensor:
-            return patches(mixed[name], heads, getattr(form, name))
-
-        if self.keys is not None:
-            self.keys.add(unit["queries"], patches_of("keys"), maps["keys"])
-        if self.queries is not None:
-            self.queries.add(unit["keys"], patches_of("queries"), maps["queries"])
-        logits = (unit["queries"] @ unit["keys"].transpose(-2, -1)) * form.temperature.view(-1, 1, 1)
-        self.maps.append(form.attention(logits).cpu())
+        form = self.form
+        mixed = {"queries": form.queries.mix(inputs[-1]), "keys": form.keys.mix(inputs[0])}
+        maps = {"queries": form.queries.spread(mixed["queries"]), "keys": form.keys.spread(mixed["keys"])}
+        self.samples.logits.append(form.logits(maps["queries"], maps["keys"])[0].cpu())
+        self.samples.features.append(pooled_statistics(*inputs)[0].cpu())
+        pixels = Pixels.of(inputs[0].shape[-2], inputs[0].shape[-1], seed=self.images)
+        at = {name: tokens(pixels.of_maps(m), form.heads)[0] for name, m in maps.items()}
+        for name, other, side in (("keys", "queries", self.keys), ("queries", "keys", self.queries)):
+            if side is not None:
+                columns = patches(mixed[name], form.heads, getattr(form, name), pixels)
+                side.add(F.normalize(at[other], dim=-1), columns, at[name])
         if self.attention is not None and self.values is not None:
-            attention = self.maps[-1].double()
-            output = form.output.cpu().double().view(-1, heads, form.head_channels).permute(1, 0, 2)
+            attention = form.attention(self.samples.logits[-1]).double()
+            output = form.output.cpu().double().view(-1, form.heads, form.head_channels).permute(1, 0, 2)
             mapped = output @ attention
             self.attention += mapped.transpose(-2, -1) @ mapped
-            columns = patches_of("values")
-            self.values += (columns @ columns.transpose(-2, -1)).cpu().double() / columns.shape[-1]
+            columns = patches(form.values.mix(inputs[0]), form.heads, form.values, pixels)
+            self.values += symmetric_product(columns).cpu().double() / columns.shape[-1]
         self.images += 1
+
+
+def symmetric_product(rows: Tensor) -> Tensor:
+    """X X^T of X (..., D, n), of which only the blocks on and above the diagonal are computed."""
+    blocks = rows.split(max(64, -(-rows.shape[-2] // 4)), -2)
+    product = rows.new_empty(*rows.shape[:-1], rows.shape[-2])
+    start = 0
+    for block in blocks:
+        end = start + block.shape[-2]
+        part = block @ rows[..., start:, :].transpose(-2, -1)
+        product[..., start:end, start:] = part
+        product[..., start:, start:end] = part.transpose(-2, -1)
+        start = end
+    return product
 
 
 def has_offset(projection: Projection) -> bool:

@@ -1,8 +1,9 @@
 """Build a student from a teacher: statistics, factors, corrections.
 
-Two passes of the teacher over the calibration images. The first gathers the moments from which keys,
-queries and values are factorised; in the second each new layer sees its teacher layer's input, and what
-its logits lack gives the scales, the static bias and the guide. Pointwise layers need the first alone.
+Two passes of the teacher over the calibration images. The first gathers the logits, and the moments from
+which keys, queries and values are factorised; in the second each new layer sees its teacher layer's input,
+and what its own logits lack gives the scales, the static bias and the guide. Pointwise layers need the first
+alone.
 
 Any number of candidates for the place of one layer share the passes.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +22,6 @@ from torch import Tensor, nn
 from csa2glmha.attention.canonical import ChannelAttention, Projection
 from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.attention.glmha import GLMHA, Generator
-from csa2glmha.attention.guide import pooled_statistics
 from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.attention.pointwise import PointwiseGLMHA
 from csa2glmha.core.progress import manual_progress, progress
@@ -34,7 +34,7 @@ from csa2glmha.initialize.moments import LayerMoments
 from csa2glmha.initialize.overflow import check_finite, naming
 from csa2glmha.initialize.pointwise import fill_pointwise
 from csa2glmha.initialize.problems import Gathered, side_problem, teacher_filters, value_problem
-from csa2glmha.initialize.statistics import LayerStatistics
+from csa2glmha.initialize.statistics import LayerStatistics, LogitSamples
 from csa2glmha.networks import run
 from csa2glmha.networks.foreign import users_own
 from csa2glmha.reading.layers import AttentionLayer, attention_layers
@@ -120,9 +120,12 @@ def initialise_layers(
             raise ValueError("a rank below full needs calibration images")
         needs = {name: Needs.of(configs[name]) for name in approximate}
         statistics = gather_statistics(teacher, layers, needs, batches)
+    wanted: dict[str, LogitSamples] = {}
     with torch.no_grad():
         for name in progress(layers, what="factorising", unit="layer"):
             gathered = None if statistics is None else statistics.get(name)
+            if isinstance(gathered, LayerStatistics):
+                wanted[name] = gathered.samples
             if statistics is not None and not keep:
                 statistics.pop(name, None)  # the largest tensors here; free them as we go
             with naming(name):
@@ -131,7 +134,7 @@ def initialise_layers(
                 for candidate in made[name]:
                     _fill_any(candidate, layers[name].form, gathered)
                     check_finite(name, "its low-rank form is not finite", candidate.module.parameters())
-        _correct(teacher, layers, made, batches)
+        _correct(teacher, layers, made, wanted, batches)
     return made
 
 
@@ -139,6 +142,7 @@ def _correct(
     teacher: nn.Module,
     layers: Mapping[str, AttentionLayer],
     made: Mapping[str, Sequence[Candidate]],
+    wanted: Mapping[str, LogitSamples],
     batches: Sequence[Inputs] | None,
 ) -> None:
     """Scales, static bias and guide of all candidates whose logits are approximate and made from maps."""
@@ -152,7 +156,7 @@ def _correct(
     }
     inexact = {name: candidates for name, candidates in inexact.items() if candidates}
     if inexact and batches is not None:
-        _fit_corrections(teacher, layers, inexact, batches)
+        _fit_corrections(teacher, layers, inexact, wanted, batches)
     for name, candidates in inexact.items():
         for candidate in candidates:
             check_finite(name, "its corrections are not finite", candidate.module.parameters())
@@ -334,43 +338,25 @@ def _set_generator(
             spreading.bias[channels] = 0.0 if depthwise_bias is None else depthwise_bias
 
 
-@dataclass
-class _LogitSamples:
-    """Per calibration image: the teacher's logits, the student's, and the guide's features."""
-
-    target: list[Tensor] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)
-    features: list[Tensor] = field(default_factory=list)
-
-
 def _fit_corrections(
     teacher: nn.Module,
     layers: Mapping[str, AttentionLayer],
     candidates: Mapping[str, Sequence[Candidate]],
+    wanted: Mapping[str, LogitSamples],
     batches: Sequence[Inputs],
 ) -> None:
     """Second pass: scales, static bias and guide of every layer with approximate logits."""
-    samples = {name: [_LogitSamples() for _ in each] for name, each in candidates.items()}
+    own: dict[str, list[list[Tensor]]] = {name: [[] for _ in each] for name, each in candidates.items()}
 
     def see(name: str, args: tuple[Any, ...]) -> None:
-        form = layers[name].form
         inputs = layers[name].reader.attention_inputs(args)
-        target = form.logits(*form.queries_and_keys(inputs)).cpu()
-        features = pooled_statistics(*inputs).cpu()
-        for candidate, kept in zip(candidates[name], samples[name], strict=True):
-            kept.target.append(target)
-            kept.logits.append(candidate.core.input_logits(*inputs).cpu())
-            kept.features.append(features)
+        for candidate, logits in zip(candidates[name], own[name], strict=True):
+            logits.append(candidate.core.input_logits(*inputs).cpu())
 
     with _observe({name: layers[name] for name in candidates}, see):
         _run(teacher, batches, "logit corrections")
     for name in progress(candidates, what="fitting corrections", unit="layer"):
-        for candidate, kept in zip(candidates[name], samples.pop(name), strict=True):
+        target, features = torch.stack(wanted[name].logits), torch.stack(wanted[name].features)
+        for candidate, logits in zip(candidates[name], own.pop(name), strict=True):
             with naming(name):
-                set_corrections(
-                    candidate.core,
-                    torch.cat(kept.target),
-                    torch.cat(kept.logits),
-                    torch.cat(kept.features),
-                    candidate.fit,
-                )
+                set_corrections(candidate.core, target, torch.cat(logits), features, candidate.fit)
