@@ -22,7 +22,7 @@ from csa2glmha.networks import RestorationModel
 
 _SIMPLIFY_SECONDS = 600
 #: In what PyTorch's exporter says of control flow that depends on values.
-_DEPENDENT = "data-dependent"
+_DEPENDENT = ("data-dependent", "unbacked symbols")
 
 
 def convert(network: RestorationModel, inputs: tuple[Tensor, ...], opset: int) -> onnx.ModelProto:
@@ -52,7 +52,7 @@ def convert(network: RestorationModel, inputs: tuple[Tensor, ...], opset: int) -
     # The exporter lets through whatever its many stages raise.
     except Exception as error:
         name, reason = network.architecture, first_line(_root_cause(error))
-        if _DEPENDENT in reason:
+        if any(each in reason for each in _DEPENDENT):
             raise ExportError(
                 f"{name} cannot be converted to ONNX, what it runs depends on the values of its input: "
                 "use the PyTorch checkpoint"
@@ -70,7 +70,7 @@ def _dynamic_shapes(network: RestorationModel) -> tuple[dict[int, str], ...]:
     """For each input, the axes that vary and the names they get, found by varying one size at a time."""
     m = network.size_multiple
     reference = network.input_shapes(m, m, 1)
-    varied = {"batch": network.input_shapes(m, m, 2)}
+    varied = {"batch": network.input_shapes(m, m, 2)} if network.batches else {}
     if network.fixed_size is None:
         varied["height"] = network.input_shapes(2 * m, m, 1)
         varied["width"] = network.input_shapes(m, 2 * m, 1)

@@ -66,14 +66,16 @@ def check_example(model: RestorationModel, example: Sequence[Tensor] | None) -> 
 def cases_for(network: RestorationModel, example: Sequence[Tensor] | None) -> list[Case]:
     """The size that is traced, as a batch; another one; and one that needs padding, if the network pads.
 
-    A network for one size only is tried at that one, as a batch and singly.
+    A network for one size only is tried at that one, as a batch and singly. One that takes single images is
+    tried on such.
     """
+    most = 2 if network.batches else 1
     if network.fixed_size is not None:
-        return [_case(network, example, batch, *network.fixed_size) for batch in (2, 1)]
+        return [_case(network, example, batch, *network.fixed_size) for batch in range(most, 0, -1)]
     # At smaller sizes the deepest features of networks that pad by themselves would be a single pixel, which
     # PyTorch's exporter takes for a constant.
     m = network.size_multiple * math.ceil(_LEAST_STEP / network.size_multiple)
-    cases = [_case(network, example, 2, 5 * m, 7 * m), _case(network, example, 1, 8 * m, 6 * m)]
+    cases = [_case(network, example, most, 5 * m, 7 * m), _case(network, example, 1, 8 * m, 6 * m)]
     try:
         cases.append(_case(network, example, 1, 6 * m + 3, 4 * m + 5))
     except DataError:

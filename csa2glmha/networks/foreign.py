@@ -8,6 +8,7 @@ from dataclasses import dataclass, is_dataclass
 from fractions import Fraction
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -39,6 +40,7 @@ class Interface:
         fixed_size: height and width, where it takes one size only.
         value_range: of inputs and output, one of :data:`RANGES`.
         output_index: which of several outputs counts.
+        batches: several images at once give what each of them gives alone.
     """
 
     shapes: tuple[Shape, ...]
@@ -48,6 +50,7 @@ class Interface:
     fixed_size: tuple[int, int] | None = None
     value_range: str = "0-1"
     output_index: int = -1
+    batches: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, for a student's file."""
@@ -59,6 +62,7 @@ class Interface:
             "fixed_size": None if self.fixed_size is None else list(self.fixed_size),
             "value_range": self.value_range,
             "output_index": self.output_index,
+            "batches": self.batches,
         }
 
     @classmethod
@@ -77,6 +81,7 @@ class Interface:
             None if fixed is None else (_positive(fixed[0]), _positive(fixed[1])),
             str(values["value_range"]),
             int(values["output_index"]),
+            bool(values.get("batches", True)),  # files of earlier versions do not say
         )
         if len(found.shapes[0]) != 4 or found.value_range not in RANGES:
             raise ValueError("these are no inputs and outputs of a network")
@@ -130,6 +135,7 @@ class ForeignNetwork(RestorationModel):
         self.size_multiple = interface.multiple
         self.fixed_size = interface.fixed_size
         self.scale = interface.scale
+        self.batches = interface.batches
         more = range(2, len(interface.shapes) + 1)
         self.input_names = ("input", *(f"input{number}" for number in more))
         self.hyperparameters = {"network": origin.builder, **origin.arguments} | self._particulars()
@@ -143,6 +149,7 @@ class ForeignNetwork(RestorationModel):
             "output scale": (str(face.scale), str(usual.scale)),
             "values": (face.value_range, usual.value_range),
             "output": (face.output_index, usual.output_index),
+            "one image at a time": (not face.batches, not usual.batches),
         }
         return {name: value for name, (value, default) in told.items() if value != default}
 
@@ -174,6 +181,9 @@ class ForeignNetwork(RestorationModel):
         inputs = (image, *(each for each in (second, third, fourth) if each is not None))
         height, width = image.shape[-2:]
         face = self.interface
+        if not face.batches and len(image) > 1:
+            singles = (each.split(1) for each in inputs)
+            return torch.cat([self.forward(*single) for single in zip(*singles, strict=True)])
         low, span = RANGES[face.value_range]
         multiple = face.multiple
         if multiple > 1 and face.fixed_size is None:

@@ -37,6 +37,8 @@ class RestorationModel(nn.Module):
     #: Height and width, where the network holds for one size only.
     fixed_size: tuple[int, int] | None = None
 
+    #: It takes several images at once. Where it does not, its forward gives it one after the other.
+    batches: bool = True
     #: Height and width of the output over those of the input.
     scale: Fraction = Fraction(1)
 

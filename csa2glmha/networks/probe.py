@@ -25,6 +25,8 @@ _SIZES = ((128, 192), (128, 128), (224, 224), (256, 256), (64, 64))
 _CHANNELS = (3, 1, 4, 6)
 #: Two calls on the same input may differ by this share of the largest value, by rounding alone.
 _ROUNDING = 1e-5
+#: Images in a batch may differ by this share from what they give alone: other algorithms, no other function.
+_ALIKE = 1e-3
 
 calls_users_code(__file__)
 
@@ -59,8 +61,7 @@ def probe(network: nn.Module, builder: str, examples: Sequence[Shape], wanted: I
     if found is None:
         raise errors[-1]
     found = replace(found, value_range=wanted.value_range, output_index=wanted.output_index)
-    _check(network, builder, found)
-    return found
+    return replace(found, batches=_check(network, builder, found))
 
 
 Run = Callable[[tuple[Shape, ...]], object]
@@ -197,8 +198,8 @@ def _odd_multiple(multiple: int, least: int) -> int:
 
 
 @torch.no_grad()
-def _check(network: nn.Module, builder: str, face: Interface) -> None:
-    """Run it twice, with its weights.
+def _check(network: nn.Module, builder: str, face: Interface) -> bool:
+    """Run it twice, with its weights, and tell whether it takes several images at once.
 
     Raises:
         NetworkError: it fails, or makes another output the second time.
@@ -221,3 +222,19 @@ def _check(network: nn.Module, builder: str, face: Interface) -> None:
             f"--network {builder}: changes from call to call, by {difference:.1e} for the same input, so no "
             "student can be compared with it; switch off what is random (noise, dropout) in the builder"
         )
+    return _takes_batches(network, face, inputs, first)
+
+
+def _takes_batches(network: nn.Module, face: Interface, inputs: tuple[Tensor, ...], first: Tensor) -> bool:
+    """Whether two images at once give what each of them gives alone."""
+    if len(first) != 1:
+        return True
+    other = tuple(each.flip(-1) / 2 for each in inputs)  # darker, so that means differ as well
+    try:
+        second = chosen_output(network(*other), face.output_index)
+        together = tuple(torch.cat(pair) for pair in zip(inputs, other, strict=True))
+        both = chosen_output(network(*together), face.output_index)
+    except Exception:  # the network's own: it is made for one
+        return False
+    alone = torch.cat((first, second))
+    return both.shape == alone.shape and bool((both - alone).abs().max() <= _ALIKE * alone.abs().max())

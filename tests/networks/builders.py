@@ -138,6 +138,18 @@ class Weighed(nn.Module):
         return image * first + self.body(image) * second
 
 
+class Single(nn.Module):
+    """Takes one image at a time: it fails on more, or mixes them."""
+
+    def __init__(self, mixes: bool = False) -> None:
+        super().__init__()
+        self.body, self.mixes = build(), mixes
+
+    def forward(self, image: Tensor) -> Tensor:
+        assert self.mixes or len(image) == 1
+        return self.body(image) + 0.1 * image.mean((0, 2, 3), keepdim=True)
+
+
 class OneSize(nn.Module):
     """With an embedding of positions, so that images must have 32 x 48 pixels."""
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from csa2glmha.core.errors import NetworkError
-from csa2glmha.networks.foreign import Interface
+from csa2glmha.export.onnx import export_onnx
+from csa2glmha.networks.builder import Origin
+from csa2glmha.networks.foreign import ForeignNetwork, Interface
 from csa2glmha.networks.probe import probe
+from tests.networks import builders
 
 
 class Behind(nn.Module):
@@ -40,3 +45,26 @@ def test_outputs_that_are_no_images_are_told(made: Callable[[Tensor], object], m
 
 def test_an_image_is_one() -> None:
     assert probe(Behind(lambda y: y), "archs.py:build", (), Interface((), 0)).out_channels == 3
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_networks_of_single_images_get_one_after_the_other(mixes: bool) -> None:
+    network = builders.Single(mixes).eval()
+    found = probe(network, "archs.py:Single", (), Interface((), 0))
+    assert not found.batches and Interface.from_json(found.to_json()) == found
+    model = ForeignNetwork(network, found, Origin("archs.py:Single", {}, {}))
+    images = torch.rand(2, 3, 14, 17, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(model(images), torch.cat([model(images[:1]), model(images[1:])]))
+
+
+def test_the_file_of_such_a_network_takes_single_images(tmp_path: Path) -> None:
+    network = builders.Single().eval()
+    found = probe(network, "archs.py:Single", (), Interface((), 0))
+    model = ForeignNetwork(network, found, Origin("archs.py:Single", {}, {}))
+    report = export_onnx(model, tmp_path / "single.onnx")
+    assert [size.shape[0] for size in report.parity] == [1, 1, 1]
+
+
+def test_others_get_batches() -> None:
+    assert probe(builders.build(), "archs.py:build", (), Interface((), 0)).batches
