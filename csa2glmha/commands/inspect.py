@@ -18,7 +18,7 @@ from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.metrics.complexity import BY_VALUES, Complexity, count_complexity, format_macs, format_params
 from csa2glmha.networks import RestorationModel
 from csa2glmha.networks.foreign import ForeignNetwork
-from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers, replace_layers
+from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers, replace_layers, why_none
 from csa2glmha.reading.recorded import RecordedReader
 from csa2glmha.report.document import render_table
 
@@ -86,7 +86,8 @@ def inspect_model(
         found["refused"] = [{"name": name, "reason": reason} for name, reason in model.refused]
         found["global_operators"] = list(model.global_operators)
     if not layers:
-        found["notes"].append(f"the attention of {model.architecture} cannot be converted yet")
+        if not isinstance(model, ForeignNetwork) or not model.refused:  # what is refused is told below
+            found["notes"].append(why_none(model))
         found["layers"] = []
         return found
     widest = max(layer.form.head_channels for layer in layers.values())

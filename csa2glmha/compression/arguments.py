@@ -118,14 +118,14 @@ def read_unknown(teacher: nn.Module, data: Data, options: ConvertOptions) -> Non
 
     Raises:
         DataError: it does not run on the data, or gives something else than images.
-        UsageError: all of it is refused.
+        UsageError: there is none, or all of it is refused.
     """
     if attention_layers(teacher):
         return
     inputs = _check_output(teacher, data.examples(options.input_size, options.seed))
     device = next(teacher.parameters()).device
     readings = read_on_part(teacher, [each.to(device) for each in inputs])
-    if readings.refused and not readings.layers:
+    if not readings.layers:
         refused = [(each.name, each.reason) for each in readings.refused]
         raise UsageError(nothing_to_convert(type(teacher).__name__, refused))
     for line in refusals(readings):

@@ -22,6 +22,12 @@ from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.reader import Reader
 
 State = Mapping[str, Tensor]
+
+
+class UnexpectedKeys(CheckpointError):
+    """A state dict has more than the network that it is loaded into."""
+
+
 #: By type of module, what takes its place in the deployed network.
 Lowering = Mapping[type[nn.Module], Callable[[Any], nn.Module]]
 
@@ -143,7 +149,8 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
             parts.append(
                 f"{len(extra)} unexpected: {quote_keys(extra)}" + (f" (meant {near[0]}?)" if near else "")
             )
-        raise CheckpointError(f"{shown(source)}: keys do not fit: {'; '.join(parts)}")
+        misfit = UnexpectedKeys if extra else CheckpointError
+        raise misfit(f"{shown(source)}: keys do not fit: {'; '.join(parts)}")
     wrong = [key for key in wanted if wanted[key].shape != state[key].shape]
     if wrong:
         key = wrong[0]

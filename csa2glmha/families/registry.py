@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from csa2glmha import families
 from csa2glmha.core.errors import CheckpointError, UsageError
 from csa2glmha.core.text import shown
-from csa2glmha.families.family import Family, Lowering, Specialise, quote_keys
+from csa2glmha.families.family import Family, Lowering, Specialise, UnexpectedKeys, quote_keys
 from csa2glmha.families.groups import attention_groups
 from csa2glmha.feedforward.form import FeedForwardReader
 from csa2glmha.networks import RestorationModel
@@ -99,7 +99,11 @@ def build_from_state(state: Mapping[str, Tensor], source: str) -> RestorationMod
     Raises:
         CheckpointError: unknown architecture, or keys or shapes that do not fit.
     """
-    return recognise(state, source).load(state, source)
+    family = recognise(state, source)
+    try:
+        return family.load(state, source)
+    except UnexpectedKeys as error:  # another network has all names that the family is known by
+        raise CheckpointError(f"{error}{_own_code_hint(state)}") from error
 
 
 def readers_of(model: nn.Module) -> tuple[Reader, ...]:

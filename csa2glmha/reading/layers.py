@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,7 +14,7 @@ from csa2glmha.core.errors import UsageError
 from csa2glmha.core.text import listed, shown
 from csa2glmha.families.registry import readers_of
 from csa2glmha.networks import RestorationModel
-from csa2glmha.networks.foreign import users_own
+from csa2glmha.networks.foreign import ForeignNetwork, users_own
 from csa2glmha.reading.reader import Reader
 
 
@@ -58,18 +58,19 @@ def convertible_layers(model: RestorationModel, source: object) -> dict[str, Att
         source: its file, for the message.
 
     Raises:
-        UsageError: it has none, because its family does not say how they are read.
+        UsageError: it has none, all are refused, or its family does not say how they are read.
     """
     layers = attention_layers(model)
-    refused: tuple[tuple[str, str], ...] = getattr(model, "refused", ())
-    if not layers and refused:
-        raise UsageError(f"{shown(str(source))}: {nothing_to_convert(model.architecture, refused)}")
     if not layers:
-        raise UsageError(
-            f"{shown(str(source))}: the attention of {model.architecture} cannot be converted yet; "
-            "csa2glmha inspect shows what the network has"
-        )
+        raise UsageError(f"{shown(str(source))}: {why_none(model)}; csa2glmha inspect shows what it has")
     return layers
+
+
+def why_none(model: RestorationModel) -> str:
+    """What is said of a network in which there are no layers to convert."""
+    if isinstance(model, ForeignNetwork):
+        return nothing_to_convert(model.architecture, model.refused)
+    return f"the attention of {model.architecture} cannot be converted yet"
 
 
 def by_reason(refused: Iterable[tuple[str, str]]) -> list[str]:
@@ -80,8 +81,10 @@ def by_reason(refused: Iterable[tuple[str, str]]) -> list[str]:
     return [f"{listed(each, 3)}: {reason}" for reason, each in names.items()]
 
 
-def nothing_to_convert(network: str, refused: Iterable[tuple[str, str]]) -> str:
-    """What is said where all attention of a network is refused."""
+def nothing_to_convert(network: str, refused: Sequence[tuple[str, str]]) -> str:
+    """What is said of a network that was recorded where there is no attention, or all of it is refused."""
+    if not refused:
+        return f"{network} has no attention across channels, so there is nothing to convert"
     return f"no attention of {network} can be converted: {'; '.join(by_reason(refused))}"
 
 

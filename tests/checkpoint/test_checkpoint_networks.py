@@ -318,6 +318,8 @@ def test_more_than_the_network_under_the_same_prefix_is_refused(tmp_path: Path, 
     # A Restormer with prompts, say: without them it would load, and restore nothing.
     message = error_of(tmp_path, {"params": {**state, "prompt1.prompt_param": torch.ones(2)}})
     assert "1 unexpected: prompt1.prompt_param" in message
+    assert "contains 7 groups that look like channel attention (first: encoder_level1.0.attn)" in message
+    assert message.endswith("give the network with --network")
 
 
 def test_two_tensors_for_one_name(tmp_path: Path, state: State) -> None:

@@ -85,7 +85,10 @@ def test_a_network_without_attention_is_not_converted(capsys: pytest.CaptureFixt
     line = complaint(
         "convert", "-", "--network", "my archs.py:Filter", *DATA, *SHORT, "-o", "no", capsys=capsys, code=2
     )
-    assert "Filter cannot be converted" in line
+    assert "Filter has no attention across channels, so there is nothing to convert" in line
+    code, out, err = run("inspect", "-", "--network", "my archs.py:Filter", capsys=capsys)
+    assert code == 0, err
+    assert "note: my archs.Filter has no attention across channels" in out
 
 
 @pytest.mark.parametrize("command", ["convert", "run"])

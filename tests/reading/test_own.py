@@ -93,3 +93,9 @@ def test_a_recording_is_made_of_a_small_part_that_is_not_square() -> None:
 def test_shapes_of_a_file_are_checked(shapes: list[list[object]], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         shapes_from(shapes)
+
+
+def test_a_network_without_attention_is_told() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 1)).eval()
+    with pytest.raises(UsageError, match="Sequential has no attention across channels"):
+        csa2glmha.compress(network, [image(16, 24, 1), image(16, 24, 2)], progress=False)
