@@ -86,6 +86,8 @@ class ChannelAttention:
             because it is multiplied by something before.
         query_channels: channels of an input that queries alone are made from; None: one input for all.
         activation: what makes the map of the logits.
+        beside: in words, what lies beside the attention, where the module makes and mixes its values itself;
+            then ``output`` has no rows, and ``values`` are those of the keys. Empty: nothing of that kind.
     """
 
     heads: int
@@ -98,6 +100,12 @@ class ChannelAttention:
     value_branch: bool = False
     query_channels: int | None = None
     activation: Activation = "softmax"
+    beside: str = ""
+
+    @property
+    def map_only(self) -> bool:
+        """Only the map is made anew: the rest of the module stays as it is."""
+        return bool(self.beside)
 
     @property
     def pointwise(self) -> bool:
@@ -108,7 +116,8 @@ class ChannelAttention:
     def from_moments(self) -> bool:
         """Second moments of the input give its logits, and V is made in full: see :mod:`.pointwise`."""
         one_input = self.query_channels is None
-        return self.value_branch and self.pointwise and one_input and not self.biased
+        whole = not self.map_only
+        return whole and self.value_branch and self.pointwise and one_input and not self.biased
 
     @property
     def biased(self) -> bool:

@@ -19,7 +19,7 @@ class GLMHAConfig:
 
     Attributes:
         channels: C, of the input.
-        out_channels: of the output projection.
+        out_channels: of the output projection; 0: there is none, only the map is made.
         heads: number of heads.
         head_channels: c of every head.
         rank_q, rank_k, rank_v: channels generated per head for queries, keys and values; c means full,
@@ -75,6 +75,16 @@ class GLMHAConfig:
         return self.attention == "compact"
 
     @property
+    def map_only(self) -> bool:
+        """Only the attention map is made; whoever uses it has values and an output projection."""
+        return self.out_channels == 0
+
+    @property
+    def value_width(self) -> int:
+        """Channels that values are generated in."""
+        return 0 if self.map_only else self.heads * self.rank_v
+
+    @property
     def pooled_channels(self) -> int:
         """Channels of all inputs, which the guide sees."""
         return self.channels + (self.query_channels or 0)
@@ -110,5 +120,7 @@ class GLMHAConfig:
             "modes": "static and guided logits",
         }
         branch = "" if self.rank_pos is None else f", branch values {size(self.rank_pos)}"
+        if self.map_only:
+            return f"{routes[self.logits]}, the rest as it was"
         second = "" if self.query_channels is None else ", queries from an input of their own"
         return f"{routes[self.logits]}, values {size(self.rank_v)}{branch}{second}"

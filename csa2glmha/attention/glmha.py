@@ -57,7 +57,7 @@ class GLMHA(GuidedAttention):
     def __init__(self, config: GLMHAConfig) -> None:
         super().__init__(config)
         heads, c = config.heads, config.head_channels
-        self.widths = [heads * config.rank_q, heads * config.rank_k, heads * config.rank_v]
+        self.widths = [heads * config.rank_q, heads * config.rank_k, config.value_width]
         own = config.query_channels is not None and config.rank_q > 0
         generated = sum(self.widths[1:]) if own else sum(self.widths)
         self.pointwise = nn.Conv2d(config.channels, generated, 1, bias=config.bias)

@@ -54,7 +54,7 @@ class GuidedAttention(nn.Module):
         self.mode_right = nn.Parameter(torch.zeros(heads, keys, modes)) if modes else None
         self.guide = (
             CalibrationNetwork(
-                config.pooled_channels, config.guide_width, config.key_gates, heads * config.rank_v
+                config.pooled_channels, config.guide_width, config.key_gates, config.value_width
             )
             if config.guide_width
             else None

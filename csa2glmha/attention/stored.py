@@ -21,7 +21,7 @@ class _Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     channels: _Count
-    out_channels: _Count
+    out_channels: _Rank
     heads: _Count
     head_channels: _Count
     rank_q: _Rank

@@ -120,11 +120,12 @@ def form_in_words(layer: AttentionLayer) -> str:
     parts += ["queries from a second input"] if form.query_channels is not None else []
     parts += [form.activation] if form.activation != "softmax" else []
     branch = reader.value_branch(layer.module) is not None
-    times_map = form.value_branch and not branch
+    times_map = form.value_branch and not (branch or form.map_only)
     if isinstance(reader, RecordedReader):
         times_map = reader.wiring.factor is not None
     parts += ["V times a map"] if times_map else []
     parts += ["a branch of V"] if branch else []
+    parts += [f"beside: {form.beside}"] if form.map_only else []
     return ", ".join(parts)
 
 
@@ -162,7 +163,7 @@ def _estimate(
                 "macs": now.modules[name].macs,
                 "params_estimate": then.modules[name].params,
                 "macs_estimate": then.modules[name].macs,
-                "route": configs[name].route,
+                "route": configs[name].route if name in configs else "as it is: it would be no cheaper",
             }
             for name, layer in layers.items()
         ],

@@ -13,6 +13,7 @@ from torch import nn
 from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.compression.pictured import Pictured
 from csa2glmha.config.options import ConvertOptions
+from csa2glmha.core.errors import UsageError
 from csa2glmha.core.stages import Stages
 from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.distill import DistillResult, DistillSettings, State, StateFolder
@@ -52,10 +53,16 @@ class Plan:
         """The plan for a network and its attention layers.
 
         Raises:
-            UsageError: there are no layers of these ranks, or no feed-forward networks to narrow.
+            UsageError: there are no layers of these ranks or none of them gets cheaper, or there are no
+                feed-forward networks to narrow.
         """
         planned = plan_layers(layers, options.ranks, options.attention)
         widths = plan_widths(feed_forwards(model), options.ffn_share)
+        if not (planned or widths or options.measured):
+            raise UsageError(
+                f"no layer of this model gets cheaper at ranks {options.ranks}, since only the maps of its "
+                f"{len(layers)} layers would be made anew; give a lower rank"
+            )
         configs = {} if options.measured else planned
         exact = not (options.measured or widths) and all(config.full for config in configs.values())
         return cls(configs, widths, exact, not exact and options.distill and options.distill_steps != 0)

@@ -10,10 +10,11 @@ from csa2glmha.compression.pictured import Pictured
 from csa2glmha.compression.run import Always, Run, Stage
 from csa2glmha.config.options import WorkOptions
 from csa2glmha.core.progress import say
+from csa2glmha.core.text import listed
 from csa2glmha.data.batches import Data, Inputs
 from csa2glmha.distill.job import DistillJob
 from csa2glmha.initialize import initialise_student
-from csa2glmha.initialize.configure import layer_config
+from csa2glmha.initialize.configure import layer_config, worthwhile
 from csa2glmha.initialize.feedforward import narrow_feed_forwards
 from csa2glmha.metrics.comparisons import compare_images
 from csa2glmha.metrics.complexity import BY_VALUES, count_complexity
@@ -60,7 +61,8 @@ class MeasureRanks(Always[Run[Any]]):
             run.teacher, run.options, run.inputs, run.search, run.cache
         )
         layers = attention_layers(run.teacher)
-        run.configs = {name: layer_config(layers[name].form, each) for name, each in ranks.items()}
+        configs = {name: layer_config(layers[name].form, each) for name, each in ranks.items()}
+        run.configs = worthwhile(layers, configs)
 
 
 class Initialise(Always[Run[Any]]):
@@ -74,6 +76,9 @@ class Initialise(Always[Run[Any]]):
 
     def __call__(self, run: Run[Any]) -> None:
         """Sets ``student`` and ``fits``."""
+        same = [name for name in attention_layers(run.teacher) if name not in run.configs]
+        if same:
+            say(f"not converted: {listed(same, 3)}: at these ranks they would be no cheaper")
         run.student, run.fits = initialise_student(
             run.teacher, run.configs, run.inputs, run.statistics, analyse_layer
         )

@@ -11,6 +11,7 @@ from csa2glmha.attention.core import Moments, Region, SharedLayer, applied, ever
 from csa2glmha.networks import RestorationModel
 from csa2glmha.networks.foreign import users_own
 from csa2glmha.reading.layers import AttentionLayer, attention_layers
+from csa2glmha.reading.map_only import MapOnlyReader
 
 
 def shared_layers(model: RestorationModel) -> dict[str, SharedLayer]:
@@ -19,12 +20,17 @@ def shared_layers(model: RestorationModel) -> dict[str, SharedLayer]:
     Converted attention has the three steps itself, and so have layers that are none; other attention is read.
     """
     layers: dict[str, SharedLayer] = {
-        name: UnconvertedAttention(layer) for name, layer in attention_layers(model).items()
+        name: _unconverted(layer) for name, layer in attention_layers(model).items()
     }
     for name, module in users_own(model).named_modules():
         if isinstance(module, SharedLayer):
             layers[name] = module
     return layers
+
+
+def _unconverted(layer: AttentionLayer) -> SharedLayer:
+    reader = layer.reader
+    return UnconvertedMap(layer, reader) if isinstance(reader, MapOnlyReader) else UnconvertedAttention(layer)
 
 
 class UnconvertedAttention:
@@ -50,3 +56,25 @@ class UnconvertedAttention:
         y = applied(matrix, values if factors is None else values * factors, form.output_bias)
         branch = reader.value_branch(module)
         return reader.module_output(args, y if branch is None else y + branch(values))
+
+
+class UnconvertedMap:
+    """The same where the module mixes the values itself."""
+
+    def __init__(self, layer: AttentionLayer, reader: MapOnlyReader) -> None:
+        # Its call goes elsewhere while maps are shared.
+        self._reader, self._form, self._forward = reader, layer.form, layer.module.forward
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        return self._reader.bind(args, kwargs)
+
+    def moments_of(self, args: tuple[Any, ...], region: Region = everywhere) -> Moments:
+        queries, keys = self._form.queries_and_keys(self._reader.attention_inputs(args))
+        return self._form.moments(region(queries), region(keys))
+
+    def matrix(self, moments: Moments) -> Tensor:
+        """The map (B, heads, c, c)."""
+        return self._form.attention(self._form.logits_of(moments))
+
+    def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Any:
+        return self._reader.with_map(self._forward, args, matrix)

@@ -28,7 +28,8 @@ def plan_layers(
 ) -> dict[str, GLMHAConfig]:
     """The configuration of every layer, at the same ranks for all.
 
-    A layer whose heads have no more channels than a rank asks for keeps that part full.
+    A layer whose heads have no more channels than a rank asks for keeps that part full. One of which only the
+    map would be made anew, and that at no gain, is left out.
 
     Raises:
         UsageError: no layer at all, a rank above the channels per head of every layer, a compact form
@@ -61,7 +62,34 @@ def plan_layers(
         raise UsageError(
             f"--rank-pos {ranks.pos}: this model's layers need all of their values; leave it out"
         )
-    return {name: layer_config(layer.form, ranks, attention) for name, layer in layers.items()}
+    planned = {name: layer_config(layer.form, ranks, attention) for name, layer in layers.items()}
+    return worthwhile(layers, planned)
+
+
+def worthwhile(
+    layers: Mapping[str, AttentionLayer], configs: Mapping[str, GLMHAConfig]
+) -> dict[str, GLMHAConfig]:
+    """The configurations without those of layers that stay as they are, since they would get no cheaper."""
+    return {name: config for name, config in configs.items() if _pays(layers[name].form, config)}
+
+
+def _pays(form: ChannelAttention, config: GLMHAConfig) -> bool:
+    """Whether a layer of this configuration costs less than the module's own way to its map.
+
+    Where all of a layer is made anew, what is asked for is made.
+    """
+    if not form.map_only:
+        return True
+    c, heads, q, k = form.head_channels, form.heads, config.rank_q, config.rank_k
+    channels = (config.query_channels or form.channels, form.channels)
+    own = sum(
+        part.pointwise.numel() + (0 if part.depthwise is None else part.depthwise.numel())
+        for part in (form.queries, form.keys)
+    )
+    area = 0 if config.kernel_size == 1 else config.kernel_size**2
+    made = sum(heads * rank * (each + area) for each, rank in zip(channels, (q, k), strict=True))
+    products = q * k + sum(rank**2 for rank in (q, k) if rank < c)
+    return made + heads * products < own + heads * c**2
 
 
 def _check_compact(ranks: Ranks, forms: Sequence[ChannelAttention]) -> None:

@@ -213,7 +213,8 @@ def _empty_statistics(form: ChannelAttention, need: Needs) -> Gathered:
     """Of the kind that suits the layer."""
     if form.from_moments:  # moments of the input tell all
         return LayerMoments(form)
-    return LayerStatistics.empty(form, need.queries, need.keys, need.values)
+    values = need.values and not form.map_only
+    return LayerStatistics.empty(form, need.queries, need.keys, values)
 
 
 def _fill_any(candidate: Candidate, form: ChannelAttention, gathered: Gathered | None) -> None:
@@ -262,7 +263,8 @@ def _run(model: nn.Module, batches: Sequence[Inputs], what: str) -> None:
 def _fill(core: GLMHA, form: ChannelAttention, statistics: LayerStatistics | None, fit: LayerFit) -> None:
     """Set everything that the first pass determines."""
     config = core.config
-    core.output.copy_(form.output)
+    if not config.map_only:
+        core.output.copy_(form.output)
     if core.output_bias is not None and form.output_bias is not None:
         core.output_bias.copy_(form.output_bias)
     if core.temperature is not None:

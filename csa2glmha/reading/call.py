@@ -74,22 +74,22 @@ def read_pair(recording: Recording, pair: Pair, call: Call) -> RecordedForm:
     Raises:
         Unreadable: it has no canonical form, and why.
     """
-    _check_sides({name: side_of(pair, name) for name in SIDES})
+    check_sides({name: side_of(pair, name) for name in SIDES})
     sides = {name: side_of(pair, name, call.inputs) for name in SIDES}
     heads = sides["queries"].channels.shape[0]
     logits = read_logits(pair, heads)
     stops = call.inputs
     read = {name: read_side(name, sides[name], stops) for name in SIDES}
-    _check_norms(read, logits)
+    check_norms(read, logits)
     output = read_output(recording, call, pair, sides["values"])
     wiring = Wiring(
-        values=_map(call, read["values"], "values"),
+        values=map_of(call, read["values"], "values"),
         output=output.layout,
-        queries=_map(call, read["queries"], "queries"),
+        queries=map_of(call, read["queries"], "queries"),
         factor=_factor(call, pair, read["values"], sides["values"]),
         branch=output.branch,
     )
-    if _map(call, read["keys"], "keys") != wiring.values:
+    if map_of(call, read["keys"], "keys") != wiring.values:
         raise Unreadable("keys and values are projected from different arguments of the module")
     own_input = wiring.queries != wiring.values
     form = ChannelAttention(
@@ -106,11 +106,11 @@ def read_pair(recording: Recording, pair: Pair, call: Call) -> RecordedForm:
         query_channels=read["queries"].projection.pointwise.shape[1] if own_input else None,
     )
     sizes = [*(read[name].size for name in SIDES), output.size]
-    update = {"queries": wiring.queries if own_input else None, "size": _size(call, wiring, sizes)}
+    update = {"queries": wiring.queries if own_input else None, "size": size_places(call, wiring, sizes)}
     return RecordedForm(form, wiring.model_copy(update=update), logits.recorded)
 
 
-def _check_sides(sides: dict[str, Side]) -> None:
+def check_sides(sides: dict[str, Side]) -> None:
     """Raise unless every side is channels, at all pixels, in an order that they share."""
     queries, keys, values = (sides[name] for name in SIDES)
     if keys.trail.source is values.trail.source and torch.equal(keys.channels, values.channels):
@@ -128,7 +128,8 @@ def _check_sides(sides: dict[str, Side]) -> None:
         raise Unreadable("queries and keys see their pixels in different orders")
 
 
-def _check_norms(read: dict[str, ReadSide], logits: ReadLogits) -> None:
+def check_norms(read: dict[str, ReadSide], logits: ReadLogits) -> None:
+    """Raise unless queries and keys are normalised, and the values, if they are read, are not."""
     missing = [
         name
         for name, behind in zip(("queries", "keys"), logits.normalised, strict=True)
@@ -138,14 +139,14 @@ def _check_norms(read: dict[str, ReadSide], logits: ReadLogits) -> None:
         raise Unreadable("no normalisation of queries and keys over the pixels")
     if missing:
         raise Unreadable(f"no normalisation of {missing[0]} over the pixels")
-    if read["values"].normalised:
+    if "values" in read and read["values"].normalised:
         raise Unreadable("its values are normalised")
     for name in ("queries", "keys"):
         for step in read[name].beside:
             raise Unreadable(f"{words(step.operation)} between the projection of {name} and the product")
 
 
-def _map(call: Call, side: ReadSide, name: str) -> Map:
+def map_of(call: Call, side: ReadSide, name: str) -> Map:
     """Which argument a projection takes, and how it lies."""
     place = place_of(call, side.argument)
     if place is None:
@@ -195,7 +196,9 @@ def _factor(call: Call, pair: Pair, side: ReadSide, values: Side) -> Map | None:
     return Map(place=place, layout=found[0], order=found[1])
 
 
-def _size(call: Call, wiring: Wiring, sizes: Sequence[tuple[int, int] | None]) -> tuple[Place, Place] | None:
+def size_places(
+    call: Call, wiring: Wiring, sizes: Sequence[tuple[int, int] | None]
+) -> tuple[Place, Place] | None:
     """Where height and width are, if the inputs do not say and something works on maps."""
     known = [size for size in sizes if size is not None]
     if wiring.values.layout not in FLAT or not known:

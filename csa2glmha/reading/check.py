@@ -53,6 +53,15 @@ class CanonicalLayer(nn.Module):
         return queries @ keys.transpose(-2, -1) * form.temperature.view(-1, 1, 1)
 
 
+def tensors_of(call: Call) -> tuple[Any, ...]:
+    """The arguments of a recorded call in the order of the module's signature, to be written to as well."""
+
+    def copied(leaf: Any) -> Any:
+        return leaf.tensor.detach().clone() if isinstance(leaf, Value) else leaf
+
+    return tuple(tree_map(copied, list(arguments_of(call))))
+
+
 @torch.no_grad()
 def check_call(layer: CanonicalLayer, call: Call, logits: Tensor | None = None) -> float:
     """The difference to a recorded call of the module.
@@ -68,11 +77,7 @@ def check_call(layer: CanonicalLayer, call: Call, logits: Tensor | None = None) 
     Raises:
         Unreadable: the canonical form gives other logits, or another result.
     """
-    args = tuple(
-        tree_map(
-            lambda leaf: leaf.tensor.detach() if isinstance(leaf, Value) else leaf, list(arguments_of(call))
-        )
-    )
+    args = tensors_of(call)
     if logits is not None and not difference(layer.logits(args)[0], logits) <= TOLERANCE:
         raise Unreadable(
             "its logits are not cosines of queries and keys over the pixels, times a temperature"

@@ -60,6 +60,11 @@ class Pair:
         """The attention weights as the second product takes them."""
         return None if self.fused else _other(factors(self.second), self.values)
 
+    def weights_by_queries(self, tensor: Tensor) -> Tensor:
+        """A tensor in the place of the weights, as (B', queries, keys)."""
+        tensor = tensor.flatten(0, -3) if tensor.ndim > 2 else tensor[None]
+        return tensor.transpose(1, 2) if self.values is factors(self.second)[0] else tensor
+
     def operand(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor in the place of queries, keys or values, as (B', rows, pixels)."""
         tensor = tensor.flatten(0, -3) if tensor.ndim > 2 else tensor[None]

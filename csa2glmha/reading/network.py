@@ -11,35 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from csa2glmha.attention.canonical import ChannelAttention
-from csa2glmha.reading.call import RecordedForm, enclosing_call, read_pair
-from csa2glmha.reading.check import TOLERANCE, CanonicalLayer, check_call, difference
+from csa2glmha.reading.call import enclosing_call
+from csa2glmha.reading.check import TOLERANCE, difference
 from csa2glmha.reading.find import Pair, across_channels, find_attention
 from csa2glmha.reading.linear import Unreadable
 from csa2glmha.reading.operators import GlobalOperator, global_operators
-from csa2glmha.reading.recorded import RecordedReader
+from csa2glmha.reading.recorded_layer import (
+    RecordedLayer,
+    canonical_layer,
+    checked,
+    projected_outside,
+    read_layer,
+)
 from csa2glmha.reading.recording import Call, Recording, record
-from csa2glmha.reading.replacement import Replacement
-
-
-@dataclass(frozen=True)
-class RecordedLayer:
-    """One attention that is read, and computes what its module computes.
-
-    Attributes:
-        name: of its module in the network.
-        form: the canonical form.
-        reader: how the package goes on with it.
-        error: largest difference of the canonical form to recorded results, as a share of the largest number.
-        calls: how often the module is called in one pass.
-    """
-
-    name: str
-    module: nn.Module
-    form: ChannelAttention
-    reader: RecordedReader
-    error: float
-    calls: int
 
 
 @dataclass(frozen=True)
@@ -124,11 +108,20 @@ def read_network(
     return Readings(
         layers,
         tuple(refused),
-        () if second is None else global_operators(recording, second, tuple(layers)),
+        () if second is None else _global_operators(recording, second, layers),
         error,
         None if second is None else _shapes(other),
         _random(recording),
     )
+
+
+def _global_operators(
+    first: Recording, second: Recording, layers: Mapping[str, RecordedLayer]
+) -> tuple[GlobalOperator, ...]:
+    """What sees all pixels at once besides these layers."""
+    whole = [name for name, layer in layers.items() if not layer.form.map_only]
+    known = frozenset[int]().union(*(layer.operators for layer in layers.values()))
+    return global_operators(first, second, whole, known)
 
 
 def _again(module: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Recording | None:
@@ -148,7 +141,7 @@ def _read_all(recording: Recording) -> tuple[dict[str, RecordedLayer], list[Refu
     layers, refused = {}, []
     for name, pairs in found.items():
         try:
-            layers[name] = _read(recording, name, pairs)
+            layers[name] = read_layer(recording, name, pairs)
         except Unreadable as problem:
             refused.append(_refusal(name, pairs, problem))
     return layers, refused
@@ -157,40 +150,10 @@ def _read_all(recording: Recording) -> tuple[dict[str, RecordedLayer], list[Refu
 def _refusal(name: str, pairs: list[tuple[Pair, Call]], problem: Unreadable) -> Refusal:
     """Of the module that attends, which is inside of another where that one projects for it."""
     pair, call = pairs[0]
-    inner = pair.first.call
-    if inner is call or not inner.covers(pair.second):
+    if not projected_outside(pair, call):
         return Refusal(name, str(problem))
-    return Refusal(inner.path, f"its projections are outside of the module; the one around it: {problem}")
-
-
-def _read(recording: Recording, name: str, pairs: list[tuple[Pair, Call]]) -> RecordedLayer:
-    """Read one module from all of its calls."""
-    calls = recording.calls_of(name)
-    read = [read_pair(recording, pair, call) for pair, call in pairs]
-    if [call for _, call in pairs] != calls:
-        raise Unreadable(f"{len(pairs)} attentions in {len(calls)} calls of the module")
-    first, module = read[0], calls[0].module
-    if any(each.wiring != first.wiring for each in read):
-        raise Unreadable("the module is called in different ways")
-    if not name:
-        raise Unreadable("it is the network itself, not a module of it")
-    alone = all(len(call.args) == 1 and not call.kwargs for call in calls)
-    reader = RecordedReader(module, first.form, Replacement.of(module, first.form, first.wiring, alone))
-    layer = RecordedLayer(name, module, first.form, reader, 0.0, len(calls))
-    return _checked(layer, calls, read)
-
-
-def _checked(layer: RecordedLayer, calls: list[Call], read: Sequence[RecordedForm] = ()) -> RecordedLayer:
-    """The layer with its error over these calls.
-
-    Raises:
-        Unreadable: it is not what the module computes.
-    """
-    canonical = CanonicalLayer(layer.module, layer.reader)
-    logits = [each.logits for each in read] or [None] * len(calls)
-    errors = [check_call(canonical, call, recorded) for call, recorded in zip(calls, logits, strict=True)]
-    error = max([layer.error, *errors])
-    return RecordedLayer(layer.name, layer.module, layer.form, layer.reader, error, layer.calls)
+    reason = f"its projections are outside of the module; the one around it: {problem}"
+    return Refusal(pair.first.call.path, reason)
 
 
 def _hold_again(
@@ -200,7 +163,7 @@ def _hold_again(
     kept, refused = {}, []
     for name, layer in layers.items():
         try:
-            kept[name] = _checked(layer, second.calls_of(name))
+            kept[name] = checked(layer, second.calls_of(name))
         except Unreadable as problem:
             refused.append(Refusal(name, f"at another size {problem}"))
     return kept, refused
@@ -218,7 +181,7 @@ def _whole_difference(
     # The copy shares all tensors; only the modules are new, and these are others.
     memo: dict[int, object] = {id(each): each for each in (*module.parameters(), *module.buffers())}
     for layer in layers.values():
-        memo[id(layer.module)] = CanonicalLayer(layer.module, layer.reader)
+        memo[id(layer.module)] = canonical_layer(layer)
     copied = copy.deepcopy(module, memo).eval()
     results = [leaf for leaf in tree_leaves(copied(*inputs, **(kwargs or {}))) if isinstance(leaf, Tensor)]
     expected = [value.tensor for value in recording.outputs]

@@ -81,16 +81,19 @@ class GlobalOperator:
 
 
 def global_operators(
-    small: Recording, large: Recording, without: Collection[str] = ()
+    small: Recording, large: Recording, without: Collection[str] = (), known: Collection[int] = ()
 ) -> tuple[GlobalOperator, ...]:
     """The global operators of a network, from its passes at two sizes.
 
     Args:
         small, large: recordings of the same network.
         without: names of modules whose operators are not wanted, with all that is in them.
+        known: indices of other operators of the first pass that are not wanted.
     """
     counts: dict[tuple[str, str], int] = {}
     for first, second in _matched(small, large):
+        if first.index in known:
+            continue
         kind = _kind(first, second)
         path = first.call.path
         if kind is not None and not any(path == name or path.startswith(name + ".") for name in without):

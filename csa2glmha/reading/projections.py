@@ -12,7 +12,7 @@ from csa2glmha.attention.canonical import Projection
 from csa2glmha.reading.find import Side
 from csa2glmha.reading.linear import Linear, Unreadable, read_linear, words
 from csa2glmha.reading.operands import channel_axis, channels_of, codes, is_projection, pixels_of
-from csa2glmha.reading.recording import Value
+from csa2glmha.reading.recording import Operation, Value
 from csa2glmha.reading.trails import Step, Trail, constant_of, stop_at, trail
 
 
@@ -28,6 +28,8 @@ class ReadSide:
         temperature: (heads,), what rows are multiplied by behind that.
         beside: the steps that multiply by what is not constant.
         size: height and width of the maps that a depthwise part works on.
+        made: the operators that project, the last one first, with the channels of their results that count.
+        sources: of two, the channel of the first one's result that each channel of the last one's is made of.
     """
 
     projection: Projection
@@ -37,6 +39,8 @@ class ReadSide:
     temperature: Tensor
     beside: tuple[Step, ...]
     size: tuple[int, int] | None
+    made: tuple[tuple[Operation, Tensor], ...]
+    sources: Tensor | None
 
 
 def read_side(name: str, side: Side, stops: Collection[Value]) -> ReadSide:
@@ -57,17 +61,19 @@ def read_side(name: str, side: Side, stops: Collection[Value]) -> ReadSide:
     last = read_linear(made, name)
     scale, shift, temperature, normalised, beside = _along(name, side)
     table = side.channels.flatten()
+    sources = None
     if last.kernel is None:
         assert last.matrix is not None
         projection, first, size = Projection(last.matrix, last.bias), last, None
     else:
-        projection, first = _separable(name, last, stops)
+        projection, first, sources = _separable(name, last, stops)
         size = (last.source.shape[-2], last.source.shape[-1])
     way = trail(first.source, lambda value: value in stops)
     _only_moves(name, way, stops)
     arrived = first.rows(way.replay(codes(way.source)))
     projection = chosen(affine(projection, scale, shift), table)
-    return ReadSide(projection, way.source, arrived, normalised, temperature, beside, size)
+    parts = ((made, table),) if sources is None else ((made, table), (first.operation, sources[table]))
+    return ReadSide(projection, way.source, arrived, normalised, temperature, beside, size, parts, sources)
 
 
 def _along(name: str, side: Side) -> tuple[Tensor, Tensor | None, Tensor, bool, tuple[Step, ...]]:
@@ -114,8 +120,11 @@ def by_channel(step: Step, channels: Tensor, width: int, name: str) -> Tensor:
     return values
 
 
-def _separable(name: str, last: Linear, stops: Collection[Value]) -> tuple[Projection, Linear]:
-    """A depthwise layer with the pointwise one before it, if any, and the first of the two."""
+def _separable(name: str, last: Linear, stops: Collection[Value]) -> tuple[Projection, Linear, Tensor | None]:
+    """A depthwise layer with the pointwise one before it, if any, and the first of the two.
+
+    Where there are two, also the channel of the first one's result that each channel is made of.
+    """
     assert last.kernel is not None and last.inputs is not None
     between = trail(last.source, stop_at(stops))
     made = between.source.producer
@@ -137,7 +146,8 @@ def _separable(name: str, last: Linear, stops: Collection[Value]) -> tuple[Proje
         channels = _channels_between(name, between)
     rows = channels[last.inputs]
     pointwise_bias = None if bias is None else bias[rows]
-    return Projection(matrix[rows], pointwise_bias, last.kernel, last.bias, last.dilation), first
+    projection = Projection(matrix[rows], pointwise_bias, last.kernel, last.bias, last.dilation)
+    return projection, first, None if first is last else rows
 
 
 def _channels_between(name: str, between: Trail) -> Tensor:

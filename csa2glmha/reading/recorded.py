@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from csa2glmha.attention.canonical import ChannelAttention, Projection
 from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.attention.layout import from_maps
-from csa2glmha.reading.replacement import Replacement, branch_of
+from csa2glmha.reading.replacement import Replacement
+from csa2glmha.reading.wired import branch_of
 from csa2glmha.reading.wiring import bind, signature_of
 
 

@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from csa2glmha.core.users_code import calls_users_code
+from csa2glmha.reading.memory import memory_of, overlap, written_by
+from csa2glmha.reading.products import OnProducts
 
 calls_users_code(__file__)
 
@@ -44,6 +46,21 @@ class Value:
         return tuple(self.tensor.shape)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Product:
+    """One matrix product as the code calls it; values stand for tensors.
+
+    Attributes:
+        number: among all products of the pass.
+        inputs: all tensors that it took.
+        outputs: what it gave.
+    """
+
+    number: int
+    inputs: tuple[Value, ...]
+    outputs: list[Value] = field(default_factory=list)
+
+
 @dataclass(eq=False, repr=False)
 class Call:
     """One call of one module; in ``args``, ``kwargs`` and ``result`` values stand for tensors.
@@ -52,6 +69,7 @@ class Call:
         path: the module's name in the network.
         first, last: the operators in between, as a range of their indices.
         parent: the call in which it happened.
+        products: the number of matrix products before it.
     """
 
     path: str
@@ -60,6 +78,7 @@ class Call:
     kwargs: Mapping[str, Any]
     first: int
     parent: Call | None
+    products: int = 0
     last: int = 0
     result: Any = None
 
@@ -80,7 +99,7 @@ class Call:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Operation:
-    """One operator that ran; in ``args`` and ``kwargs`` values stand for tensors."""
+    """One operator that ran, maybe for a ``product``; in ``args`` and ``kwargs`` values stand for tensors."""
 
     index: int
     name: str
@@ -88,6 +107,7 @@ class Operation:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     call: Call
+    product: Product | None = None
     outputs: list[Value] = field(default_factory=list)
 
     @property
@@ -138,7 +158,7 @@ def record(module: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] |
     recorder = _Recorder(module, tuple(inputs), dict(kwargs or {}))
     module.eval()
     try:
-        with torch.no_grad(), recorder:
+        with torch.no_grad(), recorder, recorder.on_products:
             result = module(*inputs, **(kwargs or {}))
     finally:
         recorder.close()
@@ -153,6 +173,8 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
+        self.on_products = OnProducts(self._see_product)
+        self._product: Product | None = None
         # A value keeps its tensor alive, so that no other gets its id.
         self._values: dict[int, Value] = {}
         self._sharing: dict[int, list[tuple[Tensor, Value]]] = defaultdict(list)
@@ -193,11 +215,12 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         held, held_kwargs = self.held(args), self.held(kwargs)
         if func._schema.is_mutable:
-            for tensor in _written(func, args, kwargs):
+            for tensor in written_by(func, args, kwargs):
                 self._keep_apart(tensor)
         result = func(*args, **kwargs)
         name = func._schema.name.partition("::")[2]
-        operation = Operation(len(self.operations), name, func, held, held_kwargs, self._open[-1])
+        taken = held, held_kwargs, self._open[-1], self._product
+        operation = Operation(len(self.operations), name, func, *taken)
         self.operations.append(operation)
         random = torch.Tag.nondeterministic_seeded in func.tags
         constant = not random and all(value.constant for value in operation.inputs)
@@ -207,14 +230,25 @@ class _Recorder(TorchDispatchMode):
                 operation.outputs.append(value)
                 self._hold(tensor, value)
         if func._schema.is_mutable:
-            for tensor in _written(func, args, kwargs):
+            for tensor in written_by(func, args, kwargs):
                 self._after_writing(tensor, operation)
+        return result
+
+    def _see_product(
+        self, number: int, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        self._product = Product(number, values_in(self.held((args, dict(kwargs)))))
+        try:
+            result = func(*args, **kwargs)
+            self._product.outputs.extend(values_in(self.held(result)))
+        finally:
+            self._product = None
         return result
 
     def _watch(self, name: str, module: nn.Module) -> Iterator[Any]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            first, parent = len(self.operations), self._open[-1]
-            call = Call(name, module, self.held(args), self.held(kwargs), first, parent)
+            at = len(self.operations), self._open[-1], self.on_products.count
+            call = Call(name, module, self.held(args), self.held(kwargs), *at)
             self.calls.append(call)
             self._open.append(call)
 
@@ -236,12 +270,12 @@ class _Recorder(TorchDispatchMode):
     def _hold(self, tensor: Tensor, value: Value) -> None:
         self._values[id(tensor)] = value
         self._tensors.append(tensor)
-        self._sharing[_memory(tensor)].append((tensor, value))
+        self._sharing[memory_of(tensor)].append((tensor, value))
 
     def _keep_apart(self, tensor: Tensor) -> None:
         """Copy the data of all values in this memory, before somebody writes to it."""
-        for held, value in self._sharing[_memory(tensor)]:
-            if _overlap(held, tensor):
+        for held, value in self._sharing[memory_of(tensor)]:
+            if overlap(held, tensor):
                 object.__setattr__(value, "tensor", value.tensor.clone())
 
     def _after_writing(self, written: Tensor, operation: Operation) -> None:
@@ -249,9 +283,9 @@ class _Recorder(TorchDispatchMode):
 
         That of the written tensor is a result of ``operation``; the others are made by it in a way not known.
         """
-        memory, made = _memory(written), self._values[id(written)]
-        apart = [each for each in self._sharing[memory] if not _overlap(each[0], written)]
-        lying = {id(tensor): tensor for tensor, _ in self._sharing[memory] if _overlap(tensor, written)}
+        memory, made = memory_of(written), self._values[id(written)]
+        apart = [each for each in self._sharing[memory] if not overlap(each[0], written)]
+        lying = {id(tensor): tensor for tensor, _ in self._sharing[memory] if overlap(tensor, written)}
         self._sharing[memory] = apart
         for tensor in lying.values():
             value = made
@@ -264,28 +298,3 @@ class _Recorder(TorchDispatchMode):
 def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
-
-
-def _memory(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
-def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether the stretches of memory that two tensors of one storage lie in have a part in common."""
-    (first, end), (begin, last) = _stretch(one), _stretch(other)
-    return first < last and begin < end
-
-
-def _stretch(tensor: Tensor) -> tuple[int, int]:
-    size = tensor.element_size()
-    reach = sum((length - 1) * step for length, step in zip(tensor.shape, tensor.stride(), strict=True))
-    start = tensor.storage_offset()
-    return int(start * size), int((start + reach + 1) * size)
-
-
-def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    """The arguments that an operator writes to."""
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = args[position] if position < len(args) else kwargs.get(argument.name)
-            yield from (each for each in tree_leaves(given) if isinstance(each, Tensor))

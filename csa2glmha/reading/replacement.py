@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from csa2glmha.attention.canonical import ChannelAttention
 from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.attention.glmha import GLMHA
 from csa2glmha.attention.guided import GuidedAttention
-from csa2glmha.attention.layout import from_maps, to_maps
-from csa2glmha.attention.pointwise import PointwiseGLMHA
 from csa2glmha.core.problems import first_problem
 from csa2glmha.core.strict_json import dumps
-from csa2glmha.reading.wiring import ON_MAPS, Branch, Part, Wiring, bind, in_words, signature_of
+from csa2glmha.reading.given_map import GivenMap
+from csa2glmha.reading.left_out import LeftOut
+from csa2glmha.reading.wired import MapOnlyGLMHA, RecordedGLMHA, RecordedPointwiseGLMHA, branch_of
+from csa2glmha.reading.wiring import ON_MAPS, Part, Wiring, in_words, signature_of
 
 
 class Replacement(Part):
@@ -27,18 +26,36 @@ class Replacement(Part):
     A student's file holds one for each layer, so that its network need not be recorded again.
 
     Attributes:
-        kind: tells it from other ways to replace a module.
+        kind: "attention", the whole of the module is made anew, or "map", only its attention map.
         plain: the module is called with one map alone, by position, as GLMHA itself is.
         from_moments: second moments of the input give the logits.
         signature: of the module, as :func:`~csa2glmha.reading.wiring.in_words` gives it.
         wiring: where the inputs of the attention are among the module's arguments.
+        given: where the module uses a map that it is given; of the kind "map" alone.
+        left_out: what it does not need then; likewise.
     """
 
-    kind: Literal["attention"] = "attention"
+    kind: Literal["attention", "map"] = "attention"
     plain: bool
     from_moments: bool
     signature: str
     wiring: Wiring
+    given: GivenMap | None = None
+    left_out: LeftOut | None = None
+
+    @classmethod
+    def of_map(cls, module: nn.Module, wiring: Wiring, given: GivenMap, left_out: LeftOut) -> Replacement:
+        """That of a module of which the map alone is made anew."""
+        signature = in_words(signature_of(module))
+        return cls(
+            kind="map",
+            plain=False,
+            from_moments=False,
+            signature=signature,
+            wiring=wiring,
+            given=given,
+            left_out=left_out,
+        )
 
     @classmethod
     def of(
@@ -71,7 +88,8 @@ class Replacement(Part):
     @property
     def value_branch(self) -> bool:
         """As of the canonical form: all of V is needed."""
-        return self.wiring.branch is not None or self.wiring.factor is not None
+        beside = self.wiring.branch is not None or self.wiring.factor is not None
+        return beside or self.kind == "map"
 
     def check(self, module: nn.Module, config: GLMHAConfig) -> None:
         """Raise ValueError, in one line, unless this was made for such a module and configuration."""
@@ -87,6 +105,7 @@ class Replacement(Part):
             raise ValueError("wiring: one with an input for queries and a layer without do not go together")
         if self.plain and (wiring != ON_MAPS or self.from_moments):
             raise ValueError("plain: this layer is not called with one map alone")
+        self._check_map(module, config)
         width = config.heads * config.head_channels
         orders = [each.order for each in (wiring.factor, wiring.branch) if each is not None]
         if any(order and len(order) != width for order in orders):
@@ -99,10 +118,25 @@ class Replacement(Part):
             except AttributeError:
                 raise ValueError(f"branch: its module has no {wiring.branch.module!r}") from None
 
+    def _check_map(self, module: nn.Module, config: GLMHAConfig) -> None:
+        """Raise ValueError, in one line, unless what is said of a map alone fits."""
+        of_map = self.kind == "map"
+        if {self.given is not None, self.left_out is not None, config.map_only} != {of_map}:
+            raise ValueError(f"kind: {self.kind!r} does not go with the other fields")
+        if self.given is None or self.left_out is None:
+            return
+        if self.plain or self.from_moments or self.wiring.branch or self.wiring.factor:
+            raise ValueError("kind: of a map alone the module makes the rest itself")
+        self.given.check(config.heads, config.head_channels)
+        self.left_out.check(module)
+
     def build(self, module: nn.Module, config: GLMHAConfig) -> nn.Module:
         """An uninitialised layer that is called as the module is, with the module's own branch."""
         layer: GuidedAttention
-        if self.plain:
+        if self.given is not None and self.left_out is not None:
+            rest = self.left_out.without(module)
+            layer = MapOnlyGLMHA(config, self.wiring, signature_of(module), self.given, rest)
+        elif self.plain:
             layer = GLMHA(config)  # which deployment knows
         else:
             kind = RecordedPointwiseGLMHA if self.from_moments else RecordedGLMHA
@@ -130,76 +164,3 @@ def replacement_of(layer: nn.Module) -> Replacement | None:
     """How a layer of a student was made, where its teacher was recorded."""
     found: Replacement | None = vars(layer).get("replacement")
     return found
-
-
-def branch_of(wiring: Wiring, module: nn.Module) -> BranchOnMaps | None:
-    """What a module makes of V beside its attention, from maps to maps; None: nothing."""
-    branch = wiring.branch
-    return None if branch is None else BranchOnMaps(branch, module.get_submodule(branch.module))
-
-
-class BranchOnMaps(nn.Module):
-    """What is made of V, from maps to maps."""
-
-    def __init__(self, branch: Branch, module: nn.Module) -> None:
-        super().__init__()
-        self.branch = branch
-        self.module = module
-
-    def forward(self, values: Tensor) -> Tensor:
-        """From V (B, heads * c, H, W) to (B, out, H, W)."""
-        taken = values[:, list(self.branch.order)] if self.branch.order else values
-        made: Tensor = self.module(from_maps(taken, self.branch.entry))
-        return to_maps(made, self.branch.result, (values.shape[2], values.shape[3]))
-
-
-class _Wired(GuidedAttention):
-    """A layer that is called as the module was that it replaces.
-
-    Args:
-        config: of the attention.
-        wiring: where its inputs are among the arguments.
-        signature: of the module that it replaces.
-        branch: makes what is added to the output of V, taken over as it is.
-    """
-
-    def __init__(
-        self,
-        config: GLMHAConfig,
-        wiring: Wiring,
-        signature: inspect.Signature,
-        branch: BranchOnMaps | None,
-    ) -> None:
-        super().__init__(config)
-        self.wiring, self.signature, self.branch = wiring, signature, branch
-
-    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The arguments of a call in the order of the module's signature."""
-        return bind(self.signature, args, kwargs)
-
-    def inputs_of(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        """What the attention is made from, (B, C, H, W), and a second input for queries, from a call's."""
-        return self.wiring.inputs(args)
-
-    def value_factors(self, args: tuple[Any, ...]) -> Tensor | None:
-        """What V is multiplied by before the attention, (B, heads * c, H, W); None: nothing."""
-        return self.wiring.factors(args, self.config.heads * self.config.head_channels)
-
-    def value_branch(self, values: Tensor) -> Tensor | None:
-        """What is made of V (B, heads * c, H, W) and added to the output; None: nothing."""
-        return None if self.branch is None else self.branch(values)
-
-    def module_output(self, args: tuple[Any, ...], maps: Tensor) -> Tensor:
-        """What the module returned, from the output (B, out_channels, H, W)."""
-        return from_maps(maps, self.wiring.output)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.attend(self.bind(args, kwargs))
-
-
-class RecordedGLMHA(_Wired, GLMHA):
-    """GLMHA in the place of any module, called as that is."""
-
-
-class RecordedPointwiseGLMHA(_Wired, PointwiseGLMHA):
-    """The same, where second moments of the input give the logits."""

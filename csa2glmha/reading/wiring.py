@@ -156,6 +156,13 @@ def bind(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str,
     return tuple(bound.arguments.values())
 
 
+def called(signature: inspect.Signature, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call, from all of them in the order of the signature."""
+    names = list(signature.parameters)
+    bound = inspect.BoundArguments(signature, dict(zip(names, args, strict=True)))
+    return bound.args, bound.kwargs
+
+
 def arguments_of(call: Call) -> tuple[Any, ...]:
     """As :func:`bind`, of a recorded call; values stand for tensors."""
     return bind(signature_of(call.module), call.args, call.kwargs)

@@ -11,7 +11,7 @@ from torch import nn
 from csa2glmha.config.budget import LATENCY, MACS, PARAMS, Budget
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
-from csa2glmha.initialize.configure import layer_config
+from csa2glmha.initialize.configure import layer_config, worthwhile
 from csa2glmha.metrics.complexity import Complexity, format_macs, format_params
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.report.schema_search import Search
@@ -133,7 +133,7 @@ def configs_of(teacher: nn.Module, space: SearchSpace, found: Allocation) -> Con
 
 def _configs_of_ranks(teacher: nn.Module, ranks: Mapping[str, Ranks]) -> Configs:
     layers = attention_layers(teacher)
-    return {name: layer_config(layers[name].form, each) for name, each in ranks.items()}
+    return worthwhile(layers, {name: layer_config(layers[name].form, each) for name, each in ranks.items()})
 
 
 def _amount(counted: Complexity, kind: str) -> int:

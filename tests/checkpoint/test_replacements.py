@@ -22,10 +22,12 @@ from csa2glmha.core.errors import CheckpointError
 from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.reading.layers import attention_layers, replace_layers
 from csa2glmha.reading.network import read_network
-from tests.networks import Block, Network, builders, forms, image
+from tests.networks import Block, Network, beside, builders, forms, image
 
 STUDENTS = Path(__file__).parent / "students"
 BLOCKS: dict[str, Block] = {
+    "map": lambda c: forms.TokenBlock(beside.InteractingAttention(c)),
+    "map, separate layers": beside.LastBlock,
     "maps": forms.MapAttention,
     "tokens with kernels": lambda c: forms.TokenBlock(forms.SpreadTokenAttention(c)),
     "factor and branch": forms.LitBlock,
@@ -145,6 +147,34 @@ NONSENSE: dict[str, tuple[Change, str]] = {
 }
 
 
+def _kept(each: dict[str, Any]) -> Any:
+    return each["left_out"]["kept"]
+
+
+#: The same of a layer of which the map alone is made anew.
+MAP_NONSENSE: dict[str, tuple[Change, str]] = {
+    "kind": (lambda each: each.update(kind="attention"), "kind: 'attention' does not go with the other"),
+    "no place": (lambda each: each.pop("given"), "kind: 'map' does not go with the other fields"),
+    "moments": (lambda each: each.update(from_moments=True), "logits: 'maps' does not go with"),
+    "plain": (lambda each: each.update(plain=True), "plain: this layer is not called with one map"),
+    "logits": (lambda each: each["given"].update(shape=[1, 2, 9, 4]), "given: no logits of 2 heads of 4"),
+    "order": (lambda each: each["given"].update(logits=9), "given: no logits of 2 heads of 4 channels"),
+    "layer": (lambda each: _kept(each)[0].__setitem__(0, "pos"), "left_out: its module has no layer 'pos'"),
+    "no linear layer": (lambda each: _kept(each)[0].__setitem__(0, "mask"), "its module has no layer 'mask'"),
+    "channels": (lambda each: _kept(each)[0].__setitem__(1, [8]), "left_out: 'to_k' has no such channels"),
+    "turned": (lambda each: _kept(each)[0].__setitem__(1, [2, 1]), "left_out: 'to_k' has no such channels"),
+    "parameter": (lambda each: each["left_out"].update(parameters=["beta"]), "has no parameter 'beta'"),
+}
+
+
+@pytest.mark.parametrize("name", MAP_NONSENSE)
+def test_nonsense_in_an_entry_of_a_map_is_one_line(name: str, tmp_path: Path) -> None:
+    change, said = MAP_NONSENSE[name]
+    message = refused(tmp_path, change, Network(beside.LastBlock), beside.LastBlock)
+    assert message.startswith("layer 'blocks.0.attention': ")
+    assert said in message
+
+
 @pytest.mark.parametrize("name", NONSENSE)
 def test_nonsense_in_an_entry_is_one_line(name: str, tmp_path: Path) -> None:
     change, said = NONSENSE[name]
@@ -165,10 +195,10 @@ def test_a_network_that_has_changed_is_one_line(block: Block, said: str, tmp_pat
     assert said in refused(tmp_path, lambda each: None, Network(block))
 
 
-def refused(folder: Path, change: Change, network: nn.Module) -> str:
+def refused(folder: Path, change: Change, network: nn.Module, block: Block = forms.LitBlock) -> str:
     """What is said of a file with one changed entry, behind the file and the network."""
     path = folder / "student.safetensors"
-    saved(path, forms.LitBlock)
+    saved(path, block)
     checkpoint = read_checkpoint(path)
     told = json.loads(checkpoint.metadata["network"])
     change(told["replacements"]["blocks.0.attention"])

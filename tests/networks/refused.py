@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.networks.forms import MapAttention, depthwise
+from tests.networks.forms import MapAttention
 
 
 class TopKAttention(MapAttention):
@@ -61,19 +61,6 @@ class PixelNormAttention(MapAttention):
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
         q, k = F.normalize(q, dim=-2), F.normalize(k, dim=-2)
         return (q @ k.transpose(-2, -1) * self.temperature).softmax(-1)
-
-
-class GatedAttention(MapAttention):
-    """V times a gate that is made inside."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.gate = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.sides(x)
-        v = v * self.rows(self.gate(x).sigmoid())
-        return self.out((self.weights(q, k) @ v).reshape(x.shape))
 
 
 class BiasedAttention(MapAttention):
@@ -138,24 +125,6 @@ class WideAttention(MapAttention):
         super().__init__(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 3, padding=1)
         self.spread = nn.Identity()  # type: ignore[assignment]
-
-
-class ShortcutAttention(MapAttention):
-    """The input is added inside of the module."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + x
-
-
-class MixedBranchAttention(MapAttention):
-    """Something that is not made of V is added to the result."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.local = depthwise(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.local(x)
 
 
 class SmallKeysAttention(MapAttention):

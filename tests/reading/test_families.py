@@ -22,7 +22,8 @@ from csa2glmha.reading.network import read_network
 from tests.conftest import MakeRestormer
 from tests.subjects import SUBJECTS
 
-#: V is multiplied by what a module makes of the mask and of a number, which is not read.
+#: V is multiplied by what a module makes of the mask and of a number, and no layer makes queries and keys: a
+#: function is given their weights.
 _REFUSED = {"mst"}
 
 

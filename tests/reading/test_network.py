@@ -15,7 +15,7 @@ from csa2glmha.initialize.student import initialise_student
 from csa2glmha.reading.check import difference
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.reading.network import read_network
-from tests.networks import Block, Network, forms, image, refused
+from tests.networks import Block, Network, beside, forms, image, refused
 
 FORMS: dict[str, tuple[Block, str]] = {
     "maps": (forms.MapAttention, ""),
@@ -43,15 +43,20 @@ REFUSED: dict[str, tuple[Block, str]] = {
         refused.PixelNormAttention,
         "its logits are not cosines of queries and keys over the pixels",
     ),
-    "gated": (refused.GatedAttention, "V is multiplied by the result of a sigmoid"),
     "biased": (refused.BiasedAttention, "a bias is added to its logits"),
     "sized": (refused.SizedAttention, "at another size its canonical form differs"),
     "linear": (refused.LinearAttention, "no softmax or ReLU between the two products"),
     "outside": (refused.OutsideBlock, "its projections are outside of the module"),
     "wide": (refused.WideAttention, "made by a 3x3 convolution across channels"),
-    "shortcut": (refused.ShortcutAttention, "something that is not one module's result of V is added"),
-    "mixed branch": (refused.MixedBranchAttention, "something that is not one module's result of V is added"),
     "overwriting": (refused.OverwritingAttention, "the whole network differs by"),
+    "functional": (
+        beside.FunctionalAttention,
+        "queries and keys are not made by layers that can be left out",
+    ),
+    "shared queries": (
+        beside.SharedQueriesAttention,
+        "its canonical form differs from what the module returned",
+    ),
     "small keys": (refused.SmallKeysAttention, "made at another size than the maps have"),
 }
 
