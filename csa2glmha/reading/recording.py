@@ -129,14 +129,6 @@ class Recording:
         """All tensors that the network returned."""
         return values_in(self.result)
 
-    def users(self) -> dict[Value, list[Operation]]:
-        """The operators that took each value."""
-        users: dict[Value, list[Operation]] = defaultdict(list)
-        for operation in self.operations:
-            for value in operation.inputs:
-                users[value].append(operation)
-        return users
-
     def calls_of(self, path: str) -> list[Call]:
         """Every call of one module."""
         return [call for call in self.calls if call.path == path]
