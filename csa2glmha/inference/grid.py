@@ -142,3 +142,8 @@ def spread(tiles: list[Tile], count: int) -> list[Tile]:
         chosen[int(down * rows) * columns + int(across * columns)] = None
         index += 1
     return [tiles[position] for position in chosen]
+
+
+def extent_of(tiles: list[Tile]) -> str:
+    """Width and height of tiles, which are rounded to what the network takes and not beyond the image."""
+    return f"{tiles[0].columns.length}x{tiles[0].rows.length}"

@@ -16,7 +16,7 @@ from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.core.progress import manual_progress, say
 from csa2glmha.data.batches import Inputs
 from csa2glmha.export.runtime import OnnxModel
-from csa2glmha.inference.grid import Tile, divide, spread, tile_step
+from csa2glmha.inference.grid import divide, extent_of, spread, tile_step
 from csa2glmha.inference.memory import (
     MemoryNeeds,
     available_bytes,
@@ -105,6 +105,8 @@ class Restorer:
                 "--tile-mode global: an ONNX file makes its attention maps inside; run the student or "
                 "checkpoint it was exported from, or give --tile-mode plain"
             )
+        if self.options.mode == GLOBAL and not self._shares:
+            raise UsageError("--tile-mode global: this network has no attention to share; leave it out")
         self._check_tiles_of_one_size()
         if self.model.size is None:
             # Now, not at the first image that is large enough: by then others are written.
@@ -145,12 +147,17 @@ class Restorer:
             return self.model.run(inputs)
         if len(inputs) == 1:
             inputs = (reflect_pad_to_multiple(inputs[0], self._multiple),)
-        if self.model.network is None or self.options.mode == PLAIN:
+        if self.model.network is None or self.options.mode == PLAIN or not self._shares:
             output = self._plain(name, inputs)
         else:
             output = self._global(name, self.model.network, inputs)
         scale = self.model.facts.scale
         return output[0, :, : scaled(height, scale), : scaled(width, scale)]
+
+    @property
+    def _shares(self) -> bool:
+        """Whether the network has layers whose maps tiles can share."""
+        return self.model.network is not None and bool(shared_layers(self.model.network))
 
     @property
     def _multiple(self) -> int:
@@ -207,7 +214,7 @@ class Restorer:
 
         size = self._choose_size(height, width, needs)
         tiles = divide(height, width, size, self._overlap(size), self._multiple)
-        say(f"{name}: {len(tiles)} tiles of {_extent(tiles)}, each with attention maps of its own")
+        say(f"{name}: {len(tiles)} tiles of {extent_of(tiles)}, each with attention maps of its own")
         self._say_global_operators(name)
         with manual_progress(what=name, unit="tile", total=len(tiles)) as bar:
             return restore_separately(lambda tile: self.model.run(tile)[None], inputs, tiles, bar.update)
@@ -228,7 +235,7 @@ class Restorer:
         sample = tiles if side_by_side <= count * area else spread(small, count)
         share = sum(tile.core_pixels for tile in sample) / (height * width)
         say(
-            f"{name}: {len(tiles)} tiles of {_extent(tiles)}, with attention maps made from {share:.0%} of "
+            f"{name}: {len(tiles)} tiles of {extent_of(tiles)}, with attention maps made from {share:.0%} of "
             "the image"
         )
         self._say_global_operators(name)
@@ -286,11 +293,6 @@ class Restorer:
             f"{what}: takes {(needed + used) / _GB:.2f} GB, there are {limit / _GB:.2f}; give more --memory, "
             f"or a smaller --tile than {self._sizes[-1]}"
         )
-
-
-def _extent(tiles: list[Tile]) -> str:
-    """Their size, which is rounded to what the network takes and not beyond the image."""
-    return f"{tiles[0].columns.length}x{tiles[0].rows.length}"
 
 
 def _padded(network: RestorationModel, height: int, width: int) -> tuple[int, int]:

@@ -116,6 +116,14 @@ def test_global_operators_are_told_where_there_are_tiles(capsys: pytest.CaptureF
     assert "norm over all pixels in bottom.attn and 1 more: of each tile, not of the image" in err
 
 
+def test_tiles_of_a_network_without_attention(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", "-", "photos", "-o", "filtered", "--network", "my archs.py:Filter", "--tile", "28"]
+    line = complaint(*command, "--tile-mode", "global", capsys=capsys, code=2)
+    assert "this network has no attention to share" in line
+    assert run(*command, capsys=capsys)[0] == 0
+    assert read_image(Path("filtered/photo 0.png"), 3).shape == (3, 66, 70)
+
+
 @pytest.mark.parametrize(
     "name, arguments, told",
     [
