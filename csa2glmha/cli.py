@@ -296,7 +296,8 @@ def distill(student: Model, teacher: Model, output: Path | None, overwrite: bool
     if not is_first_process():
         return
     show_line(f"steps: {result.steps}")
-    show_line(f"PSNR to teacher: {result.before:.2f} -> {result.after:.2f} dB on held-out crops")
+    scale = result.scale
+    show_line(f"{scale.label}: {scale.change(result.before, result.after)} on {scale.what}")
     show_line(f"student: {written}")
 
 
@@ -356,7 +357,7 @@ def export(
     show_line(f"ONNX: {result.path} (opset {result.opset}, {result.size_bytes / 1e6:.1f} MB)")
 
 
-@cli.command(context_settings=CONTEXT, short_help="PSNR and SSIM of any model on images.")
+@cli.command(context_settings=CONTEXT, short_help="PSNR and SSIM, or accuracy, of any model on images.")
 @click.argument("model", type=MODEL)
 @settings(*DATA)
 @click.option("--teacher", type=MODEL, metavar="CKPT", help="Also compare with this model's outputs.")
@@ -374,6 +375,9 @@ def evaluate(
     model: Model, teacher: Model | None, crop: int | None, channel: str, as_json: bool, **given: Any
 ) -> None:
     """Measure PSNR and SSIM of MODEL (checkpoint, student or ONNX file) on images.
+
+    Of a classifier it is top-1 agreement and KL divergence to --teacher, and top-1 accuracy where --data has
+    a folder for each class, which are numbered in the order of their names.
 
     --weights chooses those of --teacher where it is given, otherwise those of MODEL.
 
@@ -435,8 +439,9 @@ def run(
 ) -> None:
     """Restore IMAGES, files or folders, with MODEL (checkpoint, student or ONNX file).
 
-    Names, subfolders and bit depth are kept. For MST give measurements or cubes, and --mask. ONNX files run
-    on the CPU unless --device names a provider that ONNX Runtime has here, such as cuda.
+    Names, subfolders and bit depth are kept. For MST give measurements or cubes, and --mask. Of a classifier
+    the result is predictions.csv: for each image five classes, numbered from 0, and their probabilities. ONNX
+    files run on the CPU unless --device names a provider that ONNX Runtime has here, such as cuda.
     """
     from csa2glmha.commands.run import run_files
     from csa2glmha.inference.plan import TileOptions
@@ -454,12 +459,10 @@ def run(
         overwrite=overwrite,
         skip_existing=skip_existing,
     )
-    kept = f", {result.kept} were there" if result.kept else ""
-    skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
-    show_line(f"{len(result.written)} files written to {output}{kept}{skipped}")
+    show_line(result.describe(output))
     if result.failed:  # a script must see that results are missing
         raise DataError(
-            f"{result.failed} of {len(result.written) + result.failed} files could not be restored: the "
+            f"{result.failed} of {result.done + result.failed} files could not be restored: the "
             "lines above say why; repair or remove them, and --skip-existing makes only what is missing"
         )
 

@@ -99,7 +99,7 @@ def _analyze_file(
         found |= analyse(layers, statistics)
         cache = sensitivity_cache(output or Path(), loaded.checkpoint, options)
         measured = measure_choices(teacher, data, options, choices, inputs, statistics, cache)
-        found["sensitivity"] = sensitivity_report(choices, measured, CROPS).to_json()
+        found["sensitivity"] = sensitivity_report(choices, measured, CROPS, data.outputs).to_json()
     if output is not None:
         _write(found, output)
     return found

@@ -127,7 +127,7 @@ def check_data(
         DataError: a held-out image cannot be evaluated on.
     """
     check_ground_truth(options, data, teacher)
-    check_sizes(data.examples(options.input_size, options.seed))
+    check_sizes(data.examples(options.input_size, options.seed), data.outputs)
     budget = options.budget
     if budget is None:
         return None

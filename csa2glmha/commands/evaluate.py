@@ -16,15 +16,10 @@ from csa2glmha.core.strict_json import json_number
 from csa2glmha.data.batches import Example
 from csa2glmha.inference.model import OpenModel, open_model
 from csa2glmha.metrics.evaluate import Restore
-from csa2glmha.metrics.quality import (
-    CHANNEL_NAMES,
-    RANGE_HINT,
-    SSIM_WINDOW,
-    QualityMeter,
-    out_of_range,
-)
+from csa2glmha.metrics.outputs import Meter, Outputs
+from csa2glmha.metrics.quality import CHANNEL_NAMES, RANGE_HINT, SSIM_WINDOW, QualityMeter
 from csa2glmha.report.document import render_table
-from csa2glmha.report.headline import metrics_of
+from csa2glmha.report.metrics import Metric, metrics_of
 
 #: Opens a model, as :func:`~csa2glmha.inference.model.open_model`.
 Opener = Callable[..., OpenModel]
@@ -80,28 +75,30 @@ def evaluate_file(
         raise UsageError(f"--crop {crop}: give a side in pixels, at least {SSIM_WINDOW}, which SSIM needs")
     opened, other = _open_both(model, teacher, options, opener)
     kind, facts = opened.kind, opened.facts
-    stretched, spectral = kind.stretches(facts, options), kind.spectral(facts)
-    if channel == "y" and (spectral or opened.bands != 3):
+    stretched, outputs = kind.stretches(facts, options), kind.outputs(facts)
+    colour = outputs.name == "images" and opened.bands == 3
+    if channel == "y" and not colour:
         raise UsageError(f"--channel y: {model} makes no colour images; leave it out")
     examples, notes = kind.open_examples(facts, options, teacher is not None, crop)
     for note in notes:
         say(note)
+    usual = CHANNEL_NAMES.get(opened.bands) if outputs.name == "images" else None
     # Read to the first that is fit for it, before any is run on.
     if other is None and all(example.ground_truth is None for example in examples):
         raise UsageError(
             f"{options.data}: no ground truth to compare with; give --teacher to compare with its outputs"
         )
-    meters = _measure(opened.run, None if other is None else other.run, examples, spectral, channel == "y")
+    meters = _measure(opened.run, None if other is None else other.run, examples, outputs, channel == "y")
     return {
         "model": display_name(model),
         "data": None if options.data is None else str(options.data),
         "degradation": options.degrade,
         "stretched": stretched,
         "seed": options.seed,
-        "channel": channel if channel == "y" else None if spectral else CHANNEL_NAMES.get(opened.bands),
+        "channel": channel if channel == "y" else usual,
         "notes": list(notes),
         "images": len(examples),
-        **_figures_of(meters, spectral),
+        **_figures_of(meters, outputs),
     }
 
 
@@ -115,46 +112,53 @@ class _Meters:
         beyond: outputs that reach far beyond [0, 1].
     """
 
-    input: QualityMeter
-    ground_truth: QualityMeter
-    teacher: QualityMeter
+    input: Meter
+    ground_truth: Meter
+    teacher: Meter
     beyond: int = 0
 
 
 def _measure(
-    run: Restore, reference: Restore | None, examples: Sequence[Example], spectral: bool, of_luma: bool
+    run: Restore, reference: Restore | None, examples: Sequence[Example], outputs: Outputs, of_luma: bool
 ) -> _Meters:
-    input_, ground_truth, teacher = (QualityMeter(spectral, of_luma=of_luma) for _ in range(3))
-    meters = _Meters(input_, ground_truth, teacher)
+    if of_luma:
+        meters = _Meters(*_of_luma())
+    else:
+        meters = _Meters(outputs.to_ground_truth(), outputs.to_ground_truth(), outputs.to_teacher())
     for index in progress(range(len(examples)), what="evaluating", unit="image"):
         example = examples[index]
         output = run(example.inputs)
-        meters.beyond += int(spectral and out_of_range(output))
-        output = output.clamp(0, 1)
+        meters.beyond += int(outputs.out_of_range(output))
+        output = outputs.comparable(output)
         if example.ground_truth is not None:
             meters.ground_truth.add(example.name, output, example.ground_truth)
             given = example.inputs[0][0]
             if given.shape == example.ground_truth.shape:
                 meters.input.add(example.name, given.clamp(0, 1), example.ground_truth)
         if reference is not None:
-            meters.teacher.add(example.name, output, reference(example.inputs).clamp(0, 1))
+            meters.teacher.add(example.name, output, outputs.comparable(reference(example.inputs)))
     if meters.beyond:
         say(f"{meters.beyond} of {len(examples)} outputs reach far beyond [0, 1]: {RANGE_HINT}")
     return meters
 
 
-def _figures_of(meters: _Meters, spectral: bool) -> dict[str, Any]:
+def _of_luma() -> tuple[Meter, Meter, Meter]:
+    return QualityMeter(of_luma=True), QualityMeter(of_luma=True), QualityMeter(of_luma=True)
+
+
+def _figures_of(meters: _Meters, outputs: Outputs) -> dict[str, Any]:
     """What was measured of each kind, where anything was, as JSON values."""
     named = {"input": meters.input, "ground_truth": meters.ground_truth, "teacher": meters.teacher}
-    beyond: dict[str, Any] = {"outputs_out_of_range": meters.beyond} if spectral else {}
-    return beyond | {name: _figures(meter, spectral) for name, meter in named.items() if meter.images}
+    beyond: dict[str, Any] = {"outputs_out_of_range": meters.beyond} if outputs.name == "spectra" else {}
+    return beyond | {name: _figures(meter) for name, meter in named.items() if meter.images}
 
 
-def _figures(meter: QualityMeter, spectral: bool) -> dict[str, Any]:
+def _figures(meter: Meter) -> dict[str, Any]:
     """Mean and values of every image, as JSON values."""
+    bands = meter.bands()
     return {
         "mean": {key: json_number(value) for key, value in meter.mean().items()},
-        **({"bands": meter.bands()} if spectral else {}),
+        **({"bands": bands} if bands else {}),
         "per_image": {
             quality.name: {key: json_number(value) for key, value in quality.values.items()}
             for quality in meter.images
@@ -170,16 +174,17 @@ def describe_evaluation(found: dict[str, Any]) -> str:
         "teacher": "output against teacher",
     }
     known = [key for key in labels if key in found]
-    metrics = [metric for metric in metrics_of(found["channel"]) if metric[0] in found[known[0]]["mean"]]
-    rows = []
-    for key in known:
-        mean = found[key]["mean"]
-        values = [(mean[name], unit, digits) for name, _, unit, _, digits in metrics]
-        rows.append(
-            (
-                labels[key],
-                *(f"{v:.{digits}f}{unit}" if isinstance(v, float) else str(v) for v, unit, digits in values),
-            )
-        )
-    header = (f"{found['model']}, {found['images']} images", *(label for _, label, _, _, _ in metrics))
-    return render_table(rows, header)
+    named = {name for key in known for name in found[key]["mean"]}
+    metrics = [metric for metric in metrics_of(found["channel"]) if metric.name in named]
+    rows = [
+        (labels[key], *(_cell(metric, found[key]["mean"].get(metric.name)) for metric in metrics))
+        for key in known
+    ]
+    columns = (metric.column or metric.label for metric in metrics)
+    return render_table(rows, (f"{found['model']}, {found['images']} images", *columns))
+
+
+def _cell(metric: Metric, value: float | str | None) -> str:
+    if value is None:
+        return ""
+    return metric.number(value, "ground_truth") + metric.unit if isinstance(value, float) else str(value)

@@ -22,6 +22,8 @@ from csa2glmha.export.onnx import PRECISIONS, ExportReport, check_opset, export_
 from csa2glmha.export.quantize import quantize
 from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.metrics.evaluate import evaluate, restore
+from csa2glmha.metrics.outputs import PSNR_SCALE, Scale
+from csa2glmha.report.metrics import AGREEMENT, PSNR, Metric
 
 #: Held-out images that the loss of a lower precision is measured on, at most.
 EVALUATED_IMAGES = 8
@@ -42,7 +44,7 @@ class ExportChoices:
 
 @dataclass(frozen=True)
 class PrecisionLoss:
-    """What a lower precision costs, PSNR in dB, means over images.
+    """What a lower precision costs, means over images: PSNR in dB, or of classifiers top-1 and KL divergence.
 
     Attributes:
         images: how many.
@@ -50,6 +52,8 @@ class PrecisionLoss:
         degradation: how inputs were made of clean images; None where they were not.
         exact, lower: against the ground truth, where there is one, of the network in float32 and of the file.
         agreement: of the file with the network in float32.
+        metric: that exact and lower are of.
+        scale: of the agreement.
     """
 
     images: int
@@ -58,15 +62,20 @@ class PrecisionLoss:
     exact: float | None
     lower: float | None
     agreement: float
+    metric: Metric = PSNR
+    scale: Scale = PSNR_SCALE
 
     def describe(self, precision: str) -> str:
         """One line for people."""
-        against = f"{self.agreement:.2f} dB to float32"
+        metric, scale = self.metric, self.scale
+        against = f"{scale.label.replace(' to the teacher', '')} {scale.show(self.agreement)} to float32"
         if self.exact is not None and self.lower is not None:
-            both = f"{self.exact:.3f} dB in float32, {self.lower:.3f} dB in {precision}"
-            against = f"{both} ({self.lower - self.exact:+.3f}), {against}"
+            exact, lower = (metric.number(each, "ground_truth") for each in (self.exact, self.lower))
+            name = metric.truth_label or metric.label
+            both = f"{name} {exact}{metric.unit} in float32, {lower}{metric.unit} in {precision}"
+            against = f"{both} ({metric.change(self.exact, self.lower, 'ground_truth')}), {against}"
         made = "" if self.degradation is None else f"; degradation: {self.degradation}"
-        return f"PSNR: {against}, on {self.images} held-out images ({self.data}{made})"
+        return f"{against}, on {self.images} held-out images ({self.data}{made})"
 
 
 def export_file(
@@ -212,12 +221,16 @@ def _loss(loaded: LoadedModel, file: Path, data: Data, options: WorkOptions) -> 
     examples = data.examples(options.input_size, options.seed)[:EVALUATED_IMAGES]
     taken = len(lower.input_names)
     models = {"exact": restore(loaded.model), "lower": lambda inputs: lower(*inputs[:taken])[0]}
-    evaluated = evaluate(models, examples, "exact", data.spectral)
+    evaluated = evaluate(models, examples, "exact", data.outputs)
+    scale = data.outputs.scale
+    metric = PSNR if scale is PSNR_SCALE else AGREEMENT
     return PrecisionLoss(
         len(examples),
         data.source,
         data.degradation,
-        evaluated["exact"].ground_truth.get("psnr"),
-        evaluated["lower"].ground_truth.get("psnr"),
-        evaluated["lower"].teacher["psnr"],
+        evaluated["exact"].ground_truth.get(metric.name),
+        evaluated["lower"].ground_truth.get(metric.name),
+        evaluated["lower"].teacher[scale.metric],
+        metric,
+        scale,
     )

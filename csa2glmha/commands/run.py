@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from csa2glmha.commands.predict import PREDICTIONS_FILE, classify
 from csa2glmha.config.options import ConvertOptions, make_options
 from csa2glmha.core.device import resolve_device
 from csa2glmha.core.errors import DataError, UnfitError, UsageError
@@ -21,9 +22,10 @@ from csa2glmha.data.images import largest_bits, write_image
 from csa2glmha.data.inputs.cubes import write_cube
 from csa2glmha.data.inputs.stretch import NOTE as STRETCH_NOTE
 from csa2glmha.data.stored import StoredImage
-from csa2glmha.inference.jobs import Job, find_jobs
+from csa2glmha.inference.jobs import Job, find_jobs, left_out_line, skipped_line
 from csa2glmha.inference.model import OpenModel, open_model
 from csa2glmha.inference.plan import Restorer, TileOptions, image_room
+from csa2glmha.metrics.outputs import LOGITS
 from csa2glmha.metrics.quality import RANGE_HINT, out_of_range
 
 #: From a file, the open model, its device and the tiles to what restores one image.
@@ -39,12 +41,27 @@ class RunResult:
         skipped: files of folders that were left out, with the reason.
         kept: outputs that were there and were left.
         failed: how many of the skipped ones are of a format that is read, and could not be used all the same.
+        classified: how many images have their classes in the one new file; None: the network makes images.
     """
 
     written: tuple[Path, ...]
     skipped: tuple[tuple[Path, str], ...]
     kept: int = 0
     failed: int = 0
+    classified: int | None = None
+
+    @property
+    def done(self) -> int:
+        """How many inputs have their result now, those that had it left out."""
+        return len(self.written) if self.classified is None else self.classified
+
+    def describe(self, output: Path) -> str:
+        """One line for people."""
+        what = f"{self.done} files written to {output}"
+        if self.classified is not None:
+            what = f"{self.done} images classified in {self.written[0]}"
+        kept = f", {self.kept} were there" if self.kept else ""
+        return what + kept + (f", {len(self.skipped)} skipped" if self.skipped else "")
 
 
 def run_files(
@@ -61,7 +78,8 @@ def run_files(
 ) -> RunResult:
     """Run a model on files and on all files of folders.
 
-    Images become images of the same name and bit depth, in the same subfolders; where the output is a
+    Of a classifier all classes go to one table, see :func:`csa2glmha.commands.predict.classify`. Otherwise
+    images become images of the same name and bit depth, in the same subfolders; where the output is a
     spectrum, .npy or .mat files of height x width x bands. Of folders, files that cannot be read, restored
     or stored in their format are left out with a line.
 
@@ -104,6 +122,9 @@ def _run_files(
 ) -> RunResult:
     opened = open_model(model, options.device, options.weights, options)
     kind, facts = opened.kind, opened.facts
+    if kind.outputs(facts) is LOGITS:
+        made = classify(opened, sources, output, tiles, options, overwrite, skip_existing)
+        return RunResult((output / PREDICTIONS_FILE,), made.skipped, made.kept, made.failed, made.count)
     inputs = kind.open_files(facts, options, cube_suffix)
     formats = inputs.formats
     found = find_jobs(sources, output, formats, overwrite, skip_existing)
@@ -147,18 +168,6 @@ def _say_range(job: Job, cube: Tensor) -> None:
             f"{job.sources[0]}: output from {cube.min():.3g} to {cube.max():.3g}, far beyond [0, 1]: "
             f"{RANGE_HINT}"
         )
-
-
-def skipped_line(path: Path, reason: str) -> str:
-    """One line on a file that could not be restored; its reason may name it."""
-    return f"skipped: {reason}" if str(path) in reason else f"skipped {path}: {reason}"
-
-
-def left_out_line(foreign: Sequence[tuple[Path, str]]) -> str:
-    """One line on files whose format is not read."""
-    listed = ", ".join(f"{path}: {reason}" for path, reason in foreign[:3])
-    more = ", ..." if len(foreign) > 3 else ""
-    return f"left out: {len(foreign)} file{'s' * (len(foreign) > 1)} ({listed}{more})"
 
 
 def _write(job: Job, restored: Tensor, stored: StoredImage | None, cube: bool) -> None:

@@ -20,6 +20,7 @@ from csa2glmha.data.identity import describe_images
 from csa2glmha.data.open import open_data
 from csa2glmha.distill.job import check_apart, check_training
 from csa2glmha.metrics.complexity import format_macs, format_params
+from csa2glmha.metrics.logits import KL, TOP1
 from csa2glmha.report.document import render_table
 from csa2glmha.report.schema import Report
 from csa2glmha.report.schema_search import ParetoPoint, Sweep
@@ -171,6 +172,9 @@ def _pareto(
             time_ratio=times.get(point.label),
             psnr_to_teacher=finite(report.figure("student", "teacher", "psnr")),
             psnr_drop=report.psnr_drop,
+            kl_to_teacher=finite(report.figure("student", "teacher", KL)),
+            top1_to_teacher=finite(report.figure("student", "teacher", TOP1)),
+            top1_change=report.change_of("student", TOP1),
             folder=point.folder,
         )
 
@@ -178,6 +182,7 @@ def _pareto(
 def describe_sweep(found: Sweep) -> str:
     """The table for people."""
     height, width = found.input_size
+    classes = any(point.kl_to_teacher is not None for point in found.points)
     rows = [
         (
             point.label,
@@ -185,21 +190,27 @@ def describe_sweep(found: Sweep) -> str:
             format_macs(round(point.macs)),
             f"{point.macs_ratio:.3f}",
             _shown(point.time_ratio, ".3f"),
-            _shown(point.psnr_to_teacher, ".2f", " dB"),
-            _shown(point.psnr_drop, "+.3f", " dB") if point.kind != "teacher" else "",
+            *_quality_cells(point, classes),
         )
         for point in found.points
     ]
-    header = (
-        f"rank, {height} x {width}",
-        "params",
-        "MACs",
-        "ratio",
-        "time",
-        "PSNR to teacher",
-        "PSNR to ground truth",
-    )
-    return render_table(rows, header)
+    names: tuple[str, ...] = ("PSNR to teacher", "PSNR to ground truth")
+    if classes:
+        names = ("KL divergence to teacher", "top-1 agreement", "top-1 accuracy")
+    return render_table(rows, (f"rank, {height} x {width}", "params", "MACs", "ratio", "time", *names))
+
+
+def _quality_cells(point: ParetoPoint, classes: bool) -> tuple[str, ...]:
+    """Of classifiers others than of networks that make images."""
+    change = point.kind != "teacher"
+    if classes:
+        return (
+            _shown(point.kl_to_teacher, ".3g"),
+            _shown(point.top1_to_teacher, ".1%"),
+            _shown(point.top1_change, "+.1%") if change else "",
+        )
+    drop = _shown(point.psnr_drop, "+.3f", " dB") if change else ""
+    return _shown(point.psnr_to_teacher, ".2f", " dB"), drop
 
 
 def _shown(value: float | None, form: str, unit: str = "") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from csa2glmha.data.open import open_data
 from csa2glmha.distill import DistillSettings
 from csa2glmha.distill.job import check_ground_truth, check_training, options_of
 from csa2glmha.metrics.evaluate import check_sizes
+from csa2glmha.metrics.outputs import outputs_like
 from csa2glmha.networks import RestorationModel, run
 from csa2glmha.reading.layers import attention_layers, glmha_layers, nothing_to_convert
 from csa2glmha.reading.own import read_on_part, refusals
@@ -117,12 +119,12 @@ def read_unknown(teacher: nn.Module, data: Data, options: ConvertOptions) -> Non
     """Record a network in which no family finds attention, and tell what of it is refused.
 
     Raises:
-        DataError: it does not run on the data, or gives something else than images.
+        DataError: it does not run on the data, or gives neither images nor logits.
         UsageError: there is none, or all of it is refused.
     """
     if attention_layers(teacher):
         return
-    inputs = _check_output(teacher, data.examples(options.input_size, options.seed))
+    inputs, _ = _tried(teacher, data.examples(options.input_size, options.seed))
     device = next(teacher.parameters()).device
     readings = read_on_part(teacher, [each.to(device) for each in inputs])
     if not readings.layers:
@@ -144,15 +146,17 @@ def begin(
 
     Raises:
         UsageError: a budget for ranks cannot be met, or not be checked.
-        DataError: the network does not run on the data, gives something else than images, or the data are
+        DataError: the network does not run on the data, gives neither images nor logits, or the data are
             too small to evaluate on.
     """
     for note in data.notes:
         say(note)
     torch.manual_seed(options.seed)
     examples = data.examples(options.input_size, options.seed)
-    inputs = _check_output(teacher, examples)
-    check_sizes(examples)
+    inputs, output = _tried(teacher, examples)
+    if isinstance(data, GivenBatches):  # which do not say what the network makes of them
+        data = replace(data, outputs=outputs_like(output))
+    check_sizes(examples, data.outputs)
 
     def given_shapes(model: ModelT) -> Shapes:
         return tuple(tuple(each.shape) for each in inputs)
@@ -173,8 +177,8 @@ def begin(
     )
 
 
-def _check_output(teacher: nn.Module, examples: list[Example]) -> tuple[Tensor, ...]:
-    """The first example's inputs, on which the network gives images."""
+def _tried(teacher: nn.Module, examples: list[Example]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The first example's inputs, and the images or logits that the network makes of them."""
     inputs, name = examples[0].inputs, type(teacher).__name__
     try:
         with torch.no_grad():
@@ -183,9 +187,12 @@ def _check_output(teacher: nn.Module, examples: list[Example]) -> tuple[Tensor, 
         reason = described(error)
         shapes = ", ".join(str(tuple(each.shape)) for each in inputs)
         raise DataError(f"{name} does not run on inputs {shapes}: {reason}") from error
-    if not isinstance(output, Tensor) or output.ndim != 4:
-        raise DataError(f"{name} gives no images (B, C, H, W); compress needs one output of these")
-    return inputs
+    if not isinstance(output, Tensor) or output.ndim not in (2, 4):
+        raise DataError(
+            f"{name} gives neither images (B, C, H, W) nor logits (B, classes); compress needs one such "
+            "output"
+        )
+    return inputs, output
 
 
 def unchanged_module(student: ModelT) -> ModelT:

@@ -196,6 +196,10 @@ class TimeFiles(Always[FileRun]):
 class DrawPictures(Always[FileRun]):
     """Write the pictures of one image."""
 
+    def wanted(self, run: FileRun) -> bool:
+        """Where there are any."""
+        return run.pictured is not None
+
     def __call__(self, run: FileRun) -> None:
         """Writes them."""
         pictured = run.pictured

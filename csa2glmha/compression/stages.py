@@ -134,7 +134,7 @@ class Evaluate(Always[Run[Any]]):
         run.student = run.finish(run.student)
         networks = {"teacher": run.teacher, "initialisation": run.initial, "student": run.student}
         candidates = {name: restore(network) for name, network in networks.items() if network is not None}
-        run.quality = evaluate(candidates, run.examples, "teacher", run.data.spectral)
+        run.quality = evaluate(candidates, run.examples, "teacher", run.data.outputs)
 
 
 class Count(Always[Run[Any]]):
@@ -154,8 +154,8 @@ class Compare(Always[Run[Any]]):
     """Put teacher's and student's outputs on a few images side by side."""
 
     def wanted(self, run: Run[Any]) -> bool:
-        """Where inputs are images; of networks of known families they are."""
-        return run.examples[0].inputs[0].ndim == 4
+        """Where inputs and outputs are images; of networks of known families they are."""
+        return run.data.outputs.pictured and run.examples[0].inputs[0].ndim == 4
 
     def __call__(self, run: Run[Any]) -> None:
         """Sets ``comparisons`` and ``pictured``."""

@@ -47,8 +47,9 @@ class NetworkOptions(Options):
         description="Shape of an input that --network takes, such as 1x3x96x64, where that is not found by "
         "trying; once for each input.",
     )
-    value_range: Annotated[Literal["0-1", "-1-1", "0-255"], Affects.MEASUREMENTS] = Field(
-        "0-1", description="Values that --network takes and makes."
+    value_range: Annotated[Literal["0-1", "-1-1", "0-255", "imagenet"], Affects.MEASUREMENTS] = Field(
+        "0-1",
+        description="Values that --network takes and makes; imagenet: with its mean and deviation.",
     )
     output_index: Annotated[int, Affects.MEASUREMENTS] = Field(
         -1, description="Which output of --network counts, where it has several: 0 is the first, -1 the last."

@@ -15,13 +15,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from csa2glmha.metrics.outputs import Outputs
+
 #: The inputs of one call of a network, in the order of its ``input_names``, each with a batch axis.
 Inputs = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and the ground truth (B, C', H, W) of the output, None where it is not known."""
+    """Inputs and the ground truth of the output, None where it is not known.
+
+    That is (B, C', H, W), or of classes (B, classes), with a one for the true class.
+    """
 
     inputs: Inputs
     ground_truth: Tensor | None
@@ -29,7 +34,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Example:
-    """One image to evaluate on: inputs with a batch axis of one; the ground truth (C', H, W), where known."""
+    """One image to evaluate on: inputs with a batch axis of one; the ground truth without it, where known."""
 
     name: str
     inputs: Inputs
@@ -56,6 +61,7 @@ class Data(Protocol):
         notes: what the user should know.
         degradation: how inputs are made of clean images, as the user wrote it; None where they are not.
         training_images, held_out_images: how many.
+        outputs: what the network makes of them.
         spectral: the outputs' channels are bands of a spectrum.
         stretched: each whole image is brought to [0, 1] first.
     """
@@ -70,6 +76,8 @@ class Data(Protocol):
     def training_images(self) -> int: ...
     @property
     def held_out_images(self) -> int: ...
+    @property
+    def outputs(self) -> Outputs: ...
     @property
     def spectral(self) -> bool: ...
     @property

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from csa2glmha.core.errors import DataError
 from csa2glmha.data.batches import Batch, Example, Inputs, shuffled
+from csa2glmha.metrics.outputs import IMAGES, Outputs
 
 #: Every so many images one is held out, where no others are given.
 HOLD_OUT = 8
@@ -77,6 +78,7 @@ class GivenBatches:
     notes: tuple[str, ...] = ()
     source: str = "given batches"
     degradation: str | None = None
+    outputs: Outputs = IMAGES
     spectral: bool = False
     stretched: bool = False
 

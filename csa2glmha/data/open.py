@@ -6,17 +6,20 @@ from csa2glmha.config.data import DataOptions
 from csa2glmha.config.options import WorkOptions
 from csa2glmha.core.errors import CheckpointError
 from csa2glmha.data.batches import Data
+from csa2glmha.data.inputs.classes import ClassifiedImages
 from csa2glmha.data.inputs.images import ImageInputs
 from csa2glmha.data.inputs.kind import CASSI, IMAGES, RGB_TO_SPECTRA, InputKind, NetworkFacts, facts_of
 from csa2glmha.data.inputs.rgb_to_spectra import STRETCH, RgbToSpectra, as_trained
 from csa2glmha.data.inputs.snapshots import CassiSnapshots
 from csa2glmha.networks import RestorationModel
+from csa2glmha.networks.foreign import CLASSES
 
 #: All kinds of inputs, by the name that networks give.
 KINDS: dict[str, InputKind] = {
     IMAGES: ImageInputs(),
     RGB_TO_SPECTRA: RgbToSpectra(),
     CASSI: CassiSnapshots(),
+    CLASSES: ClassifiedImages(),
 }
 #: What the numbers of channels decide, where the kind that a network names has other ones.
 _BY_CHANNELS = (RGB_TO_SPECTRA, IMAGES)

@@ -20,6 +20,7 @@ from csa2glmha.data.inputs.stretch import NOTE as STRETCH_NOTE
 from csa2glmha.data.inputs.stretch import Stretched
 from csa2glmha.data.subset import split
 from csa2glmha.data.views import DUAL_PIXEL_CHANNELS, DualViews, open_views
+from csa2glmha.metrics.outputs import IMAGES, SPECTRA, Outputs
 from csa2glmha.metrics.quality import SSIM_WINDOW
 
 #: Channels of gray and colour images, and of pairs of colour images.
@@ -58,6 +59,10 @@ class ImageData:
     def degradation(self) -> str | None:
         """What makes inputs of clean images, in the user's words."""
         return None if self.degrade is None else self.degrade.spec
+
+    @property
+    def outputs(self) -> Outputs:
+        return SPECTRA if self.spectral else IMAGES
 
     @property
     def training_images(self) -> int:

@@ -29,8 +29,8 @@ class Subset:
         return self.source.read(self.indices[index])
 
 
-def split(images: ImageSource, source: str, seed: int) -> tuple[Subset, Subset]:
-    """Training and held-out images; ``source`` names them in the message.
+def split(images: ImageSource, source: str, seed: int, most: int = MAX_HELD_OUT) -> tuple[Subset, Subset]:
+    """Training and held-out images, an eighth of all but ``most``; ``source`` names them in the message.
 
     Raises:
         DataError: fewer than two.
@@ -41,5 +41,5 @@ def split(images: ImageSource, source: str, seed: int) -> tuple[Subset, Subset]:
             "evaluate on"
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = max(1, min(MAX_HELD_OUT, len(images) // 8))
+    count = max(1, min(most, len(images) // 8))
     return Subset(images, tuple(order[count:])), Subset(images, tuple(order[:count]))

@@ -23,13 +23,14 @@ from csa2glmha.core.progress import manual_progress
 from csa2glmha.data.batches import Batch, TrainingBatches
 from csa2glmha.distill import schedule
 from csa2glmha.distill.feed import feed
-from csa2glmha.distill.held_out import HeldOut, decibels, errors
+from csa2glmha.distill.held_out import HeldOut, errors
 from csa2glmha.distill.log import STEPS_PER_ENTRY, TrainingLog
 from csa2glmha.distill.processes import Processes
 from csa2glmha.distill.result import DistillResult
 from csa2glmha.distill.settings import END, LAYERS, DistillSettings
 from csa2glmha.distill.stages import Stage, approximate_layers, make_stage
 from csa2glmha.distill.state import Position, State, StateFolder
+from csa2glmha.metrics.outputs import figure_of
 
 #: Steps that are timed, and kept, before the length of a stage is known; the first is left out of the median,
 #: since it also allocates memory and chooses kernels. They are taken at a small share of the learning rate.
@@ -105,6 +106,7 @@ class _Training:
         self.student, self.teacher = student, teacher
         self.batches, self.held_out = batches, held_out
         self.settings, self.say, self.processes = settings, say, processes
+        self.outputs, self.scale = held_out.outputs, held_out.outputs.scale
         self.states = states if processes.main else None
         self.log = TrainingLog()
         self.at = Position()
@@ -140,9 +142,9 @@ class _Training:
         self.processes.same_weights(self.student)
         self.best = _copy(self.student)
         at = self.at
-        psnr, at.score = self.look()
-        at.before = at.psnr = at.stage_before = psnr
-        at.curve.append({"stage": "start", "step": 0, "psnr": psnr, "minutes": self.minutes()})
+        figure, at.score = self.look()
+        at.before = at.figure = at.stage_before = figure
+        at.curve.append({"stage": "start", "step": 0, self.scale.metric: figure, "minutes": self.minutes()})
         self.log.write("start", **at.curve[0])
 
     def run(self, state: State | None) -> DistillResult:
@@ -170,12 +172,13 @@ class _Training:
             at.taken,
             self.seconds,
             at.before,
-            at.psnr,
+            at.figure,
             at.best_step,
             at.skipped,
             at.stopped,
             at.stages,
             at.curve,
+            self.scale.metric,
         )
 
     # --- a stage
@@ -197,16 +200,16 @@ class _Training:
                 stage.close()
             self.student.load_state_dict(self.best)
             gained = {"stage": name, "steps": at.step, "seconds": round(self.seconds - at.stage_started, 1)}
-            at.stages.append(gained | {"before": at.stage_before, "after": at.psnr})
+            at.stages.append(gained | {"before": at.stage_before, "after": at.figure})
             self.log.write("stage", **at.stages[-1])
             self.say(
-                f"{stage.title}: {at.step} steps, PSNR to the teacher on held-out crops "
-                f"{at.stage_before:.2f} -> {at.psnr:.2f} dB"
+                f"{stage.title}: {at.step} steps, {self.scale.label} on {self.scale.what} "
+                f"{self.scale.change(at.stage_before, at.figure)}"
             )
         at.stage, at.step, at.planned, at.ended = at.stage + 1, 0, None, False
-        at.scores, at.stage_before, at.stage_started = [], at.psnr, self.seconds
+        at.scores, at.stage_before, at.stage_started = [], at.figure, self.seconds
         at.rate, at.rate_evaluations = 1.0, 0
-        at.loss = at.running_psnr = None
+        at.loss = at.running_figure = None
 
     def train(self, name: str, stage: Stage, stop: StopRequest, state: State | None) -> None:
         """The steps of a stage."""
@@ -298,7 +301,7 @@ class _Training:
             optimizer.step() if scaler is None else scaler.step(optimizer)
             at.loss = _running(at.loss, mean_loss)
             if error is not None:
-                at.running_psnr = _running(at.running_psnr, -10 * math.log10(max(mean_error, 1e-20)))
+                at.running_figure = _running(at.running_figure, figure_of(self.outputs, mean_error))
         else:
             self.skip()
         if scaler is not None:
@@ -337,15 +340,15 @@ class _Training:
     # --- looking
 
     def look(self) -> tuple[float, float]:
-        """PSNR to the teacher, and the score that decides what is kept: the student's, as it is now."""
+        """Agreement with the teacher on its scale, and the score that decides what is kept, as of now."""
         began = time.monotonic()
-        processes, weight = self.processes, self.settings.truth_weight
+        processes, weight, figures = self.processes, self.settings.truth_weight, self.outputs.figures
         to_teacher, to_ground_truth = errors(self.student, self.held_out, processes.index, processes.count)
         both = (to_teacher + weight * to_ground_truth) / (1 + weight)
-        sums = [decibels(to_teacher).sum(), decibels(both).sum(), to_teacher.new_tensor(len(to_teacher))]
-        psnr, score, images = processes.total(torch.stack(sums)).tolist()
+        sums = [figures(to_teacher).sum(), figures(both).sum(), to_teacher.new_tensor(len(to_teacher))]
+        figure, score, images = processes.total(torch.stack(sums)).tolist()
         self.at.evaluation_seconds = time.monotonic() - began
-        return psnr / images, score / images
+        return figure / images, self.outputs.score(score / images)
 
     def evaluate(self, name: str) -> bool:
         """Look at the student, keep its weights if they are the best, and end the stage if that is all.
@@ -354,18 +357,19 @@ class _Training:
             Whether it went back to the best weights and a smaller rate.
         """
         at, settings = self.at, self.settings
-        psnr, score = self.look()
+        figure, score = self.look()
         going_on = at.planned is not None and at.step < at.planned
         if not math.isfinite(score):
             return going_on and self.back_off()
-        entry: dict[str, Any] = {"stage": name, "step": at.taken, "psnr": psnr, "minutes": self.minutes()}
+        metric = self.scale.metric
+        entry: dict[str, Any] = {"stage": name, "step": at.taken, metric: figure, "minutes": self.minutes()}
         entry |= {} if at.loss is None else {"loss": at.loss}
         at.curve.append(entry)
         at.scores.append(score)
         self.log.write("evaluation", **entry)
-        self.log.plot(at.taken, held_out_psnr=psnr)
+        self.log.plot(at.taken, **{f"held_out_{metric}": figure})
         if score > at.score:
-            at.score, at.psnr, at.best_step = score, psnr, at.taken
+            at.score, at.figure, at.best_step = score, figure, at.taken
             self.best = _copy(self.student)
         if going_on:
             assert at.planned is not None
@@ -399,9 +403,10 @@ class _Training:
         at, settings = self.at, self.settings
         images = settings.batch * settings.accumulate * self.processes.count
         rate = images / max(median(durations[-20:]), 1e-6) if durations else 0.0
-        psnr = at.curve[-1]["psnr"] if at.running_psnr is None else at.running_psnr
+        metric, running = self.scale.metric, at.running_figure
+        figure = self.scale.show(at.curve[-1][metric] if running is None else running)
         loss = math.nan if at.loss is None else at.loss
-        bar.set_postfix_str(f"loss {loss:.2e}, {psnr:.2f} dB, {rate:.1f} images/s", refresh=False)
+        bar.set_postfix_str(f"loss {loss:.2e}, {figure}, {rate:.1f} images/s", refresh=False)
         bar.update()
         if at.taken % STEPS_PER_ENTRY == 0 and at.loss is not None:
             values = {
@@ -409,7 +414,7 @@ class _Training:
                 "learning_rate": optimizer.param_groups[0]["lr"],
                 "images_per_second": round(rate, 2),
             }
-            values |= {} if at.running_psnr is None else {"psnr": at.running_psnr}
+            values |= {} if running is None else {metric: running}
             self.log.write("step", stage=name, step=at.taken, **values)
             self.log.plot(at.taken, **{f"{name}/{key}": value for key, value in values.items()})
 

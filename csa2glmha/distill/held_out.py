@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from csa2glmha.data.batches import Inputs
+from csa2glmha.metrics.outputs import Outputs, outputs_like
 from csa2glmha.networks import run
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Batches of inputs kept away from training, each with the teacher's outputs, (B, C, H, W).
+    """Batches of inputs kept away from training, each with the teacher's outputs, images or logits.
 
     Attributes:
         inputs, teacher: one entry a batch.
@@ -24,6 +25,11 @@ class HeldOut:
     inputs: Sequence[Inputs]
     teacher: Sequence[Tensor]
     ground_truth: Sequence[Tensor] | None = None
+
+    @property
+    def outputs(self) -> Outputs:
+        """The kind of the outputs."""
+        return outputs_like(self.teacher[0])
 
 
 def teacher_outputs(
@@ -35,12 +41,14 @@ def teacher_outputs(
 
 
 def agreement(model: nn.Module, held_out: HeldOut) -> float:
-    """Mean PSNR in dB between a model's outputs and the teacher's, data range 1."""
-    return float(decibels(errors(model, held_out)[0]).mean())
+    """How a model agrees with the teacher on the scale of its outputs: mean PSNR in dB, or KL divergence."""
+    return float(held_out.outputs.figures(errors(model, held_out)[0]).mean())
 
 
 def errors(model: nn.Module, held_out: HeldOut, first: int = 0, every: int = 1) -> tuple[Tensor, Tensor]:
-    """Mean squared errors of every image to the teacher and to the ground truth (zero without), float64.
+    """Errors of every image to the teacher and to the ground truth (zero without), float64.
+
+    They are mean squares of images; of logits the KL divergence, and to the true class the cross-entropy.
 
     Args:
         model: in eval mode.
@@ -48,19 +56,12 @@ def errors(model: nn.Module, held_out: HeldOut, first: int = 0, every: int = 1) 
         first, every: of its batches look at number ``first``, ``first + every``, ... only.
     """
     to_teacher, to_ground_truth = [torch.zeros(0).double()], [torch.zeros(0).double()]
+    outputs = held_out.outputs
     with torch.no_grad():
         for index in range(first, len(held_out.inputs), every):
             output = run(model, held_out.inputs[index]).cpu()
-            to_teacher.append(_mean_square(output - held_out.teacher[index]))
-            ground_truth = output if held_out.ground_truth is None else held_out.ground_truth[index]
-            to_ground_truth.append(_mean_square(output - ground_truth))
+            to_teacher.append(outputs.errors(output, held_out.teacher[index]))
+            known = None if held_out.ground_truth is None else held_out.ground_truth[index]
+            none = torch.zeros(len(output)).double()
+            to_ground_truth.append(none if known is None else outputs.truth_errors(output, known))
     return torch.cat(to_teacher), torch.cat(to_ground_truth)
-
-
-def decibels(error: Tensor) -> Tensor:
-    """PSNR of mean squared errors, data range 1; finite wherever the error is not NaN."""
-    return -10 * error.clamp(1e-20, 1e20).log10()
-
-
-def _mean_square(difference: Tensor) -> Tensor:
-    return difference.square().mean((1, 2, 3)).double()

@@ -28,12 +28,9 @@ from csa2glmha.distill.settings import LAYERS, DistillSettings
 from csa2glmha.distill.stages import known_ground_truth
 from csa2glmha.distill.state import State, StateFolder
 from csa2glmha.families.registry import specialise_of
-from csa2glmha.networks import RestorationModel, scaled
+from csa2glmha.networks import RestorationModel
 
 STATE_FOLDER, LOG_FILE = "state", "distill.jsonl"
-
-#: Crops that decide which weights distillation keeps.
-HELD_OUT_CROPS = 8
 
 #: Options whose part in an identity is told in other words: the ranks or their budget, the number of images a
 #: step, and the weights that were taken, whether or not they were asked for.
@@ -100,8 +97,8 @@ def check_ground_truth(options: WorkOptions, data: Data, teacher: RestorationMod
     """Raise UsageError if a ground truth of the teacher's outputs is to be learned and there is none."""
     if options.truth_weight and options.distill_stages != LAYERS:
         sample = data.training(options.crop, options.seed + 2).batch(0, 0, 1)
-        size = (scaled(side, teacher.scale) for side in sample.inputs[0].shape[-2:])
-        known_ground_truth(sample, torch.empty(1, teacher.out_channels, *size))
+        height, width = sample.inputs[0].shape[-2:]
+        known_ground_truth(sample, torch.empty(teacher.output_shape(height, width)))
 
 
 def identity_of(options: ConvertOptions, data: Data, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,11 +183,10 @@ class DistillJob:
             state=state,
             log=TrainingLog(self.log, options.tensorboard, append=state is not None),
         )
-        gained = result.after - result.before
-        say(
-            f"PSNR to the teacher on held-out crops: {result.before:.2f} -> {result.after:.2f} dB "
-            f"({gained:+.2f})"
-        )
+        gain = result.after - result.before
+        scale = result.scale
+        gained = f" ({gain:+.2f})" if scale.unit else ""
+        say(f"{scale.label} on {scale.what}: {scale.change(result.before, result.after)}{gained}")
         return result
 
     def _held_out(self, teacher: nn.Module) -> HeldOut:
@@ -203,7 +199,7 @@ class DistillJob:
             ]
             known = ground_truths if len(ground_truths) == len(examples) else None
             return teacher_outputs(teacher, [example.inputs for example in examples], known)
-        count, seed = HELD_OUT_CROPS, options.seed + 1
+        count, seed = self.data.outputs.samples, options.seed + 1
         side = self.data.evaluation_size(options.calibration_size)
         inputs = self.data.calibration(side, count, seed, held_out=True)
         return teacher_outputs(teacher, inputs)

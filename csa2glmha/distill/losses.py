@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor
 
 #: From a difference of any shape to its mean cost, a scalar.
@@ -34,3 +35,25 @@ def charbonnier(difference: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {"l1": l1, "charbonnier": charbonnier, "l2": l2}
+
+#: Logits are divided by this before the student learns their softmax: classes that are not first count more.
+TEMPERATURE = 2.0
+
+
+def softened_divergence(logits: Tensor, expected: Tensor) -> Tensor:
+    """KL divergence of softened logits (B, classes), the mean over a batch, times the temperature squared.
+
+    Source: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", 2015.
+    """
+    student, teacher = (F.log_softmax(each / TEMPERATURE, dim=-1) for each in (logits, expected))
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * TEMPERATURE**2
+
+
+def output_loss(name: str, output: Tensor, expected: Tensor) -> Tensor:
+    """Of a student's output: of images the loss of this name, of logits the divergence of softened ones."""
+    return softened_divergence(output, expected) if output.ndim == 2 else LOSSES[name](output - expected)
+
+
+def truth_loss(name: str, output: Tensor, truth: Tensor) -> Tensor:
+    """Likewise against the ground truth: of logits the cross-entropy with the true class, one-hot."""
+    return F.cross_entropy(output, truth) if output.ndim == 2 else LOSSES[name](output - truth)

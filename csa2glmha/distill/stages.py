@@ -14,9 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.core.errors import UsageError
 from csa2glmha.data.batches import Batch, Inputs
-from csa2glmha.distill.losses import LOSSES
+from csa2glmha.distill.losses import LOSSES, output_loss, truth_loss
 from csa2glmha.distill.processes import Processes
 from csa2glmha.distill.settings import LAYERS, DistillSettings
+from csa2glmha.metrics.outputs import outputs_like
 from csa2glmha.networks import run
 from csa2glmha.networks.foreign import users_own
 from csa2glmha.reading.feedforwards import narrowed_widths
@@ -38,7 +39,7 @@ class Stage(Protocol):
     title: str
 
     def accumulate(self, batch: Batch, backward: Backward) -> tuple[Tensor, Tensor | None]:
-        """Add the gradients of a batch; returns its loss, and the mean squared error to the teacher.
+        """Add the gradients of a batch; returns its loss, and its mean error to the teacher.
 
         The error is None where no output was computed.
         """
@@ -145,7 +146,7 @@ class EndStage:
         self, student: nn.Module, teacher: nn.Module, settings: DistillSettings, processes: Processes
     ) -> None:
         self._student, self._teacher, self._processes = student, teacher, processes
-        self._loss, self._truth_weight = LOSSES[settings.loss], settings.truth_weight
+        self._loss, self._truth_weight = settings.loss, settings.truth_weight
         self.parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self._checkpointed = checkpoint_blocks(student) if settings.activation_checkpointing else []
 
@@ -155,12 +156,13 @@ class EndStage:
             with torch.no_grad():
                 expected = run(self._teacher, batch.inputs)
             output = run(self._student, batch.inputs).float()
-        difference = output - expected.float()
-        loss = self._loss(difference)
+        expected = expected.float()
+        loss = output_loss(self._loss, output, expected)
         if self._truth_weight:
-            loss = loss + self._truth_weight * self._loss(output - known_ground_truth(batch, output))
+            truth = known_ground_truth(batch, output)
+            loss = loss + self._truth_weight * truth_loss(self._loss, output, truth)
         backward(loss)
-        return loss.detach(), difference.detach().square().mean()
+        return loss.detach(), outputs_like(output).errors(output.detach(), expected).mean()
 
     def close(self) -> None:
         """End the checkpointing of activations."""
@@ -169,15 +171,15 @@ class EndStage:
 
 
 def known_ground_truth(batch: Batch, output: Tensor) -> Tensor:
-    """The ground truth of a batch, (B, C, H, W) as the output and where that is.
+    """The ground truth of a batch, of the shape of the output and where that is.
 
     Raises:
         UsageError: there is none.
     """
     if batch.ground_truth is None or batch.ground_truth.shape != output.shape:
         raise UsageError(
-            "--truth-weight: these images come without a ground truth; give --targets, or --degrade for "
-            "clean images, or leave the weight out"
+            "--truth-weight: these images come without a ground truth; give --targets, --degrade for clean "
+            "images, or of classes a folder for each, or leave the weight out"
         )
     return batch.ground_truth.to(output.device)
 

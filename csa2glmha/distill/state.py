@@ -60,16 +60,16 @@ class Position:
         seconds: spent so far, and when the stage began.
         stage_started: likewise, in seconds.
         evaluation_seconds: that the last evaluation took.
-        before: PSNR in dB to the teacher of the initialisation.
+        before: agreement of the initialisation with the teacher: PSNR in dB, of logits the KL divergence.
         stage_before: of the weights that the stage began with.
-        psnr, score: of the best weights, to the teacher, and what makes them the best.
+        figure, score: of the best weights, that agreement, and what makes them the best, in dB.
         best_step: when they were found.
         scores: of this stage's evaluations, its beginning first.
         rate: of this stage, as a factor of what was asked for.
         rate_evaluations: of this stage's evaluations, how many were before it was set to that.
         skipped, skipped_in_a_row: steps without finite loss and gradient.
         stopped: why training ended before its budget.
-        loss, running_psnr: running means over this stage's steps; None before there are any.
+        loss, running_figure: running means over this stage's steps; None before there are any.
         stages, curve: as in :class:`csa2glmha.distill.result.DistillResult`.
     """
 
@@ -83,7 +83,7 @@ class Position:
     evaluation_seconds: float = 0.0
     before: float = 0.0
     stage_before: float = 0.0
-    psnr: float = 0.0
+    figure: float = 0.0
     score: float = 0.0
     best_step: int = 0
     scores: list[float] = field(default_factory=list)
@@ -93,7 +93,7 @@ class Position:
     skipped_in_a_row: int = 0
     stopped: str = ""
     loss: float | None = None
-    running_psnr: float | None = None
+    running_figure: float | None = None
     stages: list[dict[str, Any]] = field(default_factory=list)
     curve: list[dict[str, Any]] = field(default_factory=list)
 
@@ -331,7 +331,7 @@ class StateFolder:
             data = (folder / TENSOR_FILE).read_bytes()
             if hashlib.sha256(data).hexdigest() != content["tensors_sha256"]:
                 raise _DamagedError(f"is damaged ({TENSOR_FILE} is not what was written)")
-            position, scaler = Position(**content["position"]), content["scaler"]
+            position, scaler = Position(**_as_named_now(content["position"])), content["scaler"]
             return _state(position, safetensors.torch.load(data), scaler)
         except OSError as error:
             missing = Path(error.filename or folder).name
@@ -415,6 +415,12 @@ def with_room(states: StateFolder, write: Callable[[], T], taken: int = 0) -> T:
         f"{full}; the state of step {states.newest} stays in {states.path}: when there is room, repeat the "
         "command with --resume"
     ) from full
+
+
+def _as_named_now(position: Mapping[str, Any]) -> dict[str, Any]:
+    """Its fields by their names of today; earlier versions trained on images alone."""
+    names = {"psnr": "figure", "running_psnr": "running_figure"}
+    return {names.get(name, name): value for name, value in position.items()}
 
 
 def _state(position: Position, tensors: Mapping[str, Tensor], scaler: dict[str, Any]) -> State:

@@ -28,6 +28,7 @@ _FROM_STUDENT = (
     "task",
     "attention",
     "stretch",
+    "image_size",
     "mask",
     "mask_sha256",
     "mask_values_sha256",

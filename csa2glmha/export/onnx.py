@@ -83,11 +83,11 @@ def export_onnx(
 
     (Any batch of its ``fixed_size``, if it has one.)
 
-    The inputs have the names of ``model.input_names`` and the output is "output"; padding and cropping
-    are in the graph, and all operators are standard ones. The network is rewritten for deployment
-    (:func:`~csa2glmha.export.lowering.rewrite.deploy`); where that cannot be, or on request, it is exported
-    plainly, and simplified by onnxsim where that works. The file appears under ``path`` only if the ONNX
-    checker and PyTorch's outputs at three input sizes agree with it. The model itself is not changed.
+    The inputs have the names of ``model.input_names``, the output has that of ``model.output_name``; padding
+    and cropping are in the graph, and all operators are standard ones. The network is rewritten for
+    deployment (:func:`~csa2glmha.export.lowering.rewrite.deploy`); where that cannot be, or on request, it is
+    exported plainly, and simplified by onnxsim where that works. The file appears under ``path`` only if the
+    ONNX checker and PyTorch's outputs at three input sizes agree with it. The model itself is not changed.
 
     Args:
         model: on any device, in any mode; exported as it is in evaluation mode.

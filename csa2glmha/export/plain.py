@@ -43,7 +43,7 @@ def convert(network: RestorationModel, inputs: tuple[Tensor, ...], opset: int) -
                 dynamo=True,
                 opset_version=opset,
                 input_names=list(network.input_names),
-                output_names=["output"],
+                output_names=[network.output_name],
                 dynamic_shapes=_dynamic_shapes(network),
                 verbose=False,
             )
@@ -117,8 +117,11 @@ def clean(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _name_output(proto: onnx.ModelProto, before: str) -> None:
     """Name the axes of the output, heights and widths with a word before them."""
     (output,) = proto.graph.output
+    dimensions = output.type.tensor_type.shape.dim
     for axis, name in ((0, "batch"), (2, f"{before}height"), (3, f"{before}width")):
-        dimension = output.type.tensor_type.shape.dim[axis]
+        if axis >= len(dimensions):  # logits
+            break
+        dimension = dimensions[axis]
         if not dimension.HasField("dim_value"):  # it has one in a network for one size only
             dimension.dim_param = name
 

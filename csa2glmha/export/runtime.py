@@ -21,6 +21,7 @@ from csa2glmha.core.files import reachable
 from csa2glmha.core.text import first_line
 from csa2glmha.data.inputs.kind import CASSI, IMAGES, NetworkFacts
 from csa2glmha.families.registry import inputs_of
+from csa2glmha.networks.foreign import CLASSES
 from csa2glmha.networks.model import LARGEST_SCALE
 
 # ONNX Runtime also logs what it raises; the exception is enough.
@@ -83,7 +84,7 @@ class OnnxModel:
     Raises:
         UsageError: the provider cannot be used here.
         CheckpointError: the file is missing, is not ONNX, cannot be run, or is no network from images of
-            a fixed number of channels to such images.
+            a fixed number of channels to such images, or to logits (batch, classes).
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class OnnxModel:
         metadata, count = self.metadata, len(self.input_names)
         return NetworkFacts(
             metadata.get("architecture") or "this model",
-            declared_inputs(metadata, count),
+            CLASSES if self.classifies else declared_inputs(metadata, count),
             self.in_channels,
             self.out_channels,
             count,
@@ -169,6 +170,11 @@ class OnnxModel:
             metadata=metadata,
             scale=declared_scale(metadata),
         )
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it makes logits (B, classes)."""
+        return len(self._session.get_outputs()[0].shape) == 2
 
     @property
     def foreign(self) -> bool:
@@ -187,7 +193,7 @@ class OnnxModel:
 
     @property
     def out_channels(self) -> int:
-        """Channels of the output."""
+        """Channels of the output, or classes."""
         return int(self._session.get_outputs()[0].shape[1])
 
     @property
@@ -256,10 +262,11 @@ def _open_session(
 
 
 def _check_ends(path: Path, session: ort.InferenceSession) -> None:
-    """Raise CheckpointError for a network that does not make images of images."""
+    """Raise CheckpointError for a network that does not make images, or logits of classes, of images."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if not inputs or not outputs:
         raise CheckpointError(f"{str(path)!r} is no image model: it has no {'output' if inputs else 'input'}")
+    classes = len(outputs[0].shape) == 2
     for node in (*inputs, outputs[0]):
         if node.type not in _FLOATS:
             raise CheckpointError(
@@ -268,6 +275,8 @@ def _check_ends(path: Path, session: ort.InferenceSession) -> None:
             )
         if node in inputs[1:] and len(node.shape) != 4:
             continue  # what else a network takes, with an image
+        if classes and node is outputs[0] and isinstance(node.shape[1], int):
+            continue
         if len(node.shape) != 4 or not isinstance(node.shape[1], int):
             raise CheckpointError(
                 f"{str(path)!r} is no image model of ours: {node.name!r} has shape {node.shape}, "

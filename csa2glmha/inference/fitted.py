@@ -23,7 +23,7 @@ _OVERLAP = 64
 
 
 class FittedOnnx:
-    """An ONNX file as a network from images to images of the same size.
+    """An ONNX file as a network from images to images of the same size, or to logits.
 
     Args:
         model: the open file.
@@ -44,12 +44,14 @@ class FittedOnnx:
             inputs: (B, C, H, W) each, in call order; those that the file does not take are left out.
 
         Returns:
-            (B, C', H, W).
+            (B, C', H, W), or logits (B, classes) of images as large as the file takes them.
 
         Raises:
             DataError: the file fails, or its output is of another size or not finite.
         """
         taken = inputs[: len(self._model.input_names)]
+        if self._model.classifies:
+            return self._finite(self._model(*taken), taken[0])
         if not self.foreign or len(taken) > 1:
             return self._checked(taken)
         if self._model.fixed_size is not None:
@@ -73,7 +75,7 @@ class FittedOnnx:
                 continue
             self._multiple = multiple
             # Another multiple is no cure for values: it would only be tried in vain, and kept by chance.
-            return self._finite(output)[..., :height, :width]
+            return self._finite(output, padded)[..., :height, :width]
         assert first is not None
         raise first
 
@@ -91,7 +93,7 @@ class FittedOnnx:
         return restore_separately(self._checked, (image,), tiles)[..., :height, :width]
 
     def _checked(self, inputs: Inputs) -> Tensor:
-        return self._finite(self._of_same_size(inputs))
+        return self._finite(self._of_same_size(inputs), inputs[0])
 
     def _of_same_size(self, inputs: Inputs) -> Tensor:
         output = self._model(*inputs)
@@ -104,9 +106,9 @@ class FittedOnnx:
             )
         return output
 
-    def _finite(self, output: Tensor) -> Tensor:
+    def _finite(self, output: Tensor, image: Tensor) -> Tensor:
         if not torch.isfinite(output).all():
-            height, width = output.shape[-2:]
+            height, width = image.shape[-2:]
             raise DataError(
                 f"{str(self._model.path)!r} makes values that are not finite of an input of "
                 f"{width}x{height} pixels"

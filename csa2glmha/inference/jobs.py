@@ -57,14 +57,8 @@ def find_jobs(
         DataError: an input is missing or of another kind, or a folder has none.
         OutputError: an output exists, and neither ``overwrite`` nor ``skip_existing`` says what then.
     """
-    found, jobs = Found(), list[Job]()
-    for source in sources:
-        if source.is_dir():
-            jobs += _of_folder(source, folder, formats, found.foreign)
-        else:
-            jobs.append(_of_file(source, folder, formats))
-    if not jobs:
-        raise UsageError("no input: name files or folders")
+    found = find_inputs(sources, folder, formats)
+    jobs = found.jobs
     _check_collisions(jobs)
     existing = [job.output for job in jobs if os.path.lexists(job.output)]
     if skip_existing:
@@ -78,7 +72,37 @@ def find_jobs(
             f"output {which}: pass --skip-existing to make only what "
             "is missing, --overwrite to replace, or choose another folder with -o"
         )
-    return replace(found, jobs=jobs)
+    return found
+
+
+def find_inputs(sources: Sequence[Path], folder: Path, formats: Formats) -> Found:
+    """List files and all files of folders, where one file takes the results of all.
+
+    Raises:
+        UsageError: none is named.
+        DataError: an input is missing or of another kind, or a folder has none.
+    """
+    found = Found()
+    for source in sources:
+        if source.is_dir():
+            found.jobs += _of_folder(source, folder, formats, found.foreign)
+        else:
+            found.jobs.append(_of_file(source, folder, formats))
+    if not found.jobs:
+        raise UsageError("no input: name files or folders")
+    return found
+
+
+def skipped_line(path: Path, reason: str) -> str:
+    """One line on a file that could not be restored; its reason may name it."""
+    return f"skipped: {reason}" if str(path) in reason else f"skipped {path}: {reason}"
+
+
+def left_out_line(foreign: Sequence[tuple[Path, str]]) -> str:
+    """One line on files whose format is not read."""
+    listed = ", ".join(f"{path}: {reason}" for path, reason in foreign[:3])
+    more = ", ..." if len(foreign) > 3 else ""
+    return f"left out: {len(foreign)} file{'s' * (len(foreign) > 1)} ({listed}{more})"
 
 
 def _of_file(source: Path, folder: Path, formats: Formats) -> Job:

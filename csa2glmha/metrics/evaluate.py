@@ -13,16 +13,11 @@ from csa2glmha.core.errors import DataError
 from csa2glmha.core.progress import manual_progress, say
 from csa2glmha.core.strict_json import json_number
 from csa2glmha.data.batches import Example, Inputs
-from csa2glmha.metrics.quality import (
-    RANGE_HINT,
-    SSIM_WINDOW,
-    QualityMeter,
-    out_of_range,
-    psnr,
-)
+from csa2glmha.metrics.outputs import IMAGES, Meter, Outputs
+from csa2glmha.metrics.quality import RANGE_HINT, psnr
 from csa2glmha.networks import run
 
-#: A model as a function from inputs with a batch axis of one to an output (C, H, W) on the CPU.
+#: A model as a function from inputs with a batch axis of one to an output (C, H, W) or (classes,) on the CPU.
 Restore = Callable[[Inputs], Tensor]
 
 
@@ -38,7 +33,7 @@ def restore(model: torch.nn.Module) -> Restore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Quality of one model's outputs, means over images; values clipped to [0, 1] first.
+    """Quality of one model's outputs, means over images, which are clipped to [0, 1] first.
 
     Attributes:
         ground_truth: metrics against the ground truth, empty if there is none.
@@ -71,14 +66,14 @@ class Evaluation:
         }
 
 
-def check_sizes(examples: Sequence[Example]) -> None:
+def check_sizes(examples: Sequence[Example], outputs: Outputs) -> None:
     """Raise DataError for an image that :func:`evaluate` could not measure, before there is work to lose."""
     for example in examples:
         height, width = example.inputs[0].shape[-2:]
-        if min(height, width) < SSIM_WINDOW:
+        if min(height, width) < outputs.smallest:
             raise DataError(
                 f"{example.name}: {width}x{height} pixels are too few to evaluate on, SSIM needs "
-                f"{SSIM_WINDOW}x{SSIM_WINDOW}; leave it out"
+                f"{outputs.smallest}x{outputs.smallest}; leave it out"
             )
 
 
@@ -90,7 +85,10 @@ def psnr_to_ground_truth(model: Restore, examples: Sequence[Example]) -> float:
 
 
 def evaluate(
-    models: dict[str, Restore], examples: list[Example], reference: str | None = None, spectral: bool = False
+    models: dict[str, Restore],
+    examples: list[Example],
+    reference: str | None = None,
+    outputs: Outputs = IMAGES,
 ) -> dict[str, Evaluation]:
     """Run every model over every image.
 
@@ -98,10 +96,10 @@ def evaluate(
         models: by name.
         examples: what to run on.
         reference: the name of the model that the others are compared with, the teacher.
-        spectral: the outputs' channels are bands of a spectrum.
+        outputs: what the models make.
     """
-    against_ground_truth = {name: QualityMeter(spectral) for name in models}
-    against_teacher = {name: QualityMeter(spectral) for name in models}
+    against_ground_truth = {name: outputs.to_ground_truth() for name in models}
+    against_teacher = {name: outputs.to_teacher() for name in models}
     beyond = dict.fromkeys(models, 0)
     order = sorted(models, key=lambda name: name != reference)
     with manual_progress(what="evaluating", unit="image", total=len(examples) * len(models)) as bar:
@@ -109,8 +107,8 @@ def evaluate(
             expected = None
             for name in order:
                 output = models[name](example.inputs)
-                beyond[name] += int(spectral and out_of_range(output))
-                output = output.clamp(0, 1)
+                beyond[name] += int(outputs.out_of_range(output))
+                output = outputs.comparable(output)
                 if name == reference:
                     expected = output
                 if example.ground_truth is not None:
@@ -125,7 +123,7 @@ def evaluate(
             f"held-out images: {RANGE_HINT}"
         )
 
-    def means(meter: QualityMeter) -> dict[str, float]:
+    def means(meter: Meter) -> dict[str, float]:
         return meter.mean() if meter.images else {}
 
     return {

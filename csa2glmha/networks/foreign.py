@@ -15,15 +15,23 @@ from torch.utils._pytree import tree_leaves
 from csa2glmha.core.errors import NetworkError
 from csa2glmha.core.users_code import calls_users_code
 from csa2glmha.networks.builder import Origin, label_of
-from csa2glmha.networks.model import LARGEST_SCALE, RestorationModel, reflect_pad_to_multiple, scaled
+from csa2glmha.networks.model import (
+    IMAGE,
+    LARGEST_SCALE,
+    LOGITS,
+    RestorationModel,
+    reflect_pad_to_multiple,
+    scaled,
+)
+from csa2glmha.networks.ranges import RANGES
 
 Shape = tuple[int, ...]
 #: Inputs that a network may have.
 MOST_INPUTS = 4
 #: Numbers in an input.
 _LARGEST = 1 << 28
-#: By the name of a range, its least value and its width.
-RANGES = {"0-1": (0.0, 1.0), "-1-1": (-1.0, 2.0), "0-255": (0.0, 255.0)}
+#: What a classifier names its inputs, for :mod:`csa2glmha.data.inputs`: images with a class each.
+CLASSES = "classes"
 
 calls_users_code(__file__)
 
@@ -34,13 +42,14 @@ class Interface:
 
     Attributes:
         shapes: of inputs that it takes, in the order of its call; the first is an image (B, C, H, W).
-        out_channels: of its output.
+        out_channels: of its output; of logits the number of classes.
         multiple: heights and widths must be multiples of it.
         scale: height and width of the output over those of the first input.
         fixed_size: height and width, where it takes one size only.
-        value_range: of inputs and output, one of :data:`RANGES`.
+        value_range: of inputs and of an image as output, one of :data:`~csa2glmha.networks.ranges.RANGES`.
         output_index: which of several outputs counts.
         batches: several images at once give what each of them gives alone.
+        output: an image, or logits (B, classes), as :attr:`RestorationModel.output_name`.
     """
 
     shapes: tuple[Shape, ...]
@@ -51,6 +60,7 @@ class Interface:
     value_range: str = "0-1"
     output_index: int = -1
     batches: bool = True
+    output: str = IMAGE
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, for a student's file."""
@@ -63,6 +73,7 @@ class Interface:
             "value_range": self.value_range,
             "output_index": self.output_index,
             "batches": self.batches,
+            "output": self.output,
         }
 
     @classmethod
@@ -82,9 +93,12 @@ class Interface:
             str(values["value_range"]),
             int(values["output_index"]),
             bool(values.get("batches", True)),  # files of earlier versions do not say
+            str(values.get("output", IMAGE)),  # earlier versions took networks that make images alone
         )
         if len(found.shapes[0]) != 4 or found.value_range not in RANGES:
             raise ValueError("these are no inputs and outputs of a network")
+        if found.output not in (IMAGE, LOGITS):
+            raise ValueError(f"{found.output!r} is no kind of output")
         if not 0 < found.scale <= LARGEST_SCALE:
             raise ValueError(f"a scale of {found.scale} is none")
         return found
@@ -111,7 +125,8 @@ def _positive(value: object) -> int:
 class ForeignNetwork(RestorationModel):
     """The user's network behind the contract of all others.
 
-    It takes images of any height and width, with values in [0, 1], and makes one output of values in [0, 1].
+    It takes images of any height and width, with values in [0, 1], and makes one output of values in [0, 1],
+    or logits of classes.
 
     Args:
         network: the user's, which is kept as it is under this name.
@@ -136,6 +151,9 @@ class ForeignNetwork(RestorationModel):
         self.fixed_size = interface.fixed_size
         self.scale = interface.scale
         self.batches = interface.batches
+        self.output_name = interface.output
+        if interface.output == LOGITS:
+            self.inputs = CLASSES
         more = range(2, len(interface.shapes) + 1)
         self.input_names = ("input", *(f"input{number}" for number in more))
         self.hyperparameters = {"network": origin.builder, **origin.arguments} | self._particulars()
@@ -150,6 +168,7 @@ class ForeignNetwork(RestorationModel):
             "values": (face.value_range, usual.value_range),
             "output": (face.output_index, usual.output_index),
             "one image at a time": (not face.batches, not usual.batches),
+            "classes": (face.out_channels if face.output == LOGITS else None, None),
         }
         return {name: value for name, (value, default) in told.items() if value != default}
 
@@ -160,7 +179,7 @@ class ForeignNetwork(RestorationModel):
 
     @property
     def out_channels(self) -> int:
-        """Channels of the output."""
+        """Channels of the output, or classes."""
         return self.interface.out_channels
 
     def input_shapes(self, height: int, width: int, batch: int = 1) -> tuple[Shape, ...]:
@@ -176,7 +195,10 @@ class ForeignNetwork(RestorationModel):
         third: Tensor | None = None,
         fourth: Tensor | None = None,
     ) -> Tensor:
-        """Images (B, C, H, W) in [0, 1], and what further inputs there are, to (B, C', scale H, scale W)."""
+        """Images (B, C, H, W) in [0, 1], and what further inputs there are, to images or logits.
+
+        These are (B, C', scale H, scale W), and (B, classes).
+        """
         # By name, one by one: PyTorch's exporter and its tracer know how many there are.
         inputs = (image, *(each for each in (second, third, fourth) if each is not None))
         height, width = image.shape[-2:]
@@ -184,15 +206,14 @@ class ForeignNetwork(RestorationModel):
         if not face.batches and len(image) > 1:
             singles = (each.split(1) for each in inputs)
             return torch.cat([self.forward(*single) for single in zip(*singles, strict=True)])
-        low, span = RANGES[face.value_range]
-        multiple = face.multiple
+        values, multiple = RANGES[face.value_range], face.multiple
         if multiple > 1 and face.fixed_size is None:
             inputs = tuple(_padded(each, inputs[0], multiple) for each in inputs)
-        if (low, span) != RANGES["0-1"]:
-            inputs = tuple(each * span + low if each.ndim == 4 else each for each in inputs)
+        inputs = tuple(map(values.enter, inputs))
         output = chosen_output(self.network(*inputs), face.output_index)
-        if (low, span) != RANGES["0-1"]:
-            output = (output - low) / span
+        if face.output == LOGITS:
+            return output
+        output = values.leave(output)
         if multiple > 1 and face.fixed_size is None:
             output = output[..., : scaled(height, face.scale), : scaled(width, face.scale)]
         return output

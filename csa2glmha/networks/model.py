@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+#: Names of outputs.
+IMAGE, LOGITS = "output", "logits"
 #: No network makes images larger than that.
 LARGEST_SCALE = 64
 
@@ -39,6 +41,9 @@ class RestorationModel(nn.Module):
 
     #: It takes several images at once. Where it does not, its forward gives it one after the other.
     batches: bool = True
+    #: What the output is called in the ONNX file: "output", with channels at every pixel, or "logits",
+    #: (B, classes).
+    output_name: str = IMAGE
     #: Height and width of the output over those of the input.
     scale: Fraction = Fraction(1)
 
@@ -51,12 +56,18 @@ class RestorationModel(nn.Module):
 
     @property
     def out_channels(self) -> int:
-        """Channels of the output."""
+        """Channels of the output, or classes."""
         raise NotImplementedError
 
     def input_shapes(self, height: int, width: int, batch: int = 1) -> tuple[tuple[int, ...], ...]:
         """Shapes of the inputs, in call order, for an image of ``height`` x ``width`` pixels."""
         return ((batch, self.in_channels, height, width),)
+
+    def output_shape(self, height: int, width: int, batch: int = 1) -> tuple[int, ...]:
+        """Shape of the output for an image of ``height`` x ``width`` pixels."""
+        if self.output_name == LOGITS:
+            return batch, self.out_channels
+        return batch, self.out_channels, scaled(height, self.scale), scaled(width, self.scale)
 
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)

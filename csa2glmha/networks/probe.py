@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from csa2glmha.core.errors import NetworkError, UsageError
 from csa2glmha.core.users_code import calls_users_code, described
 from csa2glmha.networks.foreign import MOST_INPUTS, Interface, Shape, alike, chosen_output
-from csa2glmha.networks.model import LARGEST_SCALE, skeleton_of
+from csa2glmha.networks.model import LARGEST_SCALE, LOGITS, skeleton_of
+from csa2glmha.networks.ranges import RANGES
 
 #: Multiples that networks ask of heights and widths.
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 12, 24, 48)
@@ -32,7 +33,7 @@ calls_users_code(__file__)
 
 
 def probe(network: nn.Module, builder: str, examples: Sequence[Shape], wanted: Interface) -> Interface:
-    """Find out what a network takes: channels, sizes, and how large its output is.
+    """Find out what a network takes: channels, sizes; and whether it makes images, how large, or logits.
 
     Where the network can be run on shapes alone, most is found without computing anything.
 
@@ -43,7 +44,7 @@ def probe(network: nn.Module, builder: str, examples: Sequence[Shape], wanted: I
         wanted: of it value range and output.
 
     Raises:
-        NetworkError: it does not run, makes no images, or another output at each call.
+        NetworkError: it does not run, makes neither images nor logits, or another output at each call.
     """
     try:
         copy.deepcopy(network)
@@ -121,14 +122,7 @@ class _Trial:
 
 def _found(trial: _Trial, network: nn.Module, examples: Sequence[Shape]) -> Interface:
     shapes, output = _first(trial, network, examples)
-    _check_images(trial, shapes, output)
-    scale = _scale(shapes[0], output)
-    if scale is None:
-        raise NetworkError(
-            f"an output of {'x'.join(map(str, output))} is no enlarged or reduced image of an input of "
-            f"{'x'.join(map(str, shapes[0]))}"
-        )
-    found = Interface(shapes, output[1], scale=scale)
+    found = _interface(shapes, output)
     for multiple in MULTIPLES:
         smaller = _fitting(trial, found, multiple)
         if smaller is not None:
@@ -166,12 +160,27 @@ def _first_convolution(network: nn.Module) -> tuple[int, ...]:
     return tuple([first] if (first := next(found, None)) is not None else [])
 
 
-def _check_images(trial: _Trial, shapes: tuple[Shape, ...], output: Shape) -> None:
-    if len(output) != 4 or output[0] != shapes[0][0]:
+def _interface(shapes: tuple[Shape, ...], output: Shape) -> Interface:
+    """What the first output shows.
+
+    Raises:
+        NetworkError: it is neither images nor logits.
+    """
+    told = "x".join(map(str, output))
+    if len(output) not in (2, 4) or output[0] != shapes[0][0]:
         raise NetworkError(
-            f"the network makes an output of {'x'.join(map(str, output))}, not images; choose another of its "
-            "outputs with --output-index, or name a builder that returns the part that makes images"
+            f"the network makes an output of {told}, neither images nor logits of classes; choose another of "
+            "its outputs with --output-index, or name a builder that returns the part that makes these"
         )
+    if len(output) == 2:
+        return Interface(shapes, output[1], output=LOGITS)
+    scale = _scale(shapes[0], output)
+    if scale is None:
+        raise NetworkError(
+            f"an output of {told} is no enlarged or reduced image of an input of "
+            f"{'x'.join(map(str, shapes[0]))}"
+        )
+    return Interface(shapes, output[1], scale=scale)
 
 
 def _scale(given: Shape, output: Shape) -> Fraction | None:
@@ -188,7 +197,9 @@ def _fitting(trial: _Trial, face: Interface, multiple: int) -> tuple[Shape, ...]
     image = (*first[:2], height, width)
     shapes = (image, *(alike(each, first, image) for each in more))
     output = trial.output(shapes)
-    fits = output is not None and len(output) == 4 and _scale(image, output) == face.scale
+    if output is None or len(output) != (2 if face.output == LOGITS else 4):
+        return None
+    fits = output[1] == face.out_channels if face.output == LOGITS else _scale(image, output) == face.scale
     return shapes if fits else None
 
 
@@ -204,6 +215,13 @@ def _check(network: nn.Module, builder: str, face: Interface) -> bool:
     Raises:
         NetworkError: it fails, or makes another output the second time.
     """
+    values = RANGES[face.value_range]
+    channels = face.shapes[0][1]
+    if values.channels not in (None, channels):
+        raise UsageError(
+            f"--range {face.value_range}: is of {values.channels} channels, --network {builder} takes "
+            f"{channels}; leave it out"
+        )
     inputs = noise(face.shapes)
     try:
         first, second = (chosen_output(network(*inputs), face.output_index) for _ in range(2))

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from csa2glmha.core.users_code import calls_users_code, described
-from csa2glmha.networks.foreign import RANGES, ForeignNetwork, Shape
+from csa2glmha.networks.foreign import ForeignNetwork, Shape
 from csa2glmha.networks.probe import noise
+from csa2glmha.networks.ranges import RANGES
 from csa2glmha.reading.layers import by_reason
 from csa2glmha.reading.network import Readings, read_network
 
@@ -46,8 +47,7 @@ def read_on_part(network: nn.Module, inputs: Sequence[Tensor]) -> Readings:
 
 def read_on_noise(network: nn.Module, shapes: Sequence[Shape], value_range: str = "0-1") -> Readings:
     """As :func:`read_own`, on noise: shapes of inputs that it takes, and a name of :data:`RANGES`."""
-    low, span = RANGES[value_range]
-    return read_own(network, tuple(each * span + low for each in noise(shapes)))
+    return read_own(network, tuple(map(RANGES[value_range].enter, noise(shapes))))
 
 
 def read_foreign(model: ForeignNetwork) -> None:

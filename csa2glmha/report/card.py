@@ -15,8 +15,9 @@ from csa2glmha.core.lines import markdown_text
 from csa2glmha.core.progress import say
 from csa2glmha.core.text import one_line
 from csa2glmha.report.command_line import command_line
-from csa2glmha.report.headline import channel_of, headline_rows, metrics_of, rank_text
+from csa2glmha.report.headline import headline_rows, rank_text
 from csa2glmha.report.markdown import markdown_table
+from csa2glmha.report.metrics import channel_of, metrics_of
 from csa2glmha.report.schema import Against, DataUsed, Report
 from csa2glmha.report.sections.summary import PICTURE_FILE
 
@@ -76,8 +77,7 @@ def model_card(report: Report, name: str) -> str:
             "",
             *_notes(report),
             "",
-            f"![input, teacher, student and their difference]({PICTURE_FILE})",
-            "",
+            *_picture(report),
             *_usage(report),
             "",
             *_making(report),
@@ -96,7 +96,7 @@ def card_metadata(report: Report, name: str) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         **LICENSE,
         "library_name": "csa2glmha",
-        "pipeline_tag": "image-to-image",
+        "pipeline_tag": _pipeline(report),
         "tags": [
             "csa2glmha",
             teacher.architecture,
@@ -116,7 +116,7 @@ def card_metadata(report: Report, name: str) -> dict[str, Any]:
                 "name": one_line(name),
                 "results": [
                     {
-                        "task": {"type": "image-to-image", "name": _task(report)},
+                        "task": {"type": _pipeline(report), "name": _task(report)},
                         "dataset": {"type": "custom", "name": _data_name(report)},
                         "metrics": metrics,
                     }
@@ -128,16 +128,17 @@ def card_metadata(report: Report, name: str) -> dict[str, Any]:
 
 def _metrics(report: Report) -> list[dict[str, str | float]]:
     """The student's figures that are finite numbers."""
-    comparisons: tuple[tuple[Against, str], ...] = (
-        ("ground_truth", "to the ground truth"),
-        ("teacher", "to the teacher's output"),
-    )
+    comparisons: tuple[tuple[Against, str], ...] = (("ground_truth", ""), ("teacher", "'s output"))
     return [
-        {"type": metric, "value": round(value, 5), "name": f"{label} {words}"}
+        {"type": metric.name, "value": round(value, 5), "name": metric.title(against, "the ") + words}
         for against, words in comparisons
-        for metric, label, *_ in metrics_of(channel_of(report))
-        if (value := report.figure("student", against, metric)) is not None and math.isfinite(value)
+        for metric in metrics_of(channel_of(report))
+        if (value := report.figure("student", against, metric.name)) is not None and math.isfinite(value)
     ]
+
+
+def _pipeline(report: Report) -> str:
+    return "image-classification" if report.classifies else "image-to-image"
 
 
 def _data_name(report: Report) -> str:
@@ -146,6 +147,8 @@ def _data_name(report: Report) -> str:
 
 
 def _task(report: Report) -> str:
+    if report.classifies:
+        return "image classification"
     degradation = None if report.data is None else report.data.degradation
     return "image restoration" if not degradation else f"image restoration, {one_line(degradation)}"
 
@@ -182,6 +185,12 @@ def _evaluated(report: Report, data: DataUsed) -> str:
     )
 
 
+def _picture(report: Report) -> list[str]:
+    if report.comparisons is None:
+        return []
+    return [f"![input, teacher, student and their difference]({PICTURE_FILE})", ""]
+
+
 def _usage(report: Report) -> list[str]:
     shapes = [tuple(shape) for shape in report.complexity.input_shapes_after]
     return [
@@ -210,8 +219,14 @@ def _usage(report: Report) -> list[str]:
         "(output,) = session.run(None, inputs)",
         "```",
         "",
-        "Whole folders of images, of any size: `csa2glmha run student.safetensors photos -o restored`.",
+        _whole_folders(report),
     ]
+
+
+def _whole_folders(report: Report) -> str:
+    if report.classifies:
+        return "Classes of whole folders of images: `csa2glmha run model.onnx photos -o classes`."
+    return "Whole folders of images, of any size: `csa2glmha run student.safetensors photos -o restored`."
 
 
 def _making(report: Report) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pydantic import JsonValue
 
 from csa2glmha.metrics.complexity import format_macs, format_params
+from csa2glmha.report.metrics import channel_of, metrics_of
 from csa2glmha.report.part import Count
 from csa2glmha.report.schema import Against, Report, Timing
 
@@ -15,34 +16,6 @@ Row = tuple[str, str, str, str]
 
 #: How reports name the stages of distillation.
 STAGE_TITLES = {"start": "start", "layers": "layer by layer", "end": "end to end"}
-
-#: Metrics in the order of the headline: name, label, unit, digits to the teacher and to the ground truth.
-METRICS = (
-    ("psnr", "PSNR", " dB", 2, 3),
-    ("ssim", "SSIM", "", 4, 4),
-    ("psnr_bands", "PSNR, mean of bands", " dB", 2, 3),
-    ("sam", "spectral angle", " deg", 3, 3),
-    ("mrae", "MRAE", "", 4, 4),
-    ("rmse", "RMSE", "", 5, 5),
-)
-
-#: How reports name what PSNR and SSIM are of.
-CHANNELS = {"rgb": "RGB", "y": "Y of YCbCr", "gray": "gray"}
-
-
-def channel_of(report: Report) -> str | None:
-    """What PSNR and SSIM of a report are of, a key of :data:`CHANNELS`; None where it does not say."""
-    return None if report.data is None else report.data.channel
-
-
-def metrics_of(channel: str | None) -> tuple[tuple[str, str, str, int, int], ...]:
-    """:data:`METRICS`, PSNR and SSIM labelled by what they are of; spectra and older reports do not say."""
-    if channel not in CHANNELS:
-        return METRICS
-    return tuple(
-        (name, f"{label} ({CHANNELS[channel]})" if name in ("psnr", "ssim") else label, unit, digits, more)
-        for name, label, unit, digits, more in METRICS
-    )
 
 
 def headline_rows(report: Report) -> list[Row]:
@@ -62,26 +35,26 @@ def headline_rows(report: Report) -> list[Row]:
 
 def _agreement_rows(report: Report) -> list[Row]:
     rows: list[Row] = []
-    for metric, label, unit, digits, _ in metrics_of(channel_of(report)):
-        value = report.figure("student", "teacher", metric)
-        start = report.figure("initialisation", "teacher", metric)
+    for metric in metrics_of(channel_of(report)):
+        value = report.figure("student", "teacher", metric.name)
+        start = report.figure("initialisation", "teacher", metric.name)
         if value is not None:
-            note = "" if start is None else f"{start:.{digits}f} before distillation"
-            rows.append((f"{label} to teacher", "", f"{value:.{digits}f}{unit}", note))
+            note = "" if start is None else f"{metric.number(start, 'teacher')} before distillation"
+            shown = f"{metric.number(value, 'teacher')}{metric.unit}"
+            rows.append((metric.title("teacher"), "", shown, note))
     return rows
 
 
 def _ground_truth_rows(report: Report) -> list[Row]:
     rows: list[Row] = []
     against: Against = "ground_truth"
-    for metric, label, unit, _, digits in metrics_of(channel_of(report)):
-        own, value = (report.figure(name, against, metric) for name in ("teacher", "student"))
+    for metric in metrics_of(channel_of(report)):
+        own, value = (report.figure(name, against, metric.name) for name in ("teacher", "student"))
         if own is None or value is None or not math.isfinite(own) or not math.isfinite(value):
             continue
-        change = f"{value - own:+.{digits}f}{unit}"
-        rows.append(
-            (f"{label} to ground truth", f"{own:.{digits}f}{unit}", f"{value:.{digits}f}{unit}", change)
-        )
+        before, after = (f"{metric.number(each, against)}{metric.unit}" for each in (own, value))
+        change = metric.change(own, value, against)
+        rows.append((metric.title(against), before, after, change))
     return rows
 
 

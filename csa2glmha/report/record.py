@@ -168,17 +168,24 @@ def _analysis(fits: dict[str, LayerFit]) -> Analysis | None:
     return Analysis.model_validate(join(analyses)) if analyses else None
 
 
+def _evaluated_on(data: Data, height: int, width: int) -> str:
+    if data.outputs.name == "logits":
+        return f"held-out images, resized and cut to {height} x {width} pixels"
+    return f"central {height} x {width} pixels of held-out images"
+
+
 def _data(data: Data, measured: Measurements) -> DataUsed:
     height, width = measured.frame
     return DataUsed(
         source=data.source,
         **measured.images,
         evaluated_images=len(measured.images["held_out_names"]),
-        evaluated_on=f"central {height} x {width} pixels of held-out images",
+        evaluated_on=_evaluated_on(data, height, width),
         degradation=data.degradation,
+        outputs=data.outputs.name,
         spectral=data.spectral,
         stretched=data.stretched,
-        channel=None if data.spectral else CHANNEL_NAMES.get(measured.channels),
+        channel=None if data.outputs.name != "images" else CHANNEL_NAMES.get(measured.channels),
         notes=tuple(data.notes),
     )
 

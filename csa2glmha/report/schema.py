@@ -11,8 +11,9 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from csa2glmha.metrics.outputs import Name
 from csa2glmha.report.part import Count, Figure, Part
-from csa2glmha.report.schema_search import Baseline, Pareto, Search
+from csa2glmha.report.schema_search import Baseline, Metric, Pareto, Search
 
 SCHEMA = 2
 
@@ -120,6 +121,7 @@ class DataUsed(Part):
 
     Attributes:
         held_out_sha256: see :func:`csa2glmha.data.identity.describe_images`.
+        outputs: what the networks make; earlier reports, which are of images and spectra, do not say.
         channel: what PSNR and SSIM are of, "rgb", "y" or "gray"; None where the report does not say.
     """
 
@@ -131,6 +133,7 @@ class DataUsed(Part):
     evaluated_images: int
     evaluated_on: str
     degradation: str | None
+    outputs: Name | None = None
     spectral: bool = False
     stretched: bool = False
     channel: str | None
@@ -148,7 +151,7 @@ class ModelQuality(Part):
 
 
 class Stage(Part):
-    """A stage of the distillation; PSNR to the teacher in dB before and after it."""
+    """A stage of the distillation; its metric before and after it."""
 
     stage: str
     steps: int
@@ -158,17 +161,29 @@ class Stage(Part):
 
 
 class CurvePoint(Part):
-    """One evaluation during the distillation; the loss is in the stage's own units."""
+    """One evaluation during the distillation: PSNR or KL divergence; the loss is in the stage's own units."""
 
     stage: str
     step: int
-    psnr: Figure
+    psnr: Figure = None
+    kl: Figure = None
     loss: Figure = None
     minutes: float
 
+    @property
+    def figure(self) -> Figure:
+        """The one of the two that is known."""
+        return self.kl if self.psnr is None else self.psnr
+
 
 class Distillation(Part):
-    """As :class:`csa2glmha.distill.result.DistillResult`, and settings that have no option."""
+    """As :class:`csa2glmha.distill.result.DistillResult`, and settings that have no option.
+
+    Attributes:
+        metric: "psnr" in dB, or of logits "kl" in nats: what before, after and points of the curve are.
+    """
+
+    metric: Metric = "psnr"
 
     layer_share: float | None = None
     layer_rate: float | None = None
@@ -295,10 +310,19 @@ class Report(Part):
 
     def psnr_drop_of(self, network: str) -> float | None:
         """The same of the student or its initialisation."""
-        own, other = (self.figure(name, "ground_truth", "psnr") for name in ("teacher", network))
+        return self.change_of(network, "psnr")
+
+    def change_of(self, network: str, metric: str) -> float | None:
+        """The same of any metric against the ground truth."""
+        own, other = (self.figure(name, "ground_truth", metric) for name in ("teacher", network))
         if own is None or other is None or not math.isfinite(own) or not math.isfinite(other):
             return None
         return other - own
+
+    @property
+    def classifies(self) -> bool:
+        """The networks make logits of classes."""
+        return self.data is not None and self.data.outputs == "logits"
 
     @property
     def knows_ground_truth(self) -> bool:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
+from csa2glmha.metrics.outputs import SCALES, Scale
 from csa2glmha.report.part import Count, Figure, Part
+
+Metric = Literal["psnr", "kl"]
 
 
 class BudgetAsked(Part):
@@ -36,13 +41,19 @@ class Reached(Part):
 
 
 class PredictedPoint(Part):
-    """What a choice of ranks is predicted to lose: mean squared error to the teacher, and its PSNR in dB."""
+    """What ranks are predicted to lose: their error to the teacher, and its PSNR in dB or KL divergence."""
 
     rank: int
     macs: Count
     params: Count
     error: float
     psnr_to_teacher: Figure
+    kl_to_teacher: Figure = None
+
+    @property
+    def to_teacher(self) -> Figure:
+        """PSNR in dB, or KL divergence in nats."""
+        return self.psnr_to_teacher if self.kl_to_teacher is None else self.kl_to_teacher
 
 
 class Predicted(Part):
@@ -50,10 +61,16 @@ class Predicted(Part):
 
     error: float | None = None
     psnr_to_teacher: Figure
+    kl_to_teacher: Figure = None
     macs: Count | None = None
     psnr_drop: Figure = None
     uniform: tuple[PredictedPoint, ...] = ()
     searched: tuple[PredictedPoint, ...] = ()
+
+    @property
+    def to_teacher(self) -> Figure:
+        """PSNR in dB, or KL divergence in nats."""
+        return self.psnr_to_teacher if self.kl_to_teacher is None else self.kl_to_teacher
 
 
 class Agreement(Part):
@@ -65,7 +82,7 @@ class Agreement(Part):
 
 
 class LayerChoice(Part):
-    """One side of one layer at one rank, all else exact; psnr_to_teacher is None where there is no error."""
+    """One side of one layer at one rank, all else exact; PSNR is None where there is no error."""
 
     layer: str
     side: str
@@ -75,7 +92,13 @@ class LayerChoice(Part):
     rank_v: int | None
     error: float
     psnr_to_teacher: Figure
+    kl_to_teacher: Figure = None
     predicted: Figure
+
+    @property
+    def to_teacher(self) -> Figure:
+        """PSNR in dB, or KL divergence in nats."""
+        return self.psnr_to_teacher if self.kl_to_teacher is None else self.kl_to_teacher
 
 
 class SearchChoice(LayerChoice):
@@ -87,20 +110,29 @@ class SearchChoice(LayerChoice):
 
 
 class Sensitivity(Part):
-    """What each layer's ranks cost in agreement with the teacher."""
+    """What each layer's ranks cost in agreement with the teacher, by a metric of :data:`SCALES`."""
+
+    metric: Metric = "psnr"
 
     crops: int
     choices: tuple[LayerChoice, ...]
     agreement: dict[str, Agreement]
+
+    @property
+    def scale(self) -> Scale:
+        """How the metric is told."""
+        return SCALES[self.metric]
 
 
 class Search(Part):
     """A rank search.
 
     Attributes:
+        metric: of errors to the teacher, one of :data:`SCALES`.
         gap: to the least error that these ranks allow, as a share of it; None where that is not known.
     """
 
+    metric: Metric = "psnr"
     budget: BudgetAsked
     reached: Reached
     predicted: Predicted
@@ -109,12 +141,25 @@ class Search(Part):
     agreement: dict[str, Agreement] = Field(default_factory=dict)
     choices: tuple[SearchChoice, ...] = ()
 
+    @property
+    def scale(self) -> Scale:
+        """How the metric is told."""
+        return SCALES[self.metric]
+
 
 class BaselineQuality(Part):
-    """PSNR in dB to the teacher, and the change of that to the ground truth."""
+    """PSNR in dB to the teacher, and the change of that to the ground truth; or as in ParetoPoint."""
 
     psnr_to_teacher: Figure
+    kl_to_teacher: Figure = None
     psnr_drop: Figure
+    top1_to_teacher: Figure = None
+    top1_change: Figure = None
+
+    @property
+    def to_teacher(self) -> Figure:
+        """PSNR in dB, or KL divergence in nats."""
+        return self.psnr_to_teacher if self.kl_to_teacher is None else self.kl_to_teacher
 
 
 class Baseline(Part):
@@ -136,6 +181,8 @@ class ParetoPoint(Part):
         kind: "teacher", "uniform" (one rank), "auto" (ranks that were searched for) or "baseline".
         time_ratio: over the teacher's time.
         psnr_drop: change of the PSNR to the ground truth, in dB.
+        kl_to_teacher, top1_to_teacher: of classifiers, in nats and as a share of the images.
+        top1_change: likewise, of the accuracy, as a share of the images.
         folder: of its results, within the sweep's.
     """
 
@@ -146,8 +193,16 @@ class ParetoPoint(Part):
     params: Count
     time_ratio: float | None
     psnr_to_teacher: Figure
+    kl_to_teacher: Figure = None
     psnr_drop: Figure
+    top1_to_teacher: Figure = None
+    top1_change: Figure = None
     folder: str | None = None
+
+    @property
+    def to_teacher(self) -> Figure:
+        """PSNR in dB, or KL divergence in nats."""
+        return self.psnr_to_teacher if self.kl_to_teacher is None else self.kl_to_teacher
 
 
 class Pareto(Part):

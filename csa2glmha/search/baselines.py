@@ -26,6 +26,7 @@ from csa2glmha.initialize.baselines import (
 )
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.metrics.evaluate import Restore, evaluate, restore
+from csa2glmha.metrics.logits import KL, TOP1
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.search.costs import Finish, count_configs
@@ -103,18 +104,24 @@ class BaselineJob:
             DistillJob(self.options, self.data, states, log).run(student, self.teacher, state)
         student = self.finish(student).eval()
         candidates["after"] = restore(student)
-        evaluated = evaluate(candidates, self.examples, "teacher", self.data.spectral)
+        evaluated = evaluate(candidates, self.examples, "teacher", self.data.outputs)
         shapes = student.input_shapes(*self.data.frame(self.options.input_size))
         counted = count_complexity(student, *shapes)
 
         def quality(name: str) -> dict[str, Any]:
             own, found = evaluated["teacher"].to_json(), evaluated[name].to_json()
-            before, after = (each.get("ground_truth", {}).get("psnr") for each in (own, found))
-            known = isinstance(before, float) and isinstance(after, float)
-            return {
-                "psnr_to_teacher": found.get("teacher", {}).get("psnr"),
-                "psnr_drop": after - before if known else None,
-            }
+            to_teacher = found.get("teacher", {})
+
+            def change(metric: str) -> float | None:
+                before, after = (each.get("ground_truth", {}).get(metric) for each in (own, found))
+                known = isinstance(before, float) and isinstance(after, float)
+                return after - before if known else None
+
+            figures = {"psnr_to_teacher": to_teacher.get("psnr"), "psnr_drop": change("psnr")}
+            if KL in to_teacher:
+                figures |= {"kl_to_teacher": to_teacher[KL], "top1_to_teacher": to_teacher[TOP1]}
+                figures["top1_change"] = change(TOP1)
+            return figures
 
         return {
             "name": kind,

@@ -29,6 +29,7 @@ from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.student import Needs, Statistics, gather_statistics
 from csa2glmha.metrics.complexity import Complexity, count_complexity
 from csa2glmha.metrics.evaluate import psnr_to_ground_truth, restore
+from csa2glmha.metrics.outputs import PSNR_SCALE
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.search.choices import Choice, all_choices
@@ -96,6 +97,11 @@ class RankSearch(Generic[ModelT]):
         if not choices:
             raise UsageError(
                 "no channel attention in this model that can be converted; csa2glmha inspect shows what it is"
+            )
+        if budget.kind == MAX_DROP and data.outputs.scale.metric != PSNR_SCALE.metric:
+            raise UsageError(
+                f"{budget}: is in decibels of PSNR, which logits of classes do not have; give --macs or "
+                "--params"
             )
         if budget.kind == MAX_DROP and data.examples(64, 0)[0].ground_truth is None:
             raise UsageError(
@@ -167,7 +173,7 @@ class RankSearch(Generic[ModelT]):
         measured = measure_choices(
             self.teacher, self.data, self.options, self.choices, batches, statistics, cache
         )
-        return statistics, SearchSpace(self.choices, self.costs, measured, self._count)
+        return statistics, SearchSpace(self.choices, self.costs, measured, self._count, self.data.outputs)
 
     def _count(self, configs: Mapping[str, GLMHAConfig]) -> Complexity:
         return count_configs(self.teacher, configs, self.shapes, self.finish)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict
 
-import numpy as np
-
 from csa2glmha.config.budget import MACS, MAX_DROP, PARAMS, Budget
 from csa2glmha.metrics.complexity import Complexity, format_macs, format_params
+from csa2glmha.metrics.outputs import IMAGES, Outputs, Scale, figure_of
 from csa2glmha.report.document import render_table
 from csa2glmha.report.schema_search import (
     Agreement,
@@ -32,13 +31,17 @@ COLUMNS = ((LOGITS, (16, 8, 4, 0)), (VALUES, (16, 8, 4)))
 
 
 def sensitivity_report(
-    choices: Mapping[Key, Sequence[Choice]], measured: Mapping[Key, Sequence[Measured]], crops: int
+    choices: Mapping[Key, Sequence[Choice]],
+    measured: Mapping[Key, Sequence[Measured]],
+    crops: int,
+    outputs: Outputs = IMAGES,
 ) -> Sensitivity:
     """What each layer's ranks cost in agreement with the teacher."""
     return Sensitivity(
+        metric=outputs.scale.metric,
         crops=crops,
         choices=tuple(
-            LayerChoice(**_figures(choice, value))
+            LayerChoice(**_figures(choice, value, outputs))
             for choice, value in _pairs(choices, measured)
             if not choice.full
         ),
@@ -68,10 +71,11 @@ class _Figures(TypedDict):
     rank_v: int | None
     error: float
     psnr_to_teacher: float | None
+    kl_to_teacher: float | None
     predicted: float
 
 
-def _figures(choice: Choice, value: Measured) -> _Figures:
+def _figures(choice: Choice, value: Measured, outputs: Outputs) -> _Figures:
     """Decibels are None where there is no error."""
     return _Figures(
         layer=choice.layer,
@@ -81,16 +85,17 @@ def _figures(choice: Choice, value: Measured) -> _Figures:
         rank_k=choice.ranks.k,
         rank_v=choice.ranks.v,
         error=value.error,
-        psnr_to_teacher=decibels_of(value.error) if value.error > 0 else None,
+        **figures_of(value.error if value.error > 0 else None, outputs),
         predicted=value.predicted,
     )
 
 
 def describe_sensitivity(found: Sensitivity) -> str:
-    """The table for people: PSNR to the teacher, where one side of one layer has a rank."""
+    """The table for people: agreement with the teacher, where one side of one layer has a rank."""
+    scale = found.scale
     names = list(dict.fromkeys(each.layer for each in found.choices))
     known: dict[tuple[str, str, int], float | None] = {
-        (each.layer, each.side, rank): each.psnr_to_teacher
+        (each.layer, each.side, rank): each.to_teacher
         for each in found.choices
         for rank in [each.rank_v if each.side == VALUES else each.rank_k]
         if each.rank_q is None and rank is not None
@@ -104,14 +109,14 @@ def describe_sensitivity(found: Sensitivity) -> str:
     rows = [
         (
             name,
-            *(_shown(known.get((name, side, rank))) for side, rank in columns),
+            *(_shown(known.get((name, side, rank)), scale) for side, rank in columns),
         )
         for name in names
     ]
     header = ("layer", *(f"{'k' if side == LOGITS else 'v'} {rank}" for side, rank in columns))
     lines = [
-        "PSNR to the teacher in dB where one layer alone has keys (k) or values (v) of a rank, "
-        f"{found.crops} held-out crops",
+        f"{scale.label}{' in' + scale.unit if scale.unit else ''} where one layer alone has keys (k) or "
+        f"values (v) of a rank, {found.crops} {scale.what}",
         "",
         render_table(rows, header),
         "",
@@ -126,8 +131,10 @@ def describe_sensitivity(found: Sensitivity) -> str:
     return "\n".join(lines)
 
 
-def _shown(decibels: float | None) -> str:
-    return "" if decibels is None else f"{decibels:.1f}"
+def _shown(figure: float | None, scale: Scale) -> str:
+    if figure is None:
+        return ""
+    return f"{figure:.1f}" if scale.unit else scale.number(figure)
 
 
 def _correlation(value: float | None) -> str:
@@ -151,11 +158,12 @@ def search_report(
     """
     uniform = uniform_curve(space)
     return Search(
+        metric=space.outputs.scale.metric,
         budget=BudgetAsked(kind=budget.kind, target=budget.target, absolute=budget.absolute),
         reached=Reached.model_validate({"macs": counted.macs, "params": counted.params, **reached}),
         predicted=Predicted(
             error=found.loss,
-            psnr_to_teacher=decibels_of(found.loss),
+            **figures_of(found.loss, space.outputs),
             uniform=tuple(uniform),
             searched=tuple(searched_curve(space, uniform, PARAMS if budget.kind == PARAMS else MACS)),
         ),
@@ -175,7 +183,10 @@ def _search_choices(space: SearchSpace, found: Allocation) -> Iterator[SearchCho
     saved = (each for key in space.choices for each in space.costs.saved[key])
     for (choice, value), (macs, params) in zip(_pairs(space.choices, space.measured), saved, strict=True):
         yield SearchChoice(
-            **_figures(choice, value), macs_saved=macs, params_saved=params, picked=choice in picked
+            **_figures(choice, value, space.outputs),
+            macs_saved=macs,
+            params_saved=params,
+            picked=choice in picked,
         )
 
 
@@ -204,7 +215,7 @@ def _predicted_point(space: SearchSpace, rank: int, picks: Sequence[int], error:
         macs=space.costs.lossless[0] - sum(macs for macs, _ in saved),
         params=space.costs.lossless[1] - sum(params for _, params in saved),
         error=error,
-        psnr_to_teacher=decibels_of(error),
+        **figures_of(error, space.outputs),
     )
 
 
@@ -243,11 +254,21 @@ def describe_found(report: Search) -> str:
     if predicted.error is not None and predicted.error <= 0:
         return f"{found}; full ranks keep to the budget, nothing is approximated"
     return (
-        f"{found}; predicted PSNR to the teacher {predicted.psnr_to_teacher:.2f} dB before distillation; "
+        f"{found}; predicted {report.scale.label} {report.scale.show(predicted.to_teacher or 0.0)} before "
+        f"distillation; "
         f"{report.optimality}"
     )
 
 
-def decibels_of(error: float) -> float:
-    """PSNR of a mean squared error, data range 1."""
-    return float(-10 * np.log10(max(error, 1e-20)))
+class _ToTeacher(TypedDict):
+    """An error by the names that records have for it."""
+
+    psnr_to_teacher: float | None
+    kl_to_teacher: float | None
+
+
+def figures_of(error: float | None, outputs: Outputs) -> _ToTeacher:
+    """An error to the teacher, None where there is none, as PSNR in dB or as KL divergence."""
+    figure = None if error is None else figure_of(outputs, error)
+    classes = outputs.scale.metric == "kl"
+    return _ToTeacher(psnr_to_teacher=None if classes else figure, kl_to_teacher=figure if classes else None)

@@ -1,7 +1,8 @@
 """What each layer's rank costs in agreement with the teacher, measured on held-out crops.
 
-One side of one layer is converted, everything else is the teacher's; the mean squared error of the output is
-what the choice costs. Such errors of different layers are next to uncorrelated, so they add up.
+One side of one layer is converted, everything else is the teacher's; the mean squared error of the output, or
+of logits the KL divergence, is what the choice costs. Such errors of different layers are next to
+uncorrelated, so they add up.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Measured:
     """One choice.
 
     Attributes:
-        error: mean squared error of the network's output, to the teacher's.
+        error: of the network's output, to the teacher's: mean squares, of logits the KL divergence in nats.
         predicted: relative error of the factorisation in its metric, squared, in closed form.
     """
 

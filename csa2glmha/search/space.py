@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.config.budget import MACS
+from csa2glmha.metrics.outputs import IMAGES, Outputs
 from csa2glmha.search.choices import Choice
 from csa2glmha.search.costs import Costs, CountStudent, Key
 from csa2glmha.search.sensitivity import Measured
@@ -21,14 +22,16 @@ class SearchSpace:
     Attributes:
         choices: the first of each is full rank.
         costs: counted.
-        measured: what each loses, in mean squared error to the teacher.
+        measured: what each loses, its error to the teacher.
         count: the complexity of a student.
+        outputs: of the network, which say what an error is.
     """
 
     choices: dict[Key, list[Choice]]
     costs: Costs
     measured: dict[Key, list[Measured]]
     count: CountStudent
+    outputs: Outputs = IMAGES
 
     def losses(self) -> list[list[float]]:
         """In the order of ``choices``."""

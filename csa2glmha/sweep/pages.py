@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from csa2glmha.checkpoint.student import STUDENT_FILE, load
+from csa2glmha.checkpoint.student import STUDENT_FILE, load_model
 from csa2glmha.core.progress import progress
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.open import open_data
-from csa2glmha.metrics.comparisons import compare_images
+from csa2glmha.metrics.comparisons import Comparison, compare_images
 from csa2glmha.metrics.evaluate import restore
 from csa2glmha.report.document import write_report
 from csa2glmha.report.html.page import write_html
@@ -34,7 +34,7 @@ def add_pareto(
         OutputError: the images are others than when a point was made.
     """
     options = points[0].options
-    teacher = load(checkpoint, options.weights)
+    teacher = load_model(checkpoint, options.weights, options).model
     data = open_data(teacher, options)
     examples = data.examples(options.input_size, options.seed)
     described = describe_images(data, examples)
@@ -42,13 +42,12 @@ def add_pareto(
         folder = output / point.folder
         report = read_record(folder)
         check_images(folder, report, described)
-        student = load(folder / STUDENT_FILE)
-        images = compare_images(examples, restore(teacher), restore(student), data.spectral)
-        report = report.model_copy(
-            update={
-                "pareto": Pareto(points=tuple(pareto)),
-                "comparisons": comparisons_of(images, report.comparisons),
-            }
-        )
+        changes: dict[str, object] = {"pareto": Pareto(points=tuple(pareto))}
+        images: list[Comparison] = []
+        if data.outputs.pictured:
+            student = load_model(folder / STUDENT_FILE, network=options).model
+            images = compare_images(examples, restore(teacher), restore(student), data.spectral)
+            changes["comparisons"] = comparisons_of(images, report.comparisons)
+        report = report.model_copy(update=changes)
         write_report(folder, report)
         write_html(folder, report, images)

@@ -7,19 +7,22 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from csa2glmha.metrics.outputs import KL_SCALE, PSNR_SCALE
 from csa2glmha.report.schema_search import ParetoPoint
+from csa2glmha.report.sections.scales import is_exact, with_unit
 
 STYLES = {"uniform": ("o-", "#1b4965", "one rank"), "auto": ("D--", "#e4572e", "searched ranks")}
 
 
 def plot_pareto(path: Path, points: Sequence[ParetoPoint]) -> None:
-    """Write a PNG or SVG (by the suffix) of PSNR to the teacher against MACs and, where measured, time.
+    """Write a PNG or SVG (by the suffix) of agreement with the teacher against MACs and, if measured, time.
 
     Args:
         path: of the file.
         points: as sweep.json has them.
     """
     timed = any(point.time_ratio is not None for point in points if point.kind != "teacher")
+    scale = KL_SCALE if any(point.kl_to_teacher is not None for point in points) else PSNR_SCALE
     costs = ["MACs, share of the teacher's"]
     if timed:
         costs.append("time in ONNX Runtime, share of the teacher's")
@@ -28,14 +31,14 @@ def plot_pareto(path: Path, points: Sequence[ParetoPoint]) -> None:
     for index, (plot, label) in enumerate(zip(plots, costs, strict=True)):
         for kind, (line, colour, title) in STYLES.items():
             known = sorted(
-                (cost, point.psnr_to_teacher, point.label)
+                (cost, agreement, point.label)
                 for point in points
                 for cost in [point.time_ratio if index else point.macs_ratio]
                 if point.kind == kind
                 and cost is not None
-                and point.psnr_to_teacher is not None
+                and (agreement := point.to_teacher) is not None
                 # A lossless student is at infinity, as far as rounding goes.
-                and point.psnr_to_teacher < 100
+                and not is_exact(scale, agreement)
             )
             if known:
                 plot.plot(
@@ -52,7 +55,9 @@ def plot_pareto(path: Path, points: Sequence[ParetoPoint]) -> None:
                     name, (x, y), (-6, 4), textcoords="offset points", fontsize=8, color=colour, ha="right"
                 )
         plot.set_xlabel(label, fontsize=9)
-        plot.set_ylabel("PSNR to the teacher, dB", fontsize=9)
+        plot.set_ylabel(with_unit(scale, scale.label), fontsize=9)
+        if not scale.unit:
+            plot.set_yscale("log")
         plot.tick_params(labelsize=8)
         plot.grid(alpha=0.25)
         plot.margins(x=0.2, y=0.12)  # room for the names beside the first points

@@ -248,7 +248,7 @@ def test_changed_code_is_told(student: Path, folder: Path, capsys: pytest.Captur
             1,
             "on an input of 1x3x128x192: ZeroDivisionError: there is no answer (my archs.py, line ",
         ),
-        ("Classifier", 1, "the network makes an output of 1x4, not images"),
+        ("Features", 1, "neither images nor logits of classes"),
         ("Guided", 1, "missing 1 required positional argument: 'guide'; if it takes other inputs"),
         ("no_network", 2, "returns a str, no nn.Module"),
         ("nothing", 2, "there is no 'nothing' in it; it has Attention, Block, Denoiser"),

@@ -12,6 +12,7 @@ import torch
 from csa2glmha.data.batches import Example
 from csa2glmha.families.registry import build
 from csa2glmha.metrics.evaluate import evaluate
+from csa2glmha.metrics.outputs import SPECTRA
 from csa2glmha.metrics.quality import out_of_range
 from tests.command_line import run
 
@@ -54,6 +55,6 @@ def test_run_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str], ga
     assert json.loads(out)["outputs_out_of_range"] == int(gain > 1)
     example = Example("a", (gain * torch.rand(1, BANDS, 16, 16),), None)
     models = {"teacher": lambda inputs: inputs[0][0], "student": lambda inputs: 0.5 * inputs[0][0]}
-    evaluated = evaluate(models, [example], "teacher", spectral=True)
+    evaluated = evaluate(models, [example], "teacher", SPECTRA)
     assert evaluated["teacher"].to_json().get("outputs_out_of_range", 0) == int(gain > 1)
     assert (said in capsys.readouterr().err) == (gain > 1)

@@ -175,15 +175,82 @@ class Routed(nn.Module):
         return image + 0.1 * expert(self.body(image))
 
 
+class TokenAttention(nn.Module):
+    """Across channels, on tokens (B, L, C), as classifiers have it."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.temperature = nn.Parameter(torch.full((heads, 1, 1), 3.0))
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, dim = x.shape
+        q, k, v = self.qkv(x).reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 4, 1)
+        logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.temperature
+        return self.proj((logits.softmax(dim=-1) @ v).permute(0, 3, 1, 2).reshape(batch, length, dim))
+
+
+class TokenBlock(nn.Module):
+    """Attention and two layers, each around a shortcut."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn = TokenAttention(dim, heads)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
 class Classifier(nn.Module):
-    """Makes no images."""
+    """Classes of images whose sides are multiples of 4.
+
+    Args:
+        classes: how many.
+        side: of the images, where positions are learned, so that they must have it; 0: they may have any.
+        auxiliary: return features, too, before the logits.
+    """
+
+    def __init__(self, classes: int = 4, side: int = 0, auxiliary: bool = False, dim: int = 12) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, dim, 4, stride=4)
+        self.positions = nn.Parameter(torch.randn(1, (side // 4) ** 2, dim)) if side else None
+        self.blocks = nn.ModuleList(TokenBlock(dim, 2) for _ in range(2))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, classes)
+        self.auxiliary = auxiliary
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.first(image).flatten(2).transpose(1, 2)
+        x = x if self.positions is None else x + self.positions
+        for block in self.blocks:
+            x = block(x)
+        logits = self.head(self.norm(x).mean(dim=1))
+        return (x, logits) if self.auxiliary else logits
+
+
+def classifier(seed: int = 0, sharp: float = 12.0, **arguments: object) -> nn.Module:
+    """One with weights that are the same every time, and classes that images differ in."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = Classifier(**arguments)
+        network.head.weight.data *= sharp
+    return network
+
+
+class Features(nn.Module):
+    """Makes neither images nor classes, but tokens."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, 4, 3)
+        self.first = nn.Conv2d(3, 4, 4, stride=4)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.first(image).mean((2, 3))
+        return self.first(image).flatten(2)
 
 
 class Filter(nn.Module):

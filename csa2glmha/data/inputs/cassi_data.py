@@ -19,6 +19,7 @@ from csa2glmha.data.inputs.cassi import (
 )
 from csa2glmha.data.inputs.scenes import open_scenes
 from csa2glmha.data.subset import split
+from csa2glmha.metrics.outputs import SPECTRA, Outputs
 
 #: Side of the parts that distillation trains on. Of parts of 96 x 96, MST-S learned nothing that held on
 #: whole scenes (45.14 to 45.24 dB in six minutes).
@@ -106,6 +107,10 @@ class CassiData:
     @property
     def held_out_images(self) -> int:
         return len(self.held_out)
+
+    @property
+    def outputs(self) -> Outputs:
+        return SPECTRA
 
     @property
     def spectral(self) -> bool:

@@ -41,6 +41,7 @@ from csa2glmha.data.sources import (
     wants_stretch,
 )
 from csa2glmha.data.views import DUAL_PIXEL_CHANNELS
+from csa2glmha.metrics.outputs import IMAGES, SPECTRA, Outputs
 
 
 class ImageInputs:
@@ -50,9 +51,9 @@ class ImageInputs:
         """All but what is stretched."""
         return not wants_stretch(channels, bands)
 
-    def spectral(self, network: NetworkFacts) -> bool:
-        """As the numbers of channels tell."""
-        return is_spectral(network.channels, network.bands)
+    def outputs(self, network: NetworkFacts) -> Outputs:
+        """Images or spectra, as the numbers of channels tell."""
+        return SPECTRA if is_spectral(network.channels, network.bands) else IMAGES
 
     def stretches(self, network: NetworkFacts, options: DataOptions) -> bool:
         """Never."""
@@ -86,7 +87,7 @@ class ImageInputs:
     ) -> Examples:
         """All images of a folder, or the photographs that come with scikit-image."""
         _refuse(network, options)
-        stretched, spectral = self.stretches(network, options), self.spectral(network)
+        stretched, spectral = self.stretches(network, options), self.outputs(network) is SPECTRA
         if options.data is not None:  # before the question for a ground truth of images that are not there
             wanted = "images" if network.channels in IMAGE_CHANNELS else "cubes"
             check_folder(options.data, "folder", wanted)
@@ -106,7 +107,7 @@ class ImageInputs:
         """Image files, two views of each, or cubes."""
         _refuse(network, options)
         stretched, channels = self.stretches(network, options), network.channels
-        suffix = cube_suffix if self.spectral(network) else ""
+        suffix = cube_suffix if self.outputs(network) is SPECTRA else ""
         if channels == DUAL_PIXEL_CHANNELS:
             return FileInputs(image_formats(suffix, network.bands, views=True), lambda files: _read_views)
         if channels in IMAGE_CHANNELS:

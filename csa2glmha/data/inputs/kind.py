@@ -20,6 +20,7 @@ from csa2glmha.config.options import WorkOptions
 from csa2glmha.data import arrays, images
 from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.data.stored import StoredImage
+from csa2glmha.metrics.outputs import Outputs
 from csa2glmha.networks import RestorationModel
 
 IMAGES, RGB_TO_SPECTRA, CASSI = "images", "rgb-to-spectra", "cassi"
@@ -153,8 +154,8 @@ class InputKind(Protocol):
         """Whether networks of so many channels in and out take this kind."""
         ...
 
-    def spectral(self, network: NetworkFacts) -> bool:
-        """Whether the outputs are spectra, not images."""
+    def outputs(self, network: NetworkFacts) -> Outputs:
+        """What the network makes."""
         ...
 
     def stretches(self, network: NetworkFacts, options: DataOptions) -> bool:

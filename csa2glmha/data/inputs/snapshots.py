@@ -41,6 +41,7 @@ from csa2glmha.data.inputs.recorded import (
 from csa2glmha.data.inputs.refusals import refuse_image_options, refuse_no_stretch
 from csa2glmha.data.inputs.scenes import open_scenes
 from csa2glmha.data.inputs.units import white_of_files
+from csa2glmha.metrics.outputs import SPECTRA, Outputs
 
 
 class CassiSnapshots:
@@ -50,9 +51,9 @@ class CassiSnapshots:
         """Cubes whatever their number of bands: six are no dual-pixel views here."""
         return True
 
-    def spectral(self, network: NetworkFacts) -> bool:
-        """Always."""
-        return True
+    def outputs(self, network: NetworkFacts) -> Outputs:
+        """Spectra."""
+        return SPECTRA
 
     def stretches(self, network: NetworkFacts, options: DataOptions) -> bool:
         """Never."""

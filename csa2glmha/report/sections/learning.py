@@ -4,32 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from csa2glmha.metrics.outputs import SCALES, Scale
 from csa2glmha.report.blocks import Block, Chart, Fold, Legend, Marker, Note, Series, Table
 from csa2glmha.report.headline import STAGE_TITLES
-from csa2glmha.report.schema import CurvePoint, Distillation, Report, Stage
+from csa2glmha.report.schema import CurvePoint, Distillation, Report
 from csa2glmha.report.sections.axes import axis_of
-from csa2glmha.report.sections.numbers import finite, fixed, known, short, signed
+from csa2glmha.report.sections.numbers import finite, short
+from csa2glmha.report.sections.scales import column, gained, scale_axis, shown, with_unit
 
 _COLOURS = {"start": "var(--before)", "layers": "var(--rank-v)", "end": "var(--student)"}
 
 
 def learning_blocks(report: Report) -> list[Block]:
-    """PSNR to the teacher while the student learns."""
+    """Agreement with the teacher while the student learns."""
     result = report.distillation
     if result is None:
         return [Note("None: the student is the initialisation.", quiet=False)]
+    scale = SCALES[result.metric]
     return [
         Note(_sentence(result)),
         *_curve(result),
         Table(
-            ("stage", "steps", "minutes", "PSNR to teacher, dB", "gained, dB"),
+            ("stage", "steps", "minutes", column(scale), with_unit(scale, "gained")),
             [
                 (
                     STAGE_TITLES.get(stage.stage, stage.stage),
                     str(stage.steps),
                     f"{stage.seconds / 60:.1f}",
-                    f"{fixed(stage.before, 2)} → {fixed(stage.after, 2)}",
-                    _gain(stage),
+                    f"{shown(scale, stage.before)} → {shown(scale, stage.after)}",
+                    gained(scale, stage.before, stage.after),
                 )
                 for stage in result.stages
             ],
@@ -40,9 +43,10 @@ def learning_blocks(report: Report) -> list[Block]:
 
 
 def _sentence(result: Distillation) -> str:
+    scale = SCALES[result.metric]
     sentence = (
-        f"{result.steps} steps in {result.seconds / 60:.1f} minutes; PSNR to the teacher on held-out "
-        f"crops {fixed(result.before, 2)} → {fixed(result.after, 2)} dB. "
+        f"{result.steps} steps in {result.seconds / 60:.1f} minutes; {scale.label} on {scale.what} "
+        f"{shown(scale, result.before)} → {shown(scale, result.after)}{scale.unit}. "
         f"The weights of step {result.best_step} were kept."
     )
     if result.skipped:
@@ -51,8 +55,9 @@ def _sentence(result: Distillation) -> str:
 
 
 def _curve(result: Distillation) -> list[Block]:
-    curve = [point for point in result.curve if finite(point.psnr) is not None]
-    series = _series(curve)
+    scale = SCALES[result.metric]
+    curve = [point for point in result.curve if finite(point.figure) is not None]
+    series = _series(curve, scale)
     if not series:
         return []
     markers = [
@@ -61,12 +66,13 @@ def _curve(result: Distillation) -> list[Block]:
         if point.step == result.best_step and point.step
     ][-1:]
     x = axis_of("minutes", [point.minutes for point in curve], zero=True, margin=0.02)
-    y = axis_of("PSNR to the teacher, held-out crops, dB", known(p.psnr for p in curve), least=0.5)
-    label = "PSNR to the teacher over the minutes of distillation"
+    figures = [point.figure for point in curve]
+    y = scale_axis(scale, f"{scale.label}, {scale.what}", figures, margin=0.06, least=0.5)
+    label = f"{scale.label} over the minutes of distillation"
     return [Legend.of(series), Chart(label, series, x, y, markers)]
 
 
-def _series(curve: Sequence[CurvePoint]) -> list[Series]:
+def _series(curve: Sequence[CurvePoint], scale: Scale) -> list[Series]:
     stages = list(dict.fromkeys(point.stage for point in curve))
     series = []
     for index, stage in enumerate(stages):
@@ -74,37 +80,36 @@ def _series(curve: Sequence[CurvePoint]) -> list[Series]:
             continue
         # A stage begins where the one before it ended.
         before = [point for point in curve if point.stage in stages[:index]][-1:]
-        shown = before + [point for point in curve if point.stage == stage]
+        points = before + [point for point in curve if point.stage == stage]
         series.append(
             Series(
                 STAGE_TITLES.get(stage, stage),
-                [(point.minutes, finite(point.psnr) or 0.0) for point in shown],
+                [(point.minutes, finite(point.figure) or 0.0) for point in points],
                 _COLOURS.get(stage, "var(--student)"),
                 dots="circle" if len(curve) < 60 else "",
-                notes=[f"step {p.step}, {p.minutes:.1f} minutes: {p.psnr:.2f} dB" for p in shown],
+                notes=[
+                    f"step {p.step}, {p.minutes:.1f} minutes: {shown(scale, p.figure)}{scale.unit}"
+                    for p in points
+                ],
             )
         )
     return series
 
 
 def _curve_table(result: Distillation) -> list[Block]:
+    scale = SCALES[result.metric]
     rows = [
         (
             STAGE_TITLES.get(point.stage, point.stage),
             str(point.step),
             f"{point.minutes:.1f}",
             "" if (loss := finite(point.loss)) is None else short(loss),
-            fixed(point.psnr, 2),
+            shown(scale, point.figure),
         )
         for point in result.curve
     ]
-    header = ("stage", "step", "minutes", "loss", "PSNR to teacher, dB")
+    header = ("stage", "step", "minutes", "loss", column(scale))
     return [
         Table(header, rows, "The curve of the distillation"),
         Note("The losses of the two stages are in units of their own."),
     ]
-
-
-def _gain(stage: Stage) -> str:
-    before, after = finite(stage.before), finite(stage.after)
-    return "" if before is None or after is None else signed(after - before, 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from csa2glmha.report.blocks import Block, Chart, Fold, Group, Heading, Legend, Note, Series, Table
-from csa2glmha.report.headline import channel_of, metrics_of
+from csa2glmha.report.metrics import channel_of, metrics_of
 from csa2glmha.report.part import Figure
 from csa2glmha.report.schema import Against, Report
 from csa2glmha.report.sections.axes import axis_of
@@ -42,19 +42,16 @@ def quality_blocks(report: Report) -> list[Block]:
 
 def _metrics(report: Report) -> list[Block]:
     rows: list[list[str]] = []
-    comparisons: tuple[tuple[Against, str], ...] = (
-        ("teacher", "to the teacher"),
-        ("ground_truth", "to the ground truth"),
-    )
-    for against, words in comparisons:
-        for metric, label, unit, to_teacher, to_ground_truth in metrics_of(channel_of(report)):
+    comparisons: tuple[Against, ...] = ("teacher", "ground_truth")
+    for against in comparisons:
+        for metric in metrics_of(channel_of(report)):
             values = [
-                report.figure(name, against, metric) for name in ("teacher", "initialisation", "student")
+                report.figure(name, against, metric.name) for name in ("teacher", "initialisation", "student")
             ]
             if any(value is not None for value in values):
-                digits = to_teacher if against == "teacher" else to_ground_truth
-                cells = ["" if value is None else fixed(value, digits) for value in values]
-                rows.append([f"{label} {words}{',' + unit if unit else ''}", *cells])
+                cells = ["" if value is None else metric.shown(value, against) for value in values]
+                unit = f",{metric.unit}" if metric.unit else ""
+                rows.append([metric.title(against, "the ") + unit, *cells])
     if not rows:
         return []
     header = ["metric", "teacher", "before distillation", "student"]

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 
 from csa2glmha.metrics.complexity import BY_VALUES, format_macs, format_params
+from csa2glmha.metrics.outputs import Scale
 from csa2glmha.report.blocks import Card, Summary, Table
-from csa2glmha.report.headline import channel_of, headline_rows, metrics_of, rank_text, time_share
+from csa2glmha.report.headline import headline_rows, rank_text, time_share
+from csa2glmha.report.metrics import channel_of, metrics_of
+from csa2glmha.report.part import Figure
 from csa2glmha.report.schema import Report
 from csa2glmha.report.schema_search import BudgetAsked, Search
-from csa2glmha.report.sections.numbers import MINUS, TIMES, finite, fixed, percent_change, signed
+from csa2glmha.report.sections.classes import NOTE as CLASSES_NOTE
+from csa2glmha.report.sections.classes import cards_of_classes, cost_of_classes
+from csa2glmha.report.sections.numbers import MINUS, TIMES, finite, fixed, percent_change, short, signed
 
 PICTURE_FILE, SPECTRA_FILE = "comparison.png", "spectra.png"
 
@@ -23,8 +28,9 @@ _BUDGETS = {
 }
 _NOTE = (
     "MACs count one multiply-add of convolutions and matrix products as one; FLOPs are twice "
-    "that plus element-wise arithmetic. PSNR and SSIM are means over images, clipped to [0, 1]."
+    "that plus element-wise arithmetic. "
 )
+_OF_IMAGES = "PSNR and SSIM are means over images, clipped to [0, 1]."
 
 
 def summary_of(report: Report) -> Summary:
@@ -43,9 +49,14 @@ def summary_of(report: Report) -> Summary:
         search=None if report.search is None else search_sentence(report.search),
         cards=_cards(report),
         figures=Table(("", "before", "after", "ratio"), rows, "Figures before and after"),
-        notes=[_NOTE, *([f"{BY_VALUES[0].upper()}{BY_VALUES[1:]}."] if report.complexity.by_values else [])],
+        notes=_notes(report),
         pictures=_pictures(report),
     )
+
+
+def _notes(report: Report) -> list[str]:
+    notes = [_NOTE + (CLASSES_NOTE if report.classifies else _OF_IMAGES)]
+    return [*notes, f"{BY_VALUES[0].upper()}{BY_VALUES[1:]}."] if report.complexity.by_values else notes
 
 
 def _pictures(report: Report) -> list[tuple[str, str]]:
@@ -78,6 +89,8 @@ def _change(before: float, after: float, what: str) -> str:
 
 
 def _cost(report: Report) -> str:
+    if report.classifies:
+        return cost_of_classes(report)
     drop, agreement = report.psnr_drop, report.figure("student", "teacher", "psnr")
     if agreement == math.inf or (finite(agreement) or 0) > _EXACT_DB:
         return "with the same outputs but for rounding"
@@ -99,8 +112,8 @@ def search_sentence(search: Search) -> str:
         *([] if finite(found.psnr_drop) is None else [f"change of PSNR {fixed(found.psnr_drop, 3, ' dB')}"]),
         *(
             []
-            if finite(found.psnr_to_teacher) is None
-            else [f"PSNR to the teacher before distillation {fixed(found.psnr_to_teacher, 3, ' dB')}"]
+            if finite(found.to_teacher) is None
+            else [f"{search.scale.label} before distillation {_precise(search.scale, found.to_teacher)}"]
         ),
     ]
     kind = _BUDGETS.get(search.budget.kind, search.budget.kind)
@@ -109,6 +122,10 @@ def search_sentence(search: Search) -> str:
     if finite(search.gap) is not None:
         text += f"; gap to the optimum {search.gap:.3g}"
     return text + (f" ({search.optimality})." if search.optimality else ".")
+
+
+def _precise(scale: Scale, figure: Figure) -> str:
+    return fixed(figure, 3, scale.unit) if scale.unit else short(figure)
 
 
 def _target(budget: BudgetAsked) -> str:
@@ -139,7 +156,9 @@ def _cards(report: Report) -> list[Card]:
 
 
 def _quality_cards(report: Report) -> list[Card]:
-    psnr = metrics_of(channel_of(report))[0][1]
+    if report.classifies:
+        return cards_of_classes(report)
+    psnr = metrics_of(channel_of(report))[0].label
     cards = []
     if report.psnr_drop is not None:
         own, student = (
