@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from csa2glmha.metrics.outputs import Name
+from csa2glmha.metrics.outputs import SCALES, Name, Scale
 from csa2glmha.report.part import Count, Figure, Part
 from csa2glmha.report.schema_search import Baseline, Metric, Pareto, Search
 
@@ -180,10 +180,11 @@ class Distillation(Part):
     """As :class:`csa2glmha.distill.result.DistillResult`, and settings that have no option.
 
     Attributes:
-        metric: "psnr" in dB, or of logits "kl" in nats: what before, after and points of the curve are.
+        metric: "psnr" in dB, or of logits "kl" in nats: what before, after and the curve are; earlier
+            reports do not say "psnr".
     """
 
-    metric: Metric = "psnr"
+    metric: Metric | None = None
 
     layer_share: float | None = None
     layer_rate: float | None = None
@@ -197,6 +198,11 @@ class Distillation(Part):
     stopped: str = ""
     stages: tuple[Stage, ...]
     curve: tuple[CurvePoint, ...]
+
+    @property
+    def scale(self) -> Scale:
+        """How the metric is told."""
+        return SCALES[self.metric or "psnr"]
 
 
 class Parity(Part):

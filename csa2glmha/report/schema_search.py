@@ -112,7 +112,7 @@ class SearchChoice(LayerChoice):
 class Sensitivity(Part):
     """What each layer's ranks cost in agreement with the teacher, by a metric of :data:`SCALES`."""
 
-    metric: Metric = "psnr"
+    metric: Metric | None = None
 
     crops: int
     choices: tuple[LayerChoice, ...]
@@ -121,18 +121,18 @@ class Sensitivity(Part):
     @property
     def scale(self) -> Scale:
         """How the metric is told."""
-        return SCALES[self.metric]
+        return SCALES[self.metric or "psnr"]
 
 
 class Search(Part):
     """A rank search.
 
     Attributes:
-        metric: of errors to the teacher, one of :data:`SCALES`.
+        metric: of errors to the teacher, one of :data:`SCALES`; earlier reports do not say "psnr".
         gap: to the least error that these ranks allow, as a share of it; None where that is not known.
     """
 
-    metric: Metric = "psnr"
+    metric: Metric | None = None
     budget: BudgetAsked
     reached: Reached
     predicted: Predicted
@@ -144,7 +144,7 @@ class Search(Part):
     @property
     def scale(self) -> Scale:
         """How the metric is told."""
-        return SCALES[self.metric]
+        return SCALES[self.metric or "psnr"]
 
 
 class BaselineQuality(Part):

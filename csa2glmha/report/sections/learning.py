@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from csa2glmha.metrics.outputs import SCALES, Scale
+from csa2glmha.metrics.outputs import Scale
 from csa2glmha.report.blocks import Block, Chart, Fold, Legend, Marker, Note, Series, Table
 from csa2glmha.report.headline import STAGE_TITLES
 from csa2glmha.report.schema import CurvePoint, Distillation, Report
@@ -20,7 +20,7 @@ def learning_blocks(report: Report) -> list[Block]:
     result = report.distillation
     if result is None:
         return [Note("None: the student is the initialisation.", quiet=False)]
-    scale = SCALES[result.metric]
+    scale = result.scale
     return [
         Note(_sentence(result)),
         *_curve(result),
@@ -43,7 +43,7 @@ def learning_blocks(report: Report) -> list[Block]:
 
 
 def _sentence(result: Distillation) -> str:
-    scale = SCALES[result.metric]
+    scale = result.scale
     sentence = (
         f"{result.steps} steps in {result.seconds / 60:.1f} minutes; {scale.label} on {scale.what} "
         f"{shown(scale, result.before)} → {shown(scale, result.after)}{scale.unit}. "
@@ -55,7 +55,7 @@ def _sentence(result: Distillation) -> str:
 
 
 def _curve(result: Distillation) -> list[Block]:
-    scale = SCALES[result.metric]
+    scale = result.scale
     curve = [point for point in result.curve if finite(point.figure) is not None]
     series = _series(curve, scale)
     if not series:
@@ -97,7 +97,7 @@ def _series(curve: Sequence[CurvePoint], scale: Scale) -> list[Series]:
 
 
 def _curve_table(result: Distillation) -> list[Block]:
-    scale = SCALES[result.metric]
+    scale = result.scale
     rows = [
         (
             STAGE_TITLES.get(point.stage, point.stage),

@@ -12,7 +12,7 @@ from csa2glmha.report.schema import Report
 from csa2glmha.report.schema_search import PredictedPoint, Search, SearchChoice
 from csa2glmha.report.sections.analysis import depth_colour, depth_legend
 from csa2glmha.report.sections.axes import Axis, axis_of
-from csa2glmha.report.sections.numbers import MINUS, finite, fixed
+from csa2glmha.report.sections.numbers import MINUS, UNKNOWN, finite, fixed
 from csa2glmha.report.sections.scales import column, gained, is_exact, scale_axis, shown, with_unit
 
 _SIDES = (("logits", "queries and keys"), ("values", "values"))
@@ -78,7 +78,7 @@ def _predictions(search: Search, uniform: Sequence[Costed], own: Count, teacher:
             fixed(cost / teacher, 3),
             shown(scale, point.to_teacher),
             shown(scale, by_rank.get(point.rank)),
-            gained(scale, point.to_teacher, by_rank.get(point.rank)),
+            gained(scale, point.to_teacher, by_rank.get(point.rank)) or UNKNOWN,
         )
         for point, (cost, _, _) in zip(search.predicted.uniform, uniform, strict=True)
     ]
