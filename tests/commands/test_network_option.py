@@ -81,6 +81,22 @@ def test_inspect_says_what_is_refused_and_why(capsys: pytest.CaptureFixture[str]
     assert "also sees all pixels, so that tiles differ: norm over all pixels in bottom.attn" in out
 
 
+def test_inspect_says_what_lies_beside_an_attention(capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["-", "--network", "my archs.py:gated"]
+    code, out, err = run("inspect", *own, "--rank", "2", capsys=capsys)
+    assert code == 0, err
+    beside = "beside: a product with another map between the attention and its output projection"
+    assert f"2 layers (1 with depthwise projections; 1 with depthwise projections, {beside})" in out
+    found = {}
+    for rank in ("2", "full"):
+        code, out, err = run("inspect", *own, "--rank", rank, "--json", capsys=capsys)
+        found[rank] = json.loads(out)["layers"][1]
+    assert found["2"]["macs_estimate"] < found["2"]["macs"]
+    assert found["2"]["route"].endswith("the rest as it was")
+    assert found["full"]["macs_estimate"] == found["full"]["macs"]
+    assert found["full"]["route"] == "as it is: it would be no cheaper"
+
+
 def test_a_network_without_attention_is_not_converted(capsys: pytest.CaptureFixture[str]) -> None:
     line = complaint(
         "convert", "-", "--network", "my archs.py:Filter", *DATA, *SHORT, "-o", "no", capsys=capsys, code=2

@@ -102,6 +102,30 @@ def build(seed: int = 0, **arguments: object) -> nn.Module:
     return network
 
 
+class GatedAttention(Attention):
+    """With a gate on the attended values, before the output projection."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__(dim, heads)
+        self.gate = nn.Conv2d(dim, dim, 1)
+        self.temperature.data.fill_(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.spread(self.to_qkv(x)).chunk(3, dim=1)
+        q, k, v = (part.reshape(x.shape[0], self.heads, -1, x.shape[2] * x.shape[3]) for part in parts)
+        logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.temperature
+        return self.out((logits.softmax(dim=-1) @ v).reshape(x.shape) * self.gate(x).sigmoid())
+
+
+def gated(seed: int = 0) -> nn.Module:
+    """The same network with such an attention on the lower level."""
+    network = build(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network.bottom.attn = GatedAttention(8, 2)
+    return network
+
+
 class Signed(nn.Module):
     """The same for values from ``low`` to ``high``, refused outside of these."""
 
