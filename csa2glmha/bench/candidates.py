@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from csa2glmha.bench.noise import noise
 from csa2glmha.checkpoint import is_student
+from csa2glmha.checkpoint.foreign import as_of_student
+from csa2glmha.checkpoint.read import header_of
 from csa2glmha.checkpoint.student import load_model
 from csa2glmha.config.network import NetworkOptions
 from csa2glmha.core.environment import thread_count
@@ -57,6 +59,14 @@ class Candidate:
     runtime: str
     shapes: tuple[tuple[int, ...], ...]
     run: Callable[[], None]
+
+
+def as_of_students(paths: Sequence[Path], settings: Settings) -> Settings:
+    """The settings in which a student's file says of --network what they leave open, for its teacher."""
+    options = settings.network
+    for path in paths:
+        options = None if options is None else as_of_student(header_of(path), options)
+    return replace(settings, network=options)
 
 
 def open_candidates(paths: Sequence[Path], settings: Settings) -> list[Candidate]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from csa2glmha.checkpoint.networks import OneNetwork
 from csa2glmha.checkpoint.read import Checkpoint, read_checkpoint
 from csa2glmha.config.network import NO_FILE, NetworkOptions
 from csa2glmha.core.errors import CheckpointError
+from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import shown
 from csa2glmha.families.family import load_strictly
 from csa2glmha.networks.builder import Origin, build_network, label_of
@@ -25,6 +26,8 @@ from csa2glmha.reading.own import read_foreign
 
 #: The entry of a student's metadata on a network that is built elsewhere, and what of it is for each layer.
 NETWORK, REPLACEMENTS = "network", "replacements"
+
+OptionsT = TypeVar("OptionsT", bound=NetworkOptions)
 
 
 def load_foreign(
@@ -83,7 +86,7 @@ def foreign_template(
     network, origin = build_network(options.network, given)
     asked = {"example", "value_range", "output_index"} & options.model_fields_set
     if interface is None or asked:
-        interface = _probed(network, options)
+        interface = _probed(network, as_of_student(student.metadata, options))
     change = None if then is None else origin.changed_since(then)
     notes = () if change is None else (f"since this student was made, {change}",)
     model = ForeignNetwork(network, interface, origin)
@@ -92,6 +95,31 @@ def foreign_template(
     else:  # a file of before there were any
         read_foreign(model)
     return model, notes
+
+
+def as_of_student(metadata: Mapping[str, str], options: OptionsT) -> OptionsT:
+    """The options for a student's teacher: what they leave open is as the student's file has it.
+
+    Args:
+        metadata: of the student.
+        options: of --network; what was given stays.
+    """
+    if options.network is None or NETWORK not in metadata:
+        return options
+    try:
+        told = json.loads(metadata[NETWORK])
+        then = _origin(told)
+        face = Interface.from_json(told["interface"])
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return options  # loading the student says what is wrong with it
+    found: dict[str, Any] = {
+        "network_arg": () if then is None else tuple(f"{k}={dumps(v)}" for k, v in then.arguments.items()),
+        "example": tuple("x".join(map(str, shape)) for shape in face.shapes),
+        "value_range": face.value_range,
+        "output_index": face.output_index,
+    }
+    given = options.model_fields_set
+    return options.model_copy(update={name: value for name, value in found.items() if name not in given})
 
 
 def described(model: nn.Module) -> dict[str, Any]:

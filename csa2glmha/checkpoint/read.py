@@ -92,11 +92,16 @@ def read_checkpoint(
 
 def is_student(path: Path) -> bool:
     """Whether a file is one of a converted network, by its header alone."""
+    return header_of(path).get("format") == STUDENT_FORMAT
+
+
+def header_of(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; empty of any other."""
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == STUDENT_FORMAT
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError):
-        return False
+        return {}
 
 
 def _open(

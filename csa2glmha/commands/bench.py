@@ -11,7 +11,7 @@ from typing import Any
 import onnxruntime
 import torch
 
-from csa2glmha.bench.candidates import Candidate, Settings, open_candidates
+from csa2glmha.bench.candidates import Candidate, Settings, as_of_students, open_candidates
 from csa2glmha.bench.memory import measure_apart
 from csa2glmha.bench.rounds import Patience, time_in_turns
 from csa2glmha.core.environment import cpu_count, thread_count
@@ -31,6 +31,7 @@ def run_bench(paths: Sequence[Path], settings: Settings, patience: Patience) -> 
     Raises:
         Csa2GlmhaError: a file cannot be run.
     """
+    settings = as_of_students(paths, settings)
     candidates = open_candidates(paths, settings)
     sizes = {candidate.shapes[0][-2:] for candidate in candidates}
     if len(sizes) > 1:

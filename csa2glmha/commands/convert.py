@@ -27,6 +27,7 @@ from csa2glmha.distill.job import check_ground_truth, check_training, identity_o
 from csa2glmha.distill.processes import launched_processes
 from csa2glmha.families.registry import specialise_of
 from csa2glmha.metrics.evaluate import check_sizes
+from csa2glmha.metrics.value_range import range_hint
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import convertible_layers
 from csa2glmha.report.schema import Report
@@ -189,15 +190,20 @@ def begin(checkpoint: Path, options: ConvertOptions, workspace: Workspace) -> Fi
     state = workspace.begin(identity, options, plan.distilled)
     for note in (*loaded.checkpoint.notes, *data.notes):
         say(note)
+    teacher = loaded.model.to(prepared.device).requires_grad_(False)
+    examples = data.examples(options.input_size, options.seed)
+    hint = range_hint(teacher, examples[0])
+    if hint is not None:
+        say(f"{teacher.architecture}: {hint}")
     torch.manual_seed(options.seed)
     searched = prepared.search is not None
     return FileRun(
-        teacher=loaded.model.to(prepared.device).requires_grad_(False),
+        teacher=teacher,
         options=options,
         data=data,
         plan=plan,
         device=prepared.device,
-        examples=data.examples(options.input_size, options.seed),
+        examples=examples,
         shapes=_shapes_at(data.frame(options.input_size)),
         finish=_finish(data, options),
         search=prepared.search,

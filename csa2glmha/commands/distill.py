@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from csa2glmha.checkpoint import Checkpoint
+from csa2glmha.checkpoint.foreign import as_of_student
 from csa2glmha.checkpoint.student import (
     TEACHER_VALUES,
     LoadedModel,
@@ -133,7 +134,7 @@ def _open_pair(student: Path, teacher: Path, options: ConvertOptions) -> _Pair:
     loaded = load_model(student, network=options)
     metadata = loaded.checkpoint.metadata
     made_from = metadata.get("teacher_weights")
-    original = load_model(teacher, options.weights or made_from, options)
+    original = load_model(teacher, options.weights or made_from, as_of_student(metadata, options))
     if not loaded.is_student:
         raise UsageError(f"{student}: is not a student; make one with csa2glmha convert {student}")
     if original.is_student:

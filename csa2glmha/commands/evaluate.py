@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from csa2glmha.checkpoint.foreign import as_of_student
 from csa2glmha.config.options import WorkOptions
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.files import sha256_of
@@ -18,6 +19,7 @@ from csa2glmha.inference.model import OpenModel, open_model
 from csa2glmha.metrics.evaluate import Restore
 from csa2glmha.metrics.outputs import Meter, Outputs
 from csa2glmha.metrics.quality import CHANNEL_NAMES, RANGE_HINT, SSIM_WINDOW, QualityMeter
+from csa2glmha.metrics.value_range import range_hint
 from csa2glmha.report.document import render_table
 from csa2glmha.report.metrics import Metric, metrics_of
 
@@ -36,6 +38,7 @@ def _open_both(
     if teacher is None:
         return opener(model, options.device, options.weights, options), None
     opened = opener(model, options.device, network=options)
+    options = as_of_student(opened.metadata, options)
     weights, made_from = options.weights, opened.metadata
     known = weights is None and "teacher_weights" in made_from and teacher.is_file()
     if known and made_from.get("teacher_sha256") == sha256_of(teacher):
@@ -88,6 +91,10 @@ def evaluate_file(
         raise UsageError(
             f"{options.data}: no ground truth to compare with; give --teacher to compare with its outputs"
         )
+    for network in (opened.network, None if other is None else other.network):
+        hint = None if network is None else range_hint(network, examples[0])
+        if network is not None and hint is not None:
+            say(f"{network.architecture}: {hint}")
     meters = _measure(opened.run, None if other is None else other.run, examples, outputs, channel == "y")
     return {
         "model": display_name(model),

@@ -66,7 +66,11 @@ class NetworkOptions(Options):
         Raises:
             UsageError: --network has another form, or is not given.
         """
-        where, colon, name = (self.network or "").rpartition(":")
+        if self.network is None:
+            raise UsageError(
+                f"{NO_FILE}: stands for a network that brings its weights; name it with --network"
+            )
+        where, colon, name = self.network.rpartition(":")
         if not (where and colon and name.replace(".", "").isidentifier()):
             raise UsageError(
                 f"--network {shortened(self.network)}: give package.module:name or path/to/file.py:name, the "
@@ -79,9 +83,14 @@ class NetworkOptions(Options):
         """Keyword arguments of the builder.
 
         Raises:
-            UsageError: one is not of the form name=value.
+            UsageError: one is not of the form name=value, or is given twice.
         """
-        return dict(map(_argument, self.network_arg))
+        found: dict[str, JsonValue] = {}
+        for name, value in map(_argument, self.network_arg):
+            if name in found:
+                raise UsageError(f"--network-arg {name}: is given twice; give one value")
+            found[name] = value
+        return found
 
     @property
     def example_shapes(self) -> tuple[tuple[int, ...], ...]:

@@ -71,7 +71,7 @@ def _own_code_hint(state: Mapping[str, Tensor]) -> str:
     """What can be done with an unknown network that seems to have channel attention."""
     groups = attention_groups(state)
     if not groups:
-        return ""
+        return ". If it is of a network of your own, name its code with --network"
     count = f"{len(groups)} groups that look" if len(groups) > 1 else "1 group that looks"
     return (
         f". It contains {count} like channel attention (first: {shown(groups[0] or 'at the top')}); if you "

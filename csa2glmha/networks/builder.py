@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -73,6 +74,7 @@ def build_network(builder: str, arguments: Mapping[str, JsonValue]) -> tuple[nn.
         try:
             module = _module(where, builder)
             make = _named(module, name, builder)
+            _check_arguments(make, arguments, builder)
             network = make(**arguments)
         except (UsageError, NetworkError):
             raise
@@ -141,8 +143,10 @@ def _named(module: ModuleType, name: str, builder: str) -> Callable[..., object]
     for part in name.split("."):
         if not hasattr(found, part):
             names = [each for each, value in vars(module).items() if _is_builder(value, module)]
+            near = difflib.get_close_matches(part[:100], names[:1000], n=1)
             known = f"it has {', '.join(names[:5])}" if names else "it has none of its own"
-            raise UsageError(f"--network {shown(builder)}: there is no {name!r} in it; {known}")
+            meant = f"is {near[0]} meant? " if near else ""
+            raise UsageError(f"--network {shown(builder)}: there is no {name!r} in it; {meant}{known}")
         found = getattr(found, part)
     if not callable(found) or isinstance(found, nn.Module):
         raise UsageError(
@@ -150,6 +154,30 @@ def _named(module: ModuleType, name: str, builder: str) -> Callable[..., object]
             "that returns an nn.Module"
         )
     return found
+
+
+def _check_arguments(make: Callable[..., object], arguments: Mapping[str, JsonValue], builder: str) -> None:
+    """Raise UsageError for names that the builder does not take, and for those that it misses."""
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):  # some written in C have none
+        return
+    if any(each.kind is each.POSITIONAL_ONLY and each.default is each.empty for each in parameters):
+        return  # only its own error says what it is called with
+    named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    names = [each.name for each in named]
+    takes = f"it takes {', '.join(names)}" if names else "it takes no arguments"
+    unknown = [name for name in arguments if name not in names]
+    if unknown and not any(each.kind is each.VAR_KEYWORD for each in parameters):
+        near = difflib.get_close_matches(unknown[0][:100], names, n=1)
+        meant = f"is {near[0]} meant? " if near else ""
+        raise UsageError(f"--network-arg {unknown[0]}: {shown(builder)} has no such argument; {meant}{takes}")
+    missing = [each.name for each in named if each.default is each.empty and each.name not in arguments]
+    if missing:
+        raise UsageError(
+            f"--network {shown(builder)}: needs a value for {', '.join(missing)}; give --network-arg "
+            f"{missing[0]}=..., {takes}"
+        )
 
 
 def _is_builder(value: object, module: ModuleType) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -151,7 +152,26 @@ def _first(trial: _Trial, network: nn.Module, examples: Sequence[Shape]) -> tupl
                 return shapes, output
             reasons.append(trial.reason)
     trial.reason = reasons[0]
-    raise trial.failed("if it takes other inputs, give their shapes, such as --example 1x3x96x64")
+    raise trial.failed(_advice(network))
+
+
+def _advice(network: nn.Module) -> str:
+    """What to give for a network that does not run on one image."""
+    shape = "--example 1x3x96x64"
+    needed = [each.name for each in _inputs_of(network) if each.default is each.empty]
+    if len(needed) > 1:
+        listed = f"{', '.join(needed[:-1])} and {needed[-1]}"
+        return f"it takes {listed}: give the shape of each, such as {' '.join([shape] * len(needed))}"
+    return f"if it takes other inputs, give their shapes, such as {shape}"
+
+
+def _inputs_of(network: nn.Module) -> list[inspect.Parameter]:
+    """The positional arguments of its call, as far as Python knows them."""
+    try:
+        parameters = inspect.signature(network.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
 
 
 def _first_convolution(network: nn.Module) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ def headline_rows(report: Report) -> list[Row]:
     """The table: what, before, after, ratio."""
     before, after = report.complexity.before, report.complexity.after
     rows: list[Row] = [_ratio_row("parameters", before.params, after.params, format_params)]
-    if after.constants:
+    if after.constants > before.constants:  # others are of the network itself
         rows.append(("constants of the mask", "", format_params(round(after.constants)), ""))
     rows.append(_ratio_row("MACs", before.macs, after.macs, format_macs))
     rows.append(_ratio_row("FLOPs", before.flops, after.flops, format_macs))

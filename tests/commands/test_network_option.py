@@ -265,7 +265,11 @@ def test_changed_code_is_told(student: Path, folder: Path, capsys: pytest.Captur
             "on an input of 1x3x128x192: ZeroDivisionError: there is no answer (my archs.py, line ",
         ),
         ("Features", 1, "neither images nor logits of classes"),
-        ("Guided", 1, "missing 1 required positional argument: 'guide'; if it takes other inputs"),
+        (
+            "Guided",
+            1,
+            "it takes image and guide: give the shape of each, such as --example 1x3x96x64 --example",
+        ),
         ("no_network", 2, "returns a str, no nn.Module"),
         ("nothing", 2, "there is no 'nothing' in it; it has Attention, Block, Denoiser"),
         ("FILE", 2, "FILE is a PosixPath; name a class or a function that returns an nn.Module"),
