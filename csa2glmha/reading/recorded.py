@@ -32,6 +32,10 @@ class RecordedReader:
         self._form = form
         self._signature = signature_of(module)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> RecordedReader:
+        """The same: networks are copied with what they carry, and the form is as large as the attention."""
+        return self
+
     def read(self, module: nn.Module) -> ChannelAttention:
         """The layer in canonical form, on the module's device."""
         parameter = next(module.parameters(), None)

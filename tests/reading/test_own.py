@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ import csa2glmha
 from csa2glmha.core.errors import OutputError, UsageError
 from csa2glmha.networks.foreign import shapes_from
 from csa2glmha.reading.check import difference
-from csa2glmha.reading.layers import glmha_layers
-from csa2glmha.reading.own import narrowed
+from csa2glmha.reading.layers import attention_layers, glmha_layers
+from csa2glmha.reading.own import narrowed, read_own
 from tests.networks import Block, Network, forms, image, refused
 
 
@@ -99,3 +100,12 @@ def test_a_network_without_attention_is_told() -> None:
     network = nn.Sequential(nn.Conv2d(3, 3, 1)).eval()
     with pytest.raises(UsageError, match="Sequential has no attention across channels"):
         csa2glmha.compress(network, [image(16, 24, 1), image(16, 24, 2)], progress=False)
+
+
+def test_copies_of_a_network_share_what_was_read() -> None:
+    network = Network(forms.MapAttention)
+    read_own(network, (image(),))
+    layers, copies = attention_layers(network), attention_layers(copy.deepcopy(network))
+    assert copies.keys() == layers.keys()
+    for name, layer in layers.items():
+        assert copies[name].reader is layer.reader and copies[name].module is not layer.module
