@@ -320,7 +320,16 @@ def distill(student: Model, teacher: Model, output: Path | None, overwrite: bool
     show_default=True,
     help="Inputs and output.",
 )
-@click.option("--opset", type=int, help="ONNX operators, from 17 on [21, for ONNX Runtime 1.18 and later].")
+@click.option(
+    "--for",
+    "target",
+    type=click.Choice(["onnxruntime", "openvino", "tensorrt", "web"]),
+    default="onnxruntime",
+    show_default=True,
+    help="The runtime that the file is to be fast and right with.",
+)
+@click.option("--shape", metavar="BxCxHxW", help="The one input shape to take [any].")
+@click.option("--opset", type=int, help="ONNX operators, from 17 on [21; openvino, tensorrt 17; web 20].")
 @settings(*DATA, "calibration_crops", "calibration_size", "input_size", *NETWORK, "weights", "seed")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def export(
@@ -330,6 +339,8 @@ def export(
     plain: bool,
     precision: str,
     io: str,
+    target: str,
+    shape: str | None,
     opset: int | None,
     overwrite: bool,
     **given: Any,
@@ -340,18 +351,22 @@ def export(
     the calibration of int8, and show on held-out images what fp16 or int8 costs. Without --data, int8 takes
     the photographs that come with scikit-image, degraded as the student's metadata say or by --degrade.
     """
-    from csa2glmha.commands.export import ExportChoices, export_file
+    from csa2glmha.commands.export import ExportChoices, export_file, parse_shape
 
     if (model is None) == (teacher is None):
         raise UsageError("export: give one file, MODEL or --teacher CKPT")
-    choices = ExportChoices(opset, plain, precision, io == "fp16", overwrite)
+    choices = ExportChoices(opset, plain, precision, io == "fp16", overwrite, target, parse_shape(shape))
     options = make_options(**given_only(given))
     result, loss = export_file(local_file(model or teacher or Path()), output, choices, options)
     for size in result.parity:
-        shape = " x ".join(map(str, size.shape))
-        show_line(f"{shape}: largest difference {size.max_abs:.1e} ({size.relative:.1e} of the range)")
+        taken = " x ".join(map(str, size.shape))
+        show_line(f"{taken}: largest difference {size.max_abs:.1e} ({size.relative:.1e} of the range)")
+    for line in result.tried:
+        show_line(line)
     for note in result.notes:
         show_line(f"note: {note}")
+    if result.simplified:
+        show_line(f"onnxsim: {result.nodes[0]} nodes before, {result.nodes[1]} after")
     if loss is not None:
         show(loss.describe(precision))
     show_line(f"ONNX: {result.path} (opset {result.opset}, {result.size_bytes / 1e6:.1f} MB)")

@@ -21,6 +21,7 @@ from csa2glmha.export.metadata import metadata_of
 from csa2glmha.export.onnx import PRECISIONS, ExportReport, check_opset, export_onnx
 from csa2glmha.export.quantize import quantize
 from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.export.targets import DEFAULT_TARGET, target_of
 from csa2glmha.metrics.evaluate import evaluate, restore
 from csa2glmha.metrics.outputs import PSNR_SCALE, Scale
 from csa2glmha.report.metrics import AGREEMENT, PSNR, Metric
@@ -40,6 +41,8 @@ class ExportChoices:
     precision: str = "fp32"
     half_io: bool = False
     overwrite: bool = False
+    target: str = DEFAULT_TARGET.name
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ def _check_choices(choices: ExportChoices) -> None:
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {precision}: unknown; give {', '.join(PRECISIONS)}")
     check_opset(opset, choices.plain)
+    target_of(choices.target)
     if choices.half_io and precision != "fp16":
         raise UsageError(f"--io fp16: goes with --precision fp16, not {precision}; leave it out")
     if precision == "fp32":
@@ -175,6 +179,20 @@ def _with_task(loaded: LoadedModel, options: WorkOptions) -> WorkOptions:
     return options.model_copy(update={"degrade": task})
 
 
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """The whole numbers of a shape such as "1x3x512x512"; None stays None.
+
+    Raises:
+        UsageError: it is no such text.
+    """
+    try:
+        return None if text is None else tuple(int(size) for size in text.lower().split("x"))
+    except ValueError:
+        raise UsageError(
+            f"--shape {text}: give batch x channels x height x width, such as 1x3x512x512"
+        ) from None
+
+
 def _output_file(model: Path, output: Path | None, stem: str) -> Path:
     """The file to write, which no reader takes for something else, and which is not the model itself."""
     if output is not None and output.suffix.lower() != ".onnx":
@@ -194,6 +212,8 @@ def _export(loaded: LoadedModel, output: Path, choices: ExportChoices) -> Export
         "plain": choices.plain,
         "precision": choices.precision,
         "half_io": choices.half_io,
+        "target": target_of(choices.target),
+        "shape": choices.shape,
     }
     metadata = metadata_of(loaded)
     return export_onnx(

@@ -25,6 +25,23 @@ class Value:
     rank: int
 
 
+@dataclass(frozen=True)
+class Spelling:
+    """Of the ways to write the same network, the one that a runtime is fast or right with.
+
+    Attributes:
+        channels_last: the runtime keeps maps so in memory; see
+            :class:`~csa2glmha.export.lowering.folding.Laid`.
+        blocks: it keeps maps in blocks of channels, and must be told where; see
+            :func:`~csa2glmha.export.lowering.primitives.common_source`.
+        parts_of_shapes: it knows the operator that gives some of a result's sizes, not all of them.
+    """
+
+    channels_last: bool = False
+    blocks: bool = True
+    parts_of_shapes: bool = True
+
+
 Operand = Value | Tensor | np.ndarray | float | int
 
 
@@ -33,10 +50,11 @@ class GraphBuilder:
 
     Args:
         opset: version of the operators, which handlers may ask for.
+        spelling: what suits the runtime, likewise.
     """
 
-    def __init__(self, opset: int) -> None:
-        self.opset = opset
+    def __init__(self, opset: int, spelling: Spelling | None = None) -> None:
+        self.opset, self.spelling = opset, spelling or Spelling()
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[Any, ...], onnx.TensorProto] = {}
         self._made: dict[tuple[Any, ...], list[Value]] = {}

@@ -15,22 +15,43 @@ from csa2glmha.core.errors import ExportError, UsageError
 from csa2glmha.core.files import atomic_path, ensure_writable
 from csa2glmha.core.text import first_line
 from csa2glmha.export import translate
+from csa2glmha.export.graph import Spelling
 from csa2glmha.export.lowering.rewrite import deploy, to_half
-from csa2glmha.export.plain import convert, input_axes, simplify
+from csa2glmha.export.plain import convert, fixed_axes, input_axes, simplify
 from csa2glmha.export.shapes import UntranslatableError
-from csa2glmha.export.verify import Check, SizeParity, cases_for, check_example
+from csa2glmha.export.targets import DEFAULT_TARGET, Target
+from csa2glmha.export.tensorrt import PROFILE, profile_of
+from csa2glmha.export.trial import try_file
+from csa2glmha.export.verify import Check, SizeParity, case_of, cases_for, check_example
 from csa2glmha.families.registry import is_lowered
 from csa2glmha.networks import RestorationModel
 
 #: The newest that ONNX Runtime implements since 1.18; newer files give warnings or errors in 1.20, which is
 #: two years old.
-DEFAULT_OPSET = 21
+DEFAULT_OPSET = DEFAULT_TARGET.opset
 #: PyTorch's exporter builds its graphs in opset 18 and converts them upwards from there, to 20 where it can.
 LOWEST_PLAIN_OPSET, PLAIN_OPSET = 18, 20
 
 PRECISIONS = ("fp32", "fp16", "int8")
 #: On :attr:`SizeParity.relative`. Half precision carries 11 bits; what that costs is for images to tell.
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a network's deployment form is written.
+
+    Attributes:
+        opset: version of the ONNX operators.
+        precision: "fp32" or "fp16".
+        half_io: inputs and output are float16.
+        spelling: what suits the runtime.
+    """
+
+    opset: int = DEFAULT_OPSET
+    precision: str = "fp32"
+    half_io: bool = False
+    spelling: Spelling = DEFAULT_TARGET.spelling
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,8 @@ class ExportReport:
         notes: warnings for the user, one line each.
         parity: the agreement with PyTorch, one entry per input size tried.
         size_bytes: of the file.
+        nodes: in the graph before onnxsim and in the file.
+        tried: what the runtime that the file is for made of it, one line each.
     """
 
     path: Path
@@ -54,6 +77,8 @@ class ExportReport:
     notes: tuple[str, ...]
     parity: tuple[SizeParity, ...]
     size_bytes: int
+    nodes: tuple[int, int] = (0, 0)
+    tried: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +88,7 @@ class _Written:
     opset: int
     rewritten: bool
     simplified: bool
+    nodes: tuple[int, int]
     parity: tuple[SizeParity, ...]
 
 
@@ -75,6 +101,8 @@ def export_onnx(
     plain: bool = False,
     precision: str = "fp32",
     half_io: bool = False,
+    target: Target = DEFAULT_TARGET,
+    shape: Sequence[int] | None = None,
     tolerance: float | None = None,
     example: Sequence[Tensor] | None = None,
     overwrite: bool = False,
@@ -93,42 +121,57 @@ def export_onnx(
         model: on any device, in any mode; exported as it is in evaluation mode.
         path: of the file.
         metadata: stored in the file's metadata, beside the precision and whether it was rewritten.
-        opset: version of the ONNX operators; None: :data:`DEFAULT_OPSET`, of plain exports
-            :data:`PLAIN_OPSET`.
+        opset: version of the ONNX operators; None: that of the target, of plain exports no less than
+            :data:`LOWEST_PLAIN_OPSET` and no more than :data:`PLAIN_OPSET`.
         plain: no rewrites.
         precision: "fp32" or "fp16": convolutions and maps in half precision, statistics in float32.
         half_io: in half precision inputs and output are, too.
+        target: the runtime that the file is for. One that is installed is tried as well, see
+            :func:`~csa2glmha.export.trial.try_file`.
+        shape: (B, C, H, W) of the (first) input, the only one that the file is to take; None: any.
         tolerance: on :attr:`SizeParity.relative`; None: that of :data:`TOLERANCES`.
         example: inputs to compare the outputs on, (C, H, W) or (B, C, H, W) each, of any size: crops are
             taken from them, or from their periodic continuation. Where there is none: a synthetic image.
         overwrite: replace an existing file.
 
     Raises:
-        UsageError: the opset is not supported, or half precision is asked for without rewrites.
+        UsageError: the opset is not supported, the model does not take the shape, or half precision is
+            asked for without rewrites.
         DataError: the example does not fit the model.
         OutputError: the file exists and ``overwrite`` is false, or it cannot be written.
-        ExportError: the model cannot be converted, or the outputs disagree.
+        ExportError: the model cannot be converted, or the outputs disagree, in ONNX Runtime or in the
+            runtime that the file is for.
     """
     check_opset(opset, plain)
     check_example(model, example)
     _check_precision(precision, plain, half_io)
     ensure_writable(path, overwrite)
     network = copy.deepcopy(model).to("cpu", torch.float32).eval()
-    check = Check(cases_for(network, example), TOLERANCES[precision] if tolerance is None else tolerance)
+    axes = input_axes(network) if shape is None else fixed_axes(network, shape)
+    cases = cases_for(network, example) if shape is None else [case_of(network, example, shape)]
+    check = Check(cases, TOLERANCES[precision] if tolerance is None else tolerance)
     notes: list[str] = []
-    described = {**(metadata or {}), "precision": precision}
+    described = {**(metadata or {}), "precision": precision, "runtime": target.title}
     if network.scale != 1:
         described["scale"] = str(network.scale)
+    if target.name == "tensorrt" and shape is None:
+        described[PROFILE] = profile_of(network)
     with atomic_path(path) as temporary:
-        deployed = None if plain else _deployed(network, opset or DEFAULT_OPSET, precision, half_io, notes)
+        form = Form(opset or target.opset, precision, half_io, target.spelling)
+        deployed = None if plain else _deployed(network, form, axes, notes)
         described["rewritten"] = str(deployed is not None).lower()
         if deployed is not None:
-            written = _Written(_opset(deployed), True, False, check.write(deployed, temporary, described))
+            written = _write(deployed, temporary, described, check, True, shape is not None, notes)
         else:
-            written = _write_plain(network, temporary, described, check, opset or PLAIN_OPSET, notes)
+            lowest = min(max(target.opset, LOWEST_PLAIN_OPSET), PLAIN_OPSET)
+            plainly = convert(network, check.cases[0].inputs, opset or lowest, shape is None)
+            written = _write(plainly, temporary, described, check, False, True, notes)
+        tried = try_file(temporary, target, check)
     if opset is not None and written.opset != opset:
         notes.append(f"the exporter could not give opset {opset}, the file has opset {written.opset}")
-    return ExportReport(path, notes=tuple(notes), size_bytes=path.stat().st_size, **vars(written))
+    return ExportReport(
+        path, notes=tuple(notes), size_bytes=path.stat().st_size, tried=tried, **vars(written)
+    )
 
 
 def _check_precision(precision: str, plain: bool, half_io: bool) -> None:
@@ -143,7 +186,7 @@ def _check_precision(precision: str, plain: bool, half_io: bool) -> None:
 
 
 def _deployed(
-    network: RestorationModel, opset: int, precision: str, half_io: bool, notes: list[str]
+    network: RestorationModel, form: Form, axes: Sequence[Sequence[int | str]], notes: list[str]
 ) -> onnx.ModelProto | None:
     """As :func:`deployed_graph`; None, and a note, where a plain export can take its place.
 
@@ -151,48 +194,57 @@ def _deployed(
         ExportError: only the deployment form has the precision, and there is none.
     """
     try:
-        return deployed_graph(network, opset, precision, half_io)
+        return deployed_graph(network, form, axes)
     except UntranslatableError as error:
         reason = first_line(error)
-        if precision != "fp32":
+        if form.precision != "fp32":
             name = type(network).__name__
-            raise ExportError(f"{name} cannot be exported in {precision}: {reason}") from error
+            raise ExportError(f"{name} cannot be exported in {form.precision}: {reason}") from error
         notes.append(f"exported without rewrites for deployment: {reason}")
         return None
 
 
 def deployed_graph(
-    network: RestorationModel, opset: int, precision: str = "fp32", half_io: bool = False
+    network: RestorationModel, form: Form, axes: Sequence[Sequence[int | str]] | None = None
 ) -> onnx.ModelProto:
     """The network's deployment form as an ONNX model.
+
+    Args:
+        network: teacher or student.
+        form: how it is written.
+        axes: shapes of the inputs, with names for open sizes; None: any size is taken.
 
     Raises:
         UntranslatableError: it has no such form.
     """
     if not is_lowered(network):
         raise UntranslatableError(f"{network.architecture} has no lowering for deployment")
-    deployed = deploy(network)
-    if precision == "fp16":
+    deployed = deploy(network, form.spelling.channels_last)
+    if form.precision == "fp16":
         to_half(deployed)
-    return translate.translate(deployed, input_axes(network), opset, half_io)
+    shapes = input_axes(network) if axes is None else axes
+    return translate.translate(deployed, shapes, form.opset, form.half_io, form.spelling)
 
 
-def _write_plain(
-    network: RestorationModel,
+def _write(
+    proto: onnx.ModelProto,
     path: Path,
     metadata: Mapping[str, str],
     check: Check,
-    opset: int,
+    rewritten: bool,
+    simplified: bool,
     notes: list[str],
 ) -> _Written:
-    """Write the network as it stands, simplified where that works."""
-    plain = convert(network, check.cases[0].inputs, opset)
-    try:
-        proto = simplify(plain)
-        return _Written(_opset(proto), False, True, check.write(proto, path, metadata))
-    except ExportError as error:
-        notes.append(f"the ONNX graph was left unsimplified: {error}")
-        return _Written(_opset(plain), False, False, check.write(plain, path, metadata))
+    """Write a graph, simplified by onnxsim where that is asked for and works."""
+    before = len(proto.graph.node)
+    if simplified:
+        try:
+            simple = simplify(proto)
+            parity = check.write(simple, path, metadata)
+            return _Written(_opset(simple), rewritten, True, (before, len(simple.graph.node)), parity)
+        except ExportError as error:
+            notes.append(f"the ONNX graph was left unsimplified: {error}")
+    return _Written(_opset(proto), rewritten, False, (before, before), check.write(proto, path, metadata))
 
 
 def _opset(proto: onnx.ModelProto) -> int:

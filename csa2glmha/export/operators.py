@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csa2glmha.export import shapes
-from csa2glmha.export.graph import BOOL, FLOAT, HALF, INT64, GraphBuilder, Operand, Value, element_type
+from csa2glmha.export.graph import BOOL, FLOAT, HALF, GraphBuilder, Operand, Value, element_type
 from csa2glmha.export.lowering import primitives
-from csa2glmha.export.shapes import UntranslatableError, integers
+from csa2glmha.export.shapes import Size, UntranslatableError, integers
 from csa2glmha.networks import reflect_pad_to_multiple
 
 #: In place of a divisor of zero.
@@ -117,9 +117,11 @@ def _square_sum(g: GraphBuilder, x: Value, dim: int) -> Value:
 
 
 def _pixel_share(g: GraphBuilder, maps: Value) -> Value:
-    sizes = g.op("Shape", maps, dtype=INT64, rank=1, start=2)
-    count = g.op("ReduceProd", sizes, keepdims=0, rank=0)
-    return g.op("Reciprocal", g.cast(count, FLOAT))
+    # Not the product of a vector: TensorRT 8.6 has that of floating-point numbers only.
+    height, width = (
+        g.op("Squeeze", shapes.size_value(g, Size(maps, axis)), integers([0]), rank=0) for axis in (2, 3)
+    )
+    return g.op("Reciprocal", g.cast(g.op("Mul", height, width), FLOAT))
 
 
 def _conv(g: GraphBuilder, layer: nn.Conv2d, x: Value) -> Value:
@@ -212,6 +214,9 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.leaky_relu: _leaky_relu,
     reflect_pad_to_multiple: shapes.reflect_pad,
     primitives.tokens: shapes.tokens,
+    primitives.tokens_last: shapes.tokens_last,
+    primitives.rows_last: shapes.rows_last,
+    primitives.maps_of_last: shapes.maps_of_last,
     primitives.maps_like: shapes.maps_like,
     primitives.pixel_share: _pixel_share,
     primitives.square_sum: _square_sum,

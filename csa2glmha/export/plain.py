@@ -7,7 +7,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from csa2glmha.core.child import run_module
-from csa2glmha.core.errors import ExportError
+from csa2glmha.core.errors import ExportError, UsageError
 from csa2glmha.core.text import first_line
 from csa2glmha.export.graph import oldest_format
 from csa2glmha.networks import RestorationModel
@@ -25,8 +25,10 @@ _SIMPLIFY_SECONDS = 600
 _DEPENDENT = ("data-dependent", "unbacked symbols")
 
 
-def convert(network: RestorationModel, inputs: tuple[Tensor, ...], opset: int) -> onnx.ModelProto:
-    """The network's graph, as PyTorch's exporter gives it.
+def convert(
+    network: RestorationModel, inputs: tuple[Tensor, ...], opset: int, open_sizes: bool = True
+) -> onnx.ModelProto:
+    """The network's graph, as PyTorch's exporter gives it, for any size or that of the inputs alone.
 
     Raises:
         ExportError: it gives none.
@@ -44,7 +46,7 @@ def convert(network: RestorationModel, inputs: tuple[Tensor, ...], opset: int) -
                 opset_version=opset,
                 input_names=list(network.input_names),
                 output_names=[network.output_name],
-                dynamic_shapes=_dynamic_shapes(network),
+                dynamic_shapes=_dynamic_shapes(network) if open_sizes else None,
                 verbose=False,
             )
             assert program is not None
@@ -94,6 +96,24 @@ def input_axes(network: RestorationModel) -> list[list[int | str]]:
         [axes.get(axis, size) for axis, size in enumerate(shape)]
         for shape, axes in zip(network.input_shapes(*sizes, 1), _dynamic_shapes(network), strict=True)
     ]
+
+
+def fixed_axes(network: RestorationModel, shape: Sequence[int]) -> list[list[int]]:
+    """The shapes of the inputs where that of the first is (B, C, H, W).
+
+    Raises:
+        UsageError: the model does not take it.
+    """
+    wanted = "x".join(map(str, shape))
+    if len(shape) != 4 or min(shape) < 1:
+        raise UsageError(f"--shape {wanted}: give batch x channels x height x width, such as 1x3x512x512")
+    batch, channels, height, width = shape
+    if channels != network.in_channels:
+        raise UsageError(f"--shape {wanted}: the model takes {network.in_channels} channels, not {channels}")
+    if network.fixed_size not in (None, (height, width)):
+        sides = "x".join(map(str, network.fixed_size or ()))
+        raise UsageError(f"--shape {wanted}: the model takes images of {sides} pixels only")
+    return [list(each) for each in network.input_shapes(height, width, batch)]
 
 
 def clean(proto: onnx.ModelProto) -> onnx.ModelProto:

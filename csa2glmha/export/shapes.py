@@ -64,9 +64,17 @@ def slice_axes(g: GraphBuilder, x: Value, index: Any) -> Value:
     return g.op("Slice", x, integers(starts), vector(g, ends), integers(axes)) if axes else x
 
 
+def sizes_of(g: GraphBuilder, x: Value, start: int, end: int) -> Value:
+    """The sizes of some axes of ``x``, side by side."""
+    if g.spelling.parts_of_shapes:
+        return g.op("Shape", x, dtype=INT64, rank=1, start=start, end=end)
+    every = g.op("Shape", x, dtype=INT64, rank=1)
+    return g.op("Slice", every, integers([start]), integers([end]), integers([0]), dtype=INT64, rank=1)
+
+
 def size_value(g: GraphBuilder, size: Size) -> Value:
     """One size, in a vector of one."""
-    return g.op("Shape", size.value, dtype=INT64, rank=1, start=size.axis, end=size.axis + 1)
+    return sizes_of(g, size.value, size.axis, size.axis + 1)
 
 
 def vector(g: GraphBuilder, sizes: Sequence[int | Size]) -> Operand:
@@ -92,10 +100,32 @@ def tokens(g: GraphBuilder, maps: Value, heads: int, channels: int) -> Value:
     return g.op("Reshape", maps, integers([0, heads, channels, -1]), rank=4)
 
 
+def tokens_last(g: GraphBuilder, maps: Value, heads: int, channels: int) -> Value:
+    """As :func:`csa2glmha.export.lowering.primitives.tokens_last`."""
+    last = g.op("Transpose", maps, perm=[0, 2, 3, 1])
+    if heads == 1:
+        return g.op("Reshape", last, integers([0, 1, -1, channels]), rank=4)
+    split = g.op("Reshape", last, integers([0, -1, heads, channels]), rank=4)
+    return g.op("Transpose", split, perm=[0, 2, 1, 3])
+
+
+def rows_last(g: GraphBuilder, maps: Value, channels: int) -> Value:
+    """As :func:`csa2glmha.export.lowering.primitives.rows_last`."""
+    last = g.op("Transpose", maps, perm=[0, 2, 3, 1])
+    return g.op("Reshape", last, integers([0, -1, channels]), rank=3)
+
+
+def maps_of_last(g: GraphBuilder, rows: Value, like: Value, channels: int) -> Value:
+    """As :func:`csa2glmha.export.lowering.primitives.maps_of_last`."""
+    sides = sizes_of(g, like, 2, 4)
+    shape = g.op("Concat", integers([0]), sides, integers([channels]), dtype=INT64, rank=1, axis=0)
+    return g.op("Transpose", g.op("Reshape", rows, shape, rank=4), perm=[0, 3, 1, 2])
+
+
 def maps_like(g: GraphBuilder, rows: Value, like: Value) -> Value:
     """As :func:`csa2glmha.export.lowering.primitives.maps_like`."""
-    sizes = g.op("Shape", like, dtype=INT64, rank=1, start=2)
-    return g.op("Reshape", rows, g.op("Concat", integers([0, 0]), sizes, dtype=INT64, rank=1, axis=0), rank=4)
+    sides = sizes_of(g, like, 2, 4)
+    return g.op("Reshape", rows, g.op("Concat", integers([0, 0]), sides, dtype=INT64, rank=1, axis=0), rank=4)
 
 
 def transpose(g: GraphBuilder, x: Value, first: int, second: int) -> Value:
@@ -133,7 +163,7 @@ def same(g: GraphBuilder, x: Value, *_: Any, **__: Any) -> Value:
 def common_source(g: GraphBuilder, maps: Value) -> Value:
     """As :func:`csa2glmha.export.lowering.primitives.common_source`."""
     # On GPUs, which half precision is for, there is no such layout.
-    return maps if maps.dtype == HALF else g.op("MaxPool", maps, kernel_shape=[1, 1])
+    return maps if maps.dtype == HALF or not g.spelling.blocks else g.op("MaxPool", maps, kernel_shape=[1, 1])
 
 
 def reflect_pad(g: GraphBuilder, x: Value, multiple: int) -> Value:
@@ -167,7 +197,7 @@ def interpolate(
     if size is not None:
         sides = vector(g, size)
     else:
-        sides = g.op("Shape", maps, dtype=INT64, rank=1, start=2)
+        sides = sizes_of(g, maps, 2, 4)
         assert scale_factor is not None
         op_type, number = ("Mul", scale_factor) if scale_factor >= 1 else ("Div", 1 / scale_factor)
         if number != int(number):

@@ -15,7 +15,7 @@ import onnx
 import torch
 from torch import fx
 
-from csa2glmha.export.graph import FLOAT, HALF, GraphBuilder, Value
+from csa2glmha.export.graph import FLOAT, HALF, GraphBuilder, Spelling, Value
 from csa2glmha.export.operators import FUNCTIONS, METHODS, MODULES
 from csa2glmha.export.shapes import Shape, Size, UntranslatableError
 from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
@@ -36,7 +36,11 @@ def _sizes_are_open() -> Iterator[None]:
 
 
 def translate(
-    network: RestorationModel, shapes: Sequence[Sequence[int | str]], opset: int, half_io: bool = False
+    network: RestorationModel,
+    shapes: Sequence[Sequence[int | str]],
+    opset: int,
+    half_io: bool = False,
+    spelling: Spelling | None = None,
 ) -> onnx.ModelProto:
     """The network as an ONNX model.
 
@@ -45,6 +49,7 @@ def translate(
         shapes: of the inputs, with names for open sizes. The output has the first one's open sizes.
         opset: version of the ONNX operators, :data:`LOWEST_OPSET` or later.
         half_io: inputs and output are float16, not float32.
+        spelling: what suits the runtime; None: ONNX Runtime's.
 
     Raises:
         UntranslatableError: as its name says.
@@ -58,7 +63,7 @@ def translate(
     except Exception as error:
         raise UntranslatableError(f"no symbolic trace: {error}") from error
     inputs = dict(zip(network.input_names, shapes, strict=True))
-    emitter = _Emitter(fx.GraphModule(network, graph), opset)
+    emitter = _Emitter(fx.GraphModule(network, graph), opset, spelling)
     io_type = HALF if half_io else FLOAT
     values = [Value(name, io_type, len(shape)) for name, shape in inputs.items()]
     half = any(parameter.dtype == torch.float16 for parameter in network.parameters())
@@ -84,9 +89,9 @@ def _left_out(network: RestorationModel) -> dict[str, None]:
 class _Emitter(fx.Interpreter):
     """Runs a trace with :class:`Value` in place of tensors."""
 
-    def __init__(self, module: fx.GraphModule, opset: int) -> None:
+    def __init__(self, module: fx.GraphModule, opset: int, spelling: Spelling | None) -> None:
         super().__init__(module, garbage_collect_values=False)
-        self.builder = GraphBuilder(opset)
+        self.builder = GraphBuilder(opset, spelling)
 
     def run_node(self, n: fx.Node) -> Any:
         # Names of nodes begin with the module that makes them, so that a profile can be read layer by layer.

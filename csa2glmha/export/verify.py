@@ -83,6 +83,12 @@ def cases_for(network: RestorationModel, example: Sequence[Tensor] | None) -> li
     return cases
 
 
+def case_of(network: RestorationModel, example: Sequence[Tensor] | None, shape: Sequence[int]) -> Case:
+    """The one size that a file of fixed sizes takes, from the shape (B, C, H, W) of its first input."""
+    batch, _, height, width = shape
+    return _case(network, example, batch, height, width)
+
+
 def _case(
     network: RestorationModel, example: Sequence[Tensor] | None, batch: int, height: int, width: int
 ) -> Case:

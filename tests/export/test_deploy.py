@@ -21,7 +21,7 @@ from csa2glmha.export.lowering.folding import Affine, PooledNorm, UnitNorm, fold
 from csa2glmha.export.lowering.primitives import shift_back
 from csa2glmha.export.lowering.rewrite import deploy, to_half
 from csa2glmha.export.metadata import inspect_onnx
-from csa2glmha.export.onnx import DEFAULT_OPSET, deployed_graph, export_onnx
+from csa2glmha.export.onnx import Form, deployed_graph, export_onnx
 from csa2glmha.export.quantize import robust_convolutions
 from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.families.mst.network import bake_mask
@@ -124,7 +124,7 @@ def test_restormer_deployed_is_the_same_in_pytorch_and_onnx(
         expected, found = model(image), deploy(model)(image)
     assert relative_difference(found, expected) < 1e-5
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    onnx.save(deployed_graph(model, DEFAULT_OPSET), tmp_path / "model.onnx")
+    onnx.save(deployed_graph(model, Form()), tmp_path / "model.onnx")
     assert relative_difference(OnnxModel(tmp_path / "model.onnx")(image), expected) < 1e-5
 
 
@@ -215,7 +215,7 @@ def test_older_operators_go_with_older_files(
 
 def test_widths_are_whole_blocks(make_restormer: MakeRestormer) -> None:
     # 8 * 2.66 = 21 hidden channels, which would be 42 in one depthwise convolution.
-    proto = deployed_graph(make_restormer(), DEFAULT_OPSET)
+    proto = deployed_graph(make_restormer(), Form())
     dims = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
     depthwise = [
         dims[n.input[1]] for n in proto.graph.node if n.op_type == "Conv" and dims[n.input[1]][1] == 1
@@ -226,7 +226,7 @@ def test_widths_are_whole_blocks(make_restormer: MakeRestormer) -> None:
 
 
 def test_one_sum_alone_lies_between_logits_and_softmax(student: RestorationModel) -> None:
-    graph = deployed_graph(student, DEFAULT_OPSET).graph
+    graph = deployed_graph(student, Form()).graph
     made_by = {name: node for node in graph.node for name in node.output}
     for softmax in (node for node in graph.node if node.op_type == "Softmax"):
         total = made_by[softmax.input[0]]
@@ -348,7 +348,7 @@ def test_half_precision_on_the_real_denoiser(shared: Path, tmp_path: Path) -> No
 
 
 def test_sensitive_convolutions_stay_in_float(make_restormer: MakeRestormer) -> None:
-    graph = deployed_graph(make_restormer(dim=16), DEFAULT_OPSET).graph
+    graph = deployed_graph(make_restormer(dim=16), Form()).graph
     chosen = robust_convolutions(graph)
     assert any("ffn" in name for name in chosen)
     assert any("down" in name for name in chosen) and any("up" in name for name in chosen)

@@ -15,11 +15,21 @@ from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.export.lowering.folding import (
     CHANNEL_BLOCK,
     Affine,
+    Laid,
     conv_pair,
     depthwise_width,
     fold_affine,
 )
-from csa2glmha.export.lowering.primitives import cast_like, maps_like, pixel_share, square_sum, tokens
+from csa2glmha.export.lowering.primitives import (
+    cast_like,
+    maps_like,
+    maps_of_last,
+    pixel_share,
+    rows_last,
+    square_sum,
+    tokens,
+    tokens_last,
+)
 
 
 class DeployedGuide(nn.Module):
@@ -68,7 +78,7 @@ def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     return made
 
 
-class DeployedCore(nn.Module):
+class DeployedCore(Laid):
     """What deployed layers have in common: from small matrices to small matrices, all in float32."""
 
     def __init__(self, layer: GuidedAttention, affine: Affine | None = None) -> None:
@@ -91,7 +101,8 @@ class DeployedCore(nn.Module):
                 self.right = nn.Parameter(right_t.detach().unsqueeze(0).clone())
         self.guide = None if layer.guide is None else DeployedGuide(layer.guide, affine)
         expand = layer.expand_values
-        self.expand_values = None if expand is None else nn.Parameter(expand.detach().clone())
+        # With an axis for the batch: OpenVINO 2024.6 and 2025.2 compile no bf16 without it.
+        self.expand_values = None if expand is None else copied(expand)
         self.output = nn.Parameter(by_heads(layer.output.detach(), self.config.heads).contiguous().clone())
         bias = layer.output_bias
         self.output_bias = None if bias is None else nn.Parameter(bias.detach().clone())
@@ -131,9 +142,14 @@ class DeployedCore(nn.Module):
         gate = None if gates is None else gates.view(-1, self.config.heads, 1, self.config.rank_v)
         return folded_heads(self.output, attention, self.expand_values, gate)
 
-    def mixed(self, folded: Tensor, values: Tensor, like: Tensor) -> Tensor:
-        """The output (B, out_channels, H, W) from :meth:`folded` and values (B, heads * rank_v, H * W)."""
-        y = maps_like(cast_like(folded, values) @ values, like)
+    def mixed(self, folded: Tensor, values: Tensor, channels: int, like: Tensor) -> Tensor:
+        """The output (B, out_channels, H, W) from :meth:`folded` and values (B, channels, H, W)."""
+        matrix = cast_like(folded, values)
+        if self.channels_last:
+            rows = rows_last(values, channels) @ matrix.transpose(1, 2)
+            y = maps_of_last(rows, like, self.output.shape[1])
+        else:
+            y = maps_like(matrix @ values.flatten(2), like)
         return y if self.output_bias is None else y + cast_like(self.output_bias.view(1, -1, 1, 1), y)
 
 
@@ -196,26 +212,40 @@ class DeployedGLMHA(DeployedCore):
         logits = None
         if logit_maps:
             heads = self.config.heads
-            queries = tokens(logit_maps[0], heads, self.config.rank_q).float()
-            keys = tokens(logit_maps[1], heads, self.config.rank_k).float()
+            laid = tokens_last if self.channels_last else tokens
+            queries = laid(logit_maps[0], heads, self.config.rank_q).float()
+            keys = laid(logit_maps[1], heads, self.config.rank_k).float()
             logits = self.logits(queries, keys, pixel_share(x), self.key_gate(key_gates))
         attention = self.attention(logits, strengths)
-        return self.mixed(self.folded(attention, value_gates), value_maps.flatten(2), x)
+        return self.mixed(
+            self.folded(attention, value_gates), value_maps, self.config.heads * self.config.rank_v, x
+        )
 
     def logits(self, queries: Tensor, keys: Tensor, share: Tensor, gate: Tensor | None) -> Tensor:
-        """S for queries and keys (B, heads, rank, L), before static and guided modes are added."""
+        """S for queries and keys (B, heads, rank, L), before static and guided modes are added.
+
+        Channels-last they are (B, heads, L, rank).
+        """
         assert self.scale is not None
-        cross = queries @ keys.transpose(2, 3) * share
-        if self.expand_queries is None:
-            queries = square_sum(queries, 3) * share
-        else:
-            queries = queries @ queries.transpose(2, 3) * share
-        if self.expand_keys is None:
-            keys = (square_sum(keys, 3) * share).transpose(2, 3)
-        else:
-            keys = keys @ keys.transpose(2, 3) * share
+        cross = self._product(queries, keys) * share
+        queries = (
+            self._squares(queries) if self.expand_queries is None else self._product(queries, queries)
+        ) * share
+        keys = (
+            self._squares(keys).transpose(2, 3) if self.expand_keys is None else self._product(keys, keys)
+        ) * share
         products = cross, queries, keys
         return generated_logits(products, self.expand_queries, self.expand_keys, self.scale, gate)
+
+    def _product(self, first: Tensor, second: Tensor) -> Tensor:
+        """Sums over the pixels of every channel's products with every channel."""
+        if self.channels_last:
+            return first.transpose(2, 3) @ second
+        return first @ second.transpose(2, 3)
+
+    def _squares(self, values: Tensor) -> Tensor:
+        """Sums over the pixels of every channel's squares: (B, heads, rank, 1)."""
+        return square_sum(values, 2).transpose(2, 3) if self.channels_last else square_sum(values, 3)
 
 
 def copied(parameter: Tensor) -> nn.Parameter:

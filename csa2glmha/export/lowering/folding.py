@@ -30,7 +30,18 @@ class Affine:
     subtract_mean: bool
 
 
-class UnitNorm(nn.Module):
+class Laid(nn.Module):
+    """A layer with a form for each layout of maps in memory; both compute the same.
+
+    ONNX Runtime keeps maps of convolutions in blocks of channels and gives all else the usual layout, where
+    products with matrices are fastest. OpenVINO keeps maps channels-last: there whatever needs the pixels of
+    a channel side by side is a copy of the map, and axes are moved for nothing.
+    """
+
+    channels_last = False
+
+
+class UnitNorm(Laid):
     """Every pixel of (B, C, H, W) divided by its standard deviation over the channels.
 
     What else a layer norm does is left to the following convolution. Sums are taken in float32, since
@@ -51,12 +62,14 @@ class UnitNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
+        if self.channels_last:
+            return cast_like(wide * _deviations(wide, self.eps)[1], x)
         mean = self.average @ wide.flatten(2)
         variance = (self.average @ wide.square().flatten(2) - mean.square()).clamp_min(0.0)
         return cast_like(wide * maps_like((variance + self.eps).rsqrt(), x), x)
 
 
-class PooledNorm(nn.Module):
+class PooledNorm(Laid):
     """:class:`UnitNorm` that also pools what a layer norm would give, over the pixels.
 
     The pooled sums are products of the maps, and of their squares, which the variance needs anyway, with one
@@ -76,6 +89,8 @@ class PooledNorm(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) to its quotient, and mean and mean square over the pixels of every channel, (B, C)."""
+        if self.channels_last:
+            return self._channels_last(x)
         wide, share = x.float(), pixel_share(x)
         rows, squares = wide.flatten(2), wide.square().flatten(2)
         mean = self.average @ rows
@@ -92,6 +107,20 @@ class PooledNorm(nn.Module):
             pooled = pooled - offset.sum(2, keepdim=True)
         result = cast_like(wide * maps_like(scale, x), x)
         return result, (pooled * share).squeeze(1), (pooled_squares * share).squeeze(1)
+
+    def _channels_last(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        wide = x.float()
+        mean, scale = _deviations(wide, self.eps)
+        result = wide * scale
+        pooled = result - mean * scale if self.subtract_mean else result
+        return cast_like(result, x), pooled.mean((2, 3)), pooled.square().mean((2, 3))
+
+
+def _deviations(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Of every pixel of (B, C, H, W) the mean over the channels and one over their deviation."""
+    mean = x.mean(1, keepdim=True)
+    variance = (x.square().mean(1, keepdim=True) - mean.square()).clamp_min(0.0)
+    return mean, (variance + eps).rsqrt()
 
 
 def fold_affine(weight: Tensor, bias: Tensor | None, affine: Affine) -> tuple[Tensor, Tensor | None]:

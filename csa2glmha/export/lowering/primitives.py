@@ -38,6 +38,24 @@ def tokens(maps: Tensor, heads: int, channels: int) -> Tensor:
 
 
 @primitive
+def tokens_last(maps: Tensor, heads: int, channels: int) -> Tensor:
+    """(B, heads * channels, H, W) to (B, heads, H * W, channels)."""
+    return maps.flatten(2).transpose(1, 2).reshape(maps.shape[0], -1, heads, channels).transpose(1, 2)
+
+
+@primitive
+def rows_last(maps: Tensor, channels: int) -> Tensor:
+    """(B, channels, H, W) to (B, H * W, channels)."""
+    return maps.flatten(2).transpose(1, 2)
+
+
+@primitive
+def maps_of_last(rows: Tensor, like: Tensor, channels: int) -> Tensor:
+    """(B, H * W, channels) to (B, channels, H, W), with H and W of another map."""
+    return rows.transpose(1, 2).reshape(rows.shape[0], channels, *like.shape[2:])
+
+
+@primitive
 def maps_like(rows: Tensor, like: Tensor) -> Tensor:
     """(B, C, H * W) to (B, C, H, W), with H and W of another map."""
     return rows.reshape(rows.shape[0], rows.shape[1], *like.shape[2:])

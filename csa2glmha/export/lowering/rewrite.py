@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from csa2glmha.config.ranks import Ranks
+from csa2glmha.export.lowering.folding import Laid
 from csa2glmha.families.registry import lowering_of
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import plan_layers
@@ -19,13 +20,15 @@ ModelT = TypeVar("ModelT", bound=RestorationModel)
 
 
 @torch.no_grad()
-def deploy(model: ModelT) -> ModelT:
+def deploy(model: ModelT, channels_last: bool = False) -> ModelT:
     """An equivalent network for inference: exact rewrites of the whole network, attention included.
 
     Attention layers that were not converted are taken as GLMHA of full rank, which they are.
 
     Args:
         model: teacher or student; it is not changed.
+        channels_last: written for a runtime that keeps maps so in memory; see
+            :class:`~csa2glmha.export.lowering.folding.Laid`.
 
     Returns:
         A copy on the CPU in float32 and eval mode that cannot be trained or stored further. Its outputs are
@@ -40,6 +43,9 @@ def deploy(model: ModelT) -> ModelT:
         rewriter = lowering.get(type(module))
         if rewriter is not None:
             deployed.set_submodule(name, rewriter(module))
+    for module in deployed.modules():
+        if isinstance(module, Laid):
+            module.channels_last = channels_last
     return deployed.eval().requires_grad_(False)
 
 

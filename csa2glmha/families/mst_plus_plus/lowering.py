@@ -36,9 +36,9 @@ class DeployedSMSA(DeployedSpectral):
     def forward(self, x: Tensor) -> Tensor:
         weights = self.weights(x)
         if self.direct:
-            attended = self.mixed(weights @ self.generate, x.flatten(2), x)
+            attended = self.mixed(weights @ self.generate, x, self.config.channels, x)
         else:
-            attended = self.mixed(weights, self.low_rank(x).flatten(2), x)
+            attended = self.mixed(weights, self.low_rank(x), self.generate.shape[0], x)
         return attended + self.narrowed(self.pos_emb(self.values(x)))
 
 

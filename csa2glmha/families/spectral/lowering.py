@@ -18,7 +18,7 @@ from csa2glmha.export.lowering.folding import (
     padded,
     pointwise,
 )
-from csa2glmha.export.lowering.primitives import cast_like, pixel_share
+from csa2glmha.export.lowering.primitives import cast_like, pixel_share, rows_last
 from csa2glmha.families.spectral.blocks import NormedFeedForward
 from csa2glmha.families.spectral.readers import FactoredSpectralGLMHA, SpectralGLMHA
 
@@ -68,10 +68,12 @@ class DeployedSpectral(DeployedCore):
         """The matrix that mixes the attention's values: (B, out_channels, heads * rank_v)."""
         gram, pooled, share = None, None, pixel_share(x)
         if self.guide is not None or self.expand_queries is not None:
-            rows = x.flatten(2).float()
-            gram = rows @ rows.transpose(1, 2) * share
+            rows = rows_last(x, self.config.channels) if self.channels_last else x.flatten(2)
+            rows, pixels = rows.float(), 1 if self.channels_last else 2
+            turned = rows.transpose(1, 2)
+            gram = (turned @ rows if self.channels_last else rows @ turned) * share
             if self.guide is not None:
-                pooled = rows.sum(2) * share, (gram * self.identity).sum(2)
+                pooled = rows.sum(pixels) * share, (gram * self.identity).sum(2)
         strengths, key_gates, value_gates = self.guidance(pooled)
         logits = None
         if gram is not None and self.expand_queries is not None:
@@ -97,16 +99,17 @@ class DeployedFactored(DeployedSpectral):
     def __init__(self, layer: FactoredSpectralGLMHA) -> None:
         super().__init__(layer)
         reduce = layer.reduce_values
-        self.reduce = None if reduce is None else nn.Parameter(blocks_matrix(reduce).detach().clone())
+        self.reduce = None if reduce is None else pointwise(blocks_matrix(reduce))
 
     def factored(self, x: Tensor, factors: Tensor) -> Tensor:
         """The layer's output for factors (1 or B, heads * c, H, W)."""
         values = self.values(x)
         seen = self.narrowed(values)
-        seen = (seen * cast_like(factors, seen)).flatten(2)
+        seen, width = seen * cast_like(factors, seen), self.width
         if self.reduce is not None:
-            seen = cast_like(self.reduce, seen) @ seen
-        return self.mixed(self.weights(x), seen, x) + self.narrowed(self.pos_emb(values))
+            width = self.reduce.out_channels
+            seen = self.reduce(seen)
+        return self.mixed(self.weights(x), seen, width, x) + self.narrowed(self.pos_emb(values))
 
 
 def _add_bias(layers: nn.Module, bias: Tensor) -> None:

@@ -1,0 +1,93 @@
+"""Trying a file in the runtime that it is for, beside ONNX Runtime, before it gets its name."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor
+
+from csa2glmha.core.errors import CheckpointError, ExportError
+from csa2glmha.export.openvino import OpenVinoSession, openvino_version
+from csa2glmha.export.targets import Target
+from csa2glmha.export.tensorrt import PROFILE, refused
+from csa2glmha.export.verify import Case, Check
+
+
+def try_file(path: Path, target: Target, check: Check) -> tuple[str, ...]:
+    """What the target's runtime made of the file, one line each; ONNX Runtime has run it before.
+
+    Raises:
+        ExportError: the runtime is installed, and its output in float32 differs or there is none.
+    """
+    if target.package == "onnxruntime":
+        return ()
+    if target.name == "tensorrt":
+        return _read_for_tensorrt(path)
+    if target.package != "openvino":
+        return (f"not run in {target.title}, which is not run from here; try {target.how}",)
+    version = openvino_version()
+    if version is None:
+        return (f"not run in {target.title}: it is not installed; pip install csa2glmha[openvino]",)
+    return tuple(
+        _tried(path, check, f"{target.title} {version}, {sizes} sizes", fixed)
+        for sizes, fixed in (("open", False), ("fixed", True))
+    )
+
+
+def _read_for_tensorrt(path: Path) -> tuple[str, ...]:
+    proto = onnx.load(path)
+    stops = refused(proto)
+    verdict = (
+        f"TensorRT 8.6 knows no {', '.join(stops)}"
+        if stops
+        else "operators and types are those of TensorRT 8.6 and 10"
+    )
+    sizes = next((each.value for each in proto.metadata_props if each.key == PROFILE), "")
+    command = " ".join(part for part in ("trtexec --onnx=FILE", sizes) if part)
+    return (f"not run in TensorRT, read only: {verdict}; try {command}",)
+
+
+def _tried(path: Path, check: Check, where: str, fixed: bool) -> str:
+    exact = max(_relative(output, case) for output, case in _outputs(path, check, where, "f32", fixed))
+    if not exact <= check.tolerance:  # written so that NaN fails
+        raise ExportError(
+            f"{where}: the output in float32 differs from PyTorch's by {exact:.1e} of its range, tolerance "
+            f"{check.tolerance:.1e}: another version of it may do better, or use ONNX Runtime"
+        )
+    line = f"{where}: largest difference in f32 {exact:.1e} of the range"
+    try:
+        outputs = _outputs(path, check, where, None, fixed)
+    except ExportError as error:
+        return f"{line}; its default precision fails ({error}): set INFERENCE_PRECISION_HINT to f32"
+    return f"{line}; in its default precision {min(_psnr(*each) for each in outputs):.1f} dB to PyTorch"
+
+
+def _outputs(
+    path: Path, check: Check, where: str, precision: str | None, fixed: bool
+) -> list[tuple[Tensor, Case]]:
+    try:
+        session = OpenVinoSession(path, precision=precision, fixed=fixed)
+        names = [each.name for each in session.get_inputs()]
+        output = session.get_outputs()[0].name
+        found = []
+        for case in check.cases:
+            arrays = {name: value.numpy() for name, value in zip(names, case.inputs, strict=True)}
+            found.append((torch.from_numpy(session.run([output], arrays)[0]).float(), case))
+        return found
+    except (CheckpointError, RuntimeError) as error:
+        raise ExportError(f"{where}: {error}") from error
+
+
+def _relative(output: Tensor, case: Case) -> float:
+    spread = float(case.expected.max() - case.expected.min())
+    worst = float((output - case.expected).abs().max())
+    return worst / spread if spread else (0.0 if worst == 0 else math.inf)
+
+
+def _psnr(output: Tensor, case: Case) -> float:
+    """In dB, for values in [0, 1]."""
+    error = float((output - case.expected).square().mean())
+    return -10 * math.log10(error) if error > 0 else math.inf

@@ -1,0 +1,167 @@
+"""Files for a runtime: how the network is spelled, what is tried, fixed shapes."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from csa2glmha import cli
+from csa2glmha.config.ranks import Ranks
+from csa2glmha.core.errors import CheckpointError, UsageError
+from csa2glmha.export.lowering.rewrite import deploy
+from csa2glmha.export.onnx import Form, deployed_graph, export_onnx
+from csa2glmha.export.openvino import OpenVinoSession
+from csa2glmha.export.targets import TARGETS, target_of
+from csa2glmha.export.tensorrt import PROFILE, refused
+from csa2glmha.families.registry import build
+from csa2glmha.networks import RestorationModel
+from tests.conftest import MakeRestormer
+from tests.export.test_deploy import RANKS, operators, randomised, relative_difference
+
+needs_openvino = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed"
+)
+
+
+@pytest.fixture
+def unsimplified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without onnxsim, which takes seconds in a process of its own."""
+    monkeypatch.setattr("csa2glmha.export.onnx.simplify", lambda proto: proto)
+
+
+@pytest.fixture(scope="module")
+def student(make_restormer: MakeRestormer) -> RestorationModel:
+    return randomised(make_restormer(heads=(1, 2, 2, 4)), Ranks(None, 4, 4))
+
+
+@pytest.mark.parametrize("norm_bias", [False, True])
+@pytest.mark.parametrize("ranks", RANKS.values(), ids=RANKS)
+def test_channels_last_is_the_same_network(
+    make_restormer: MakeRestormer, ranks: Ranks | None, norm_bias: bool
+) -> None:
+    model = randomised(make_restormer(norm_bias=norm_bias), ranks)
+    image = torch.rand(2, 3, 19, 24)
+    with torch.no_grad():
+        assert relative_difference(deploy(model, channels_last=True)(image), model(image)) < 1e-5
+
+
+@pytest.mark.parametrize("ranks", [None, Ranks(None, 4, 3)], ids=["teacher", "low"])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("mst", {"dim": 8, "num_blocks": [1, 1, 1]}),
+        ("mst_plus_plus", {"n_feat": 7, "stage": 1}),
+        ("retinexformer", {"n_feat": 8, "stage": 1, "num_blocks": [1, 1, 1]}),
+        ("cidnet", {"channels": [8, 8, 16, 16], "heads": [1, 1, 2, 2]}),
+    ],
+)
+def test_every_family_is_written_channels_last(
+    name: str, settings: dict[str, object], ranks: Ranks | None, tmp_path: Path
+) -> None:
+    model = randomised(build(name, settings).eval(), ranks)
+    report = export_onnx(model, tmp_path / "model.onnx", target=target_of("openvino"))
+    assert report.rewritten and not report.notes
+    assert "MaxPool" not in operators(onnx.load(report.path)) or name == "cidnet"
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_files_say_what_they_are_for(student: RestorationModel, tmp_path: Path, name: str) -> None:
+    target = TARGETS[name]
+    report = export_onnx(student, tmp_path / "model.onnx", target=target)
+    proto = onnx.load(report.path)
+    described = {entry.key: entry.value for entry in proto.metadata_props}
+    assert report.opset == target.opset and described["runtime"] == target.title
+    assert ("MaxPool" in operators(proto)) == (name == "onnxruntime")
+    assert bool(report.tried) == (name != "onnxruntime")
+    assert (PROFILE in described) == (name == "tensorrt")
+
+
+@pytest.mark.usefixtures("unsimplified")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("shape", [None, (1, 3, 16, 24), (2, 3, 19, 21)])
+def test_tensorrt_8_6_takes_all_operators(
+    student: RestorationModel, tmp_path: Path, shape: tuple[int, ...] | None, precision: str
+) -> None:
+    target = TARGETS["tensorrt"]
+    report = export_onnx(student, tmp_path / "model.onnx", target=target, shape=shape, precision=precision)
+    assert refused(onnx.load(report.path)) == []
+    assert "TensorRT 8.6 and 10" in report.tried[0]
+
+
+def test_what_tensorrt_refuses_is_named(student: RestorationModel) -> None:
+    found = refused(deployed_graph(student, Form(21)))
+    assert {"Gelu", "Shape of some axes", "opset 21, where it knows 17"} <= set(found)
+    whole = helper.make_node("ReduceProd", ["sizes"], ["count"])
+    sizes = helper.make_tensor_value_info("sizes", TensorProto.INT64, [2])
+    count = helper.make_tensor_value_info("count", TensorProto.INT64, [1])
+    graph = helper.make_graph([whole], "graph", [sizes], [count])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    assert refused(proto) == ["ReduceProd of INT64"]
+
+
+def test_a_fixed_shape_is_in_the_file_and_shortens_it(student: RestorationModel, tmp_path: Path) -> None:
+    report = export_onnx(student, tmp_path / "fixed.onnx", shape=(1, 3, 16, 24))
+    graph = onnx.load(report.path).graph
+    for value in (graph.input[0], graph.output[0]):
+        assert [size.dim_value for size in value.type.tensor_type.shape.dim] == [1, 3, 16, 24]
+    assert report.nodes[0] > report.nodes[1] == len(graph.node) and report.simplified
+    assert "Shape" not in operators(onnx.load(report.path))
+    assert [size.shape for size in report.parity] == [(1, 3, 16, 24)]
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 16, 16), (3, 16, 16), (1, 3, 0, 16)])
+def test_a_shape_that_the_model_does_not_take(
+    student: RestorationModel, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(UsageError, match="--shape"):
+        export_onnx(student, tmp_path / "fixed.onnx", shape=shape)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("unsimplified")
+def test_the_command_line_takes_runtime_and_shape(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "x.onnx"
+    arguments = ["export", str(checkpoint), "-o", str(output), "--for", "tensorrt"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*arguments, "--shape", "1x3x16"])
+    assert ended.value.code == 2 and "--shape 1x3x16: give batch" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*arguments, "--shape", "1x3x16x16"])
+    assert ended.value.code == 0
+    assert "not run in TensorRT" in capsys.readouterr().out
+
+
+def test_a_runtime_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("csa2glmha.export.openvino.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install csa2glmha\[openvino\]"):
+        OpenVinoSession(tmp_path / "x.onnx")
+    with pytest.raises(UsageError, match="--for ncnn: unknown"):
+        target_of("ncnn")
+
+
+@needs_openvino
+def test_openvino_runs_the_file_before_it_gets_its_name(student: RestorationModel, tmp_path: Path) -> None:
+    report = export_onnx(student, tmp_path / "model.onnx", target=TARGETS["openvino"])
+    assert len(report.tried) == 2
+    assert all("largest difference in f32" in line and "default precision" in line for line in report.tried)
+
+
+@needs_openvino
+def test_openvino_compiles_for_a_shape_that_comes_again(student: RestorationModel, tmp_path: Path) -> None:
+    path = export_onnx(student, tmp_path / "model.onnx", target=TARGETS["openvino"]).path
+    session = OpenVinoSession(path, 1, "f32")
+    for size in (16, 16, 16, 24, 16):
+        image = torch.rand(1, 3, size, size)
+        with torch.no_grad():
+            expected = student(image)
+        (found,) = session.run(["output"], {"input": image.numpy()})
+        assert relative_difference(torch.from_numpy(found), expected) < 1e-5
+    with pytest.raises(CheckpointError, match="no such file"):
+        OpenVinoSession(tmp_path / "missing.onnx")
