@@ -88,6 +88,7 @@ def _relative(output: Tensor, case: Case) -> float:
 
 
 def _psnr(output: Tensor, case: Case) -> float:
-    """In dB, for values in [0, 1]."""
-    error = float((output - case.expected).square().mean())
+    """In dB, of the range of PyTorch's output."""
+    spread = float(case.expected.max() - case.expected.min())
+    error = float((output - case.expected).square().mean()) / max(spread**2, 1e-30)
     return -10 * math.log10(error) if error > 0 else math.inf
