@@ -43,6 +43,9 @@ _OF_FILES = (
     "timing",
     "tensorboard",
 )
+#: Options on what a network takes and makes, where its data are a folder of images.
+_OF_IMAGES = ("example", "value_range", "output_index")
+_IN_MEMORY = "in:memory"
 
 
 def options_from(
@@ -63,7 +66,11 @@ def options_from(
         values |= options_of(distill)
     elif distill is not True:
         values["distill_steps"] = distill
+    of_images = {name: values.pop(name) for name in _OF_IMAGES if name in values}
     options = make_options(**values)
+    if of_images:  # the command line has them with --network alone
+        checked = make_options(network=_IN_MEMORY, **of_images).model_dump(include=set(of_images))
+        options = options.model_copy(update=checked)
     check_training(options, resolve_device(options.device))
     return options
 
@@ -91,15 +98,11 @@ def data_from(
     """The data to calibrate, train and evaluate on.
 
     Raises:
-        UsageError: an option that does not go with it, or a folder for a network of no known family.
+        UsageError: an option that does not go with it.
         DataError: it cannot be used.
     """
     if isinstance(calibration, str | Path):
-        if not isinstance(model, RestorationModel):
-            raise UsageError(
-                f"calibration {calibration}: a folder is for networks of known families; give "
-                f"{type(model).__name__} batches of its inputs"
-            )
+        assert isinstance(model, RestorationModel)
         if held_out is not None:
             raise UsageError("held_out: of a folder some images are held out by themselves; leave it out")
         data = open_data(model, options.model_copy(update={"data": Path(calibration)}))
@@ -107,6 +110,9 @@ def data_from(
         return data
     if options.degrade is not None or options.targets is not None:
         raise UsageError("degrade and targets are for folders; give batches as the network takes them")
+    for name in _OF_IMAGES:
+        if name in options.model_fields_set:
+            raise UsageError(f"{name}: is for folders of images; give batches as the network takes them")
     if options.truth_weight:
         raise UsageError("truth_weight: batches have no ground truth; leave it out")
     samples = read_samples(calibration, "calibration", MOST_SAMPLES)

@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from csa2glmha.compression.arguments import begin, data_from, options_from, read_unknown, teacher_from
+from csa2glmha.compression.on_images import on_images
 from csa2glmha.compression.result import Compression
 from csa2glmha.compression.run import ModelT, Plan, carry_out
 from csa2glmha.compression.stages import MAKING, Compare, Count, Distil, Evaluate
@@ -34,7 +37,8 @@ def compress(
     Args:
         model: with channel attention anywhere in it, on any device; it is not changed.
         calibration: batches of its inputs, each a tensor (B, ...) or a tuple of tensors, without ground
-            truth. For a network of a known family also a folder of images, with ``degrade`` and the like.
+            truth. Or a folder of images, with ``degrade``, ``targets`` and the like; then the network takes
+            images, with values in [0, 1] unless ``value_range`` says otherwise.
         rank: per head of keys and values; a share of each layer's energy to keep, such as 0.99; "full"; or
             "auto", which searches for a rank of every layer and takes one budget, such as ``macs=0.8``.
         distill: True trains for ``distill_minutes``; or the steps; or all settings. None: no training.
@@ -63,10 +67,14 @@ def compress(
     """
     with quiet(not progress), telling(progress):
         settings = options_from(rank, distill, seed, options)
-        teacher = teacher_from(model, resolve_device(settings.device))
-        data = data_from(model, calibration, held_out, settings)
+        device = resolve_device(settings.device)
+        own = teacher_from(model, device)
+        teacher: nn.Module = own
+        if isinstance(calibration, str | Path):
+            teacher = on_images(own.cpu(), settings).to(device)
+        data = data_from(teacher, calibration, held_out, settings)
         read_unknown(teacher, data, settings)
         plan = Plan.of(teacher, attention_layers(teacher), settings)
         run = begin(teacher, data, plan, settings, distill if isinstance(distill, DistillSettings) else None)
         carry_out(run, _STAGES)
-        return Compression.of(run)
+        return Compression.of(run, own)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
 from torch import nn
 
@@ -24,7 +24,7 @@ from csa2glmha.export.onnx import ExportReport, export_onnx
 from csa2glmha.metrics.comparisons import Comparison
 from csa2glmha.networks import RestorationModel
 from csa2glmha.networks.builder import Origin
-from csa2glmha.networks.foreign import ForeignNetwork, Interface
+from csa2glmha.networks.foreign import ForeignNetwork, Interface, users_own
 from csa2glmha.networks.probe import probe
 from csa2glmha.report.document import REPORT_FILES, write_report
 from csa2glmha.report.html import HTML_FILE, write_html
@@ -48,14 +48,22 @@ class Compression(Generic[ModelT]):
     _example: Inputs
     _comparisons: Sequence[Comparison]
     _pictured: Pictured | None
+    _interface: Interface | None = None
 
     @classmethod
-    def of(cls, run: Run[ModelT]) -> Compression[ModelT]:
-        """The result of a run whose stages are all done."""
+    def of(cls, run: Run[Any], teacher: ModelT) -> Compression[ModelT]:
+        """The result of a run whose stages are all done.
+
+        Args:
+            run: of the teacher, or of what makes a network for images of it.
+            teacher: as it was given; the student is of its class.
+        """
         frame = run.data.frame(run.options.input_size)
-        record = build_report(measurements_of(run, _described(run.teacher), frame))
+        record = build_report(measurements_of(run, _described(teacher), frame))
         example = run.examples[0].inputs
-        return cls(run.student, record, run.options, example, run.comparisons, run.pictured)
+        student: Any = users_own(run.student) if run.teacher is not teacher else run.student
+        face = run.student.interface if isinstance(run.student, ForeignNetwork) else None
+        return cls(student, record, run.options, example, run.comparisons, run.pictured, face)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a student file, which :func:`csa2glmha.load` reads.
@@ -77,7 +85,7 @@ class Compression(Generic[ModelT]):
             OutputError: the file exists, or cannot be written.
         """
         ensure_writable(Path(path), overwrite, by_command=False)
-        network = described_network(self.student, self._example)
+        network = described_network(self.student, self._example, self._interface)
         metadata = self._metadata(network)
         described = onnx_metadata(
             Path(path).stem, network.architecture, network.hyperparameters, metadata, network.inputs
@@ -110,12 +118,15 @@ class Compression(Generic[ModelT]):
         return student_metadata(student, None, self._options.seed, extra)
 
 
-def described_network(student: nn.Module, example: Inputs) -> RestorationModel:
+def described_network(
+    student: nn.Module, example: Inputs, interface: Interface | None = None
+) -> RestorationModel:
     """The network with what an export must know of it: of any module, found by trying.
 
     Args:
         student: the network.
         example: inputs that it takes.
+        interface: what it takes and makes, where that is known.
 
     Raises:
         ExportError: the first is no image, or it does not run on other ones.
@@ -130,7 +141,8 @@ def described_network(student: nn.Module, example: Inputs) -> RestorationModel:
         )
     name = f"{kind.__module__}:{kind.__qualname__}"
     try:
-        return ForeignNetwork(student, probe(student, name, shapes, Interface((), 0)), Origin(name, {}, {}))
+        face = interface or probe(student, name, shapes, Interface((), 0))
+        return ForeignNetwork(student, face, Origin(name, {}, {}))
     except Csa2GlmhaError as error:
         raise ExportError(f"export: {str(error).removeprefix('--network ')}") from error
 

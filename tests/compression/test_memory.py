@@ -17,11 +17,13 @@ import csa2glmha
 from csa2glmha.checkpoint import student
 from csa2glmha.commands import convert
 from csa2glmha.compression import memory
-from csa2glmha.core.errors import DataError, UsageError
+from csa2glmha.core.errors import DataError, NetworkError, UsageError
 from csa2glmha.data.images import write_image
 from csa2glmha.distill import DistillSettings
 from csa2glmha.families.restormer.network import Restormer
 from csa2glmha.reading.feedforwards import feed_forwards, narrowed_widths
+from tests.conftest import smooth_images
+from tests.networks import builders
 
 BATCHES = [torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
 
@@ -110,8 +112,38 @@ def test_a_folder_is_read_as_by_convert(tiny_restormer: Restormer, tmp_path: Pat
     record = csa2glmha.compress(tiny_restormer, tmp_path, progress=False, **LOW, **more).record
     assert record.data is not None and record.data.degradation == "noise:25" and record.knows_ground_truth
     assert record.data.training_images + record.data.held_out_images == 9
-    with pytest.raises(UsageError, match="a folder is for networks of known families"):
-        csa2glmha.compress(Around(tiny_restormer), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_folder_for_a_network_of_the_users_own(scale: int, tmp_path: Path) -> None:
+    """What it takes is found by trying: sides of its own multiple, images made twice as large."""
+    for index, picture in enumerate(smooth_images(3, side=42)):
+        write_image(tmp_path / f"{index}.png", picture)
+    network = builders.Signed(0, 255) if scale == 1 else builders.build(scale=2)
+    more: dict[str, Any] = {"value_range": "0-255"} if scale == 1 else {}
+    more |= {"degrade": "noise:25" if scale == 1 else "down:2", "crop": 16, "batch": 2}
+    more |= {"input_size": 20, "calibration_crops": 2, "calibration_size": 16}
+    result = csa2glmha.compress(network, tmp_path, rank=2, distill=2, progress=False, **more)
+    assert type(result.student) is type(network) and result.record.knows_ground_truth
+    assert result.record.teacher.architecture == type(network).__name__
+    assert {layer.name.rpartition(".")[2] for layer in result.record.layers} == {"attn"}
+    inputs = torch.rand(1, 3, 16, 24) * (255 if scale == 1 else 1)
+    result.save(tmp_path / "student.safetensors")
+    loaded = csa2glmha.load(tmp_path / "student.safetensors", network=network)
+    with torch.no_grad():
+        assert torch.equal(result.student(inputs), loaded(inputs))
+        assert float((result.student(inputs) - network(inputs)).abs().max()) < 0.2 * float(inputs.max())
+
+
+def test_options_of_folders_are_for_folders() -> None:
+    with pytest.raises(UsageError, match="value_range: is for folders of images"):
+        csa2glmha.compress(builders.build(), BATCHES, value_range="0-255", progress=False)
+    with pytest.raises(UsageError, match="--range 0-9"):
+        csa2glmha.compress(builders.build(), "photos", value_range="0-9", progress=False)
+    with pytest.raises(
+        NetworkError, match="compress: Failing fails on an input of 1x3x128x192: ZeroDivision"
+    ):
+        csa2glmha.compress(builders.Failing(), "photos", progress=False)
 
 
 @pytest.mark.parametrize(
