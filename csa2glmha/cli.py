@@ -163,7 +163,7 @@ METAVARS = {
 }
 NETWORK = ("network", "network_arg", "example", "value_range", "output_index")
 RANKS = ("rank", "rank_q", "rank_k", "rank_v", "rank_pos")
-INITIAL = ("ffn",)
+INITIAL = ("ffn", "refit")
 BUDGETS = ("macs", "params", "max_drop", "latency")
 DATA = ("data", "targets", "pair", "degrade", "mask", "mask_key", "measurement_scale", "mat_key", "stretch")
 TRAINING = (

@@ -21,6 +21,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "ranks",
         "attention",
         "ffn",
+        "refit",
     ),
     "Your own network": ("network", "network_arg", "example", "value_range", "output_index"),
     "Data": (

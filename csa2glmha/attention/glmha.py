@@ -94,9 +94,9 @@ class GLMHA(GuidedAttention):
         cross, queries, keys = moments
         return self.logits_of_moments(cross, queries, keys, key_gates)
 
-    def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Tensor:
-        """The layer's output by that map."""
-        return self.output_from(args, matrix, self.generate_values(self.inputs_of(args)[0]))
+    def values_of(self, args: tuple[Any, ...]) -> Tensor:
+        """V, (B, heads * rank_v, H, W)."""
+        return self.generate_values(self.inputs_of(args)[0])
 
     def generate(self, x: Tensor, query_input: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The maps R_r, K_r and V_r: (B, heads * rank, H, W) each."""

@@ -107,15 +107,29 @@ class GuidedAttention(nn.Module):
             left = left * torch.cat((static, strengths), 1)[:, None, None, :]
         return left @ self.mode_right.transpose(-2, -1)
 
-    def fold(self, attention: Tensor, value_gates: Tensor | None = None) -> Tensor:
-        """Output projection, attention and value expansion in one matrix: (B, out, heads * rank_v)."""
+    def fold(
+        self, attention: Tensor, value_gates: Tensor | None = None, output: Tensor | None = None
+    ) -> Tensor:
+        """Output projection, attention and value expansion in one matrix: (B, out, heads * rank_v).
+
+        ``output`` takes the place of the layer's own projection.
+        """
         heads = self.config.heads
         gate = None if value_gates is None else value_gates.view(-1, heads, 1, self.config.rank_v)
-        return folded_heads(by_heads(self.output, heads), attention, self.expand_values, gate)
+        projection = self.output if output is None else output
+        return folded_heads(by_heads(projection, heads), attention, self.expand_values, gate)
 
     def mix(self, folded: Tensor, values: Tensor) -> Tensor:
-        """The layer's output from :meth:`fold` and (B, heads * rank_v, H, W): (B, out_channels, H, W)."""
-        return applied(folded, values, self.output_bias)
+        """The layer's output from :meth:`fold` and V as :meth:`values_of`: (B, out_channels, H, W)."""
+        return applied(folded, self.reduced(values), self.output_bias)
+
+    def reduced(self, values: Tensor) -> Tensor:
+        """What the map is applied to, (B, heads * rank_v, H, W), from V as :meth:`values_of` gives it."""
+        return values
+
+    def values_of(self, args: tuple[Any, ...]) -> Tensor:
+        """V, (B, heads * rank_v, H, W), or in full where something else is made of it."""
+        raise NotImplementedError
 
     def pooled(self, *inputs: Tensor) -> Moments:
         """What the guide needs of inputs (B, C, H, W), as means over pixels; empty without one."""
@@ -128,12 +142,15 @@ class GuidedAttention(nn.Module):
         strengths, key_gates, value_gates = self.guide.from_statistics(statistics_of_moments(*pooled))
         return strengths, key_gates, value_gates
 
-    def matrix(self, moments: Moments) -> Tensor:
-        """The map from the layer's moments, those of the logits before those of the guide; see core.py."""
+    def matrix(self, moments: Moments, output: Tensor | None = None) -> Tensor:
+        """The map from the layer's moments, those of the logits before those of the guide; see core.py.
+
+        ``output`` takes the place of the layer's own projection.
+        """
         count = len(moments) - (0 if self.guide is None else 2)
         strengths, key_gates, value_gates = self.guidance_of(moments[count:])
         logits = self.logits_of(moments[:count], key_gates)
-        return self.fold(self.attention(logits, strengths), value_gates)
+        return self.fold(self.attention(logits, strengths), value_gates, output)
 
     def attention(self, logits: Tensor, strengths: Tensor | None = None) -> Tensor:
         """The map that logits make, with modes added: (B, heads, c, keys)."""
@@ -149,7 +166,14 @@ class GuidedAttention(nn.Module):
 
     def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Tensor:
         """The layer's output by that map."""
-        raise NotImplementedError
+        return self.output_from(args, matrix, self.values_of(args))
+
+    def attended(self, args: tuple[Any, ...]) -> Tensor:
+        """What the output projection is applied to, (B, heads * c, H, W)."""
+        every = torch.eye(self.output.shape[1], device=self.output.device, dtype=self.output.dtype)
+        values, factors = self.values_of(args), self.value_factors(args)
+        matrix = self.matrix(self.moments_of(args), every)
+        return applied(matrix, self.reduced(values if factors is None else values * factors), None)
 
     def attend(self, args: tuple[Any, ...]) -> Tensor:
         """The layer's output, with the map that its own input makes."""

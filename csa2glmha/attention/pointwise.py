@@ -63,13 +63,14 @@ class PointwiseGLMHA(GuidedAttention):
         (gram,) = moments
         return self.gram_logits(gram, key_gates)
 
-    def apply_matrix(self, args: tuple[Any, ...], matrix: Tensor) -> Tensor:
-        """The layer's output (B, out_channels, H, W) by that map."""
-        return self.output_from(args, matrix, self.values(self.inputs_of(args)[0]))
+    def values_of(self, args: tuple[Any, ...]) -> Tensor:
+        """V in full, (B, heads * c, H, W)."""
+        values: Tensor = self.values(self.inputs_of(args)[0])
+        return values
 
-    def mix(self, folded: Tensor, values: Tensor) -> Tensor:
-        """The layer's output from :meth:`fold` and values in full: (B, heads * c, H, W)."""
-        return super().mix(folded, values if self.reduce_values is None else self.reduce_values(values))
+    def reduced(self, values: Tensor) -> Tensor:
+        """What the map is applied to, (B, heads * rank_v, H, W), from V in full."""
+        return values if self.reduce_values is None else self.reduce_values(values)
 
     def input_logits(self, *inputs: Tensor) -> Tensor:
         """S for an input (B, C, H, W), before modes and gates: (B, heads, c, c)."""

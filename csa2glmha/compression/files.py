@@ -81,6 +81,7 @@ class Resume(Always[FileRun]):
         """Sets what the stages before the training would."""
         initial = load_initial(run.workspace.states, run.teacher)
         run.fits, run.width_errors, run.found = dict(initial.fits), dict(initial.width_errors), initial.found
+        run.refitted = initial.refitted
         run.seconds |= initial.seconds
         run.configs = {name: layer.config for name, layer in glmha_layers(initial.student).items()}
         run.student = initial.student.to(run.device)
@@ -98,7 +99,7 @@ class KeepInitial(Always[FileRun]):
         states = run.workspace.states
         states.clear()
         metadata = student_metadata(run.student, run.loaded.checkpoint.sha256, run.options.seed, {})
-        initial = Initial(run.student, run.fits, run.width_errors, run.seconds, run.found)
+        initial = Initial(run.student, run.fits, run.width_errors, run.refitted, run.seconds, run.found)
         save_initial(states, initial, metadata)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from csa2glmha.compression.run import ModelT, Run
 from csa2glmha.data.identity import describe_images
 from csa2glmha.networks import RestorationModel
-from csa2glmha.report.record import Measurements
+from csa2glmha.reading.feedforwards import feed_forwards
+from csa2glmha.report.record import Measurements, Width
 from csa2glmha.report.schema import Teacher
 
 
@@ -24,6 +25,8 @@ def measurements_of(run: Run[ModelT], teacher: Teacher, frame: tuple[int, int]) 
         run.data,
         run.configs,
         run.fits,
+        widths_of(run),
+        run.refitted,
         run.before,
         run.after,
         run.seconds | distilled,
@@ -37,3 +40,14 @@ def measurements_of(run: Run[ModelT], teacher: Teacher, frame: tuple[int, int]) 
         search=run.found,
         comparisons=run.comparisons,
     )
+
+
+def widths_of(run: Run[ModelT]) -> dict[str, Width]:
+    """All feed-forward networks, where some of them are narrower than the teacher's; otherwise none."""
+    student = feed_forwards(run.student)
+    widths = {
+        name: Width(layer.hidden, student[name].hidden, run.width_errors.get(name, 0.0))
+        for name, layer in feed_forwards(run.teacher).items()
+        if name in student
+    }
+    return widths if any(width.after < width.before for width in widths.values()) else {}

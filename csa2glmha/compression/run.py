@@ -19,6 +19,7 @@ from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.distill import DistillResult, DistillSettings, State, StateFolder
 from csa2glmha.initialize import LayerFit
 from csa2glmha.initialize.configure import plan_layers, plan_widths
+from csa2glmha.initialize.refit import Refitted
 from csa2glmha.initialize.student import Statistics
 from csa2glmha.metrics.comparisons import Comparison
 from csa2glmha.metrics.complexity import Complexity
@@ -85,7 +86,7 @@ class Run(Generic[ModelT]):
         configs: configurations of the student's attention layers.
         inputs: of the calibration; None where nothing is approximated.
         seconds: that the stages took.
-        statistics, student, fits, width_errors, found, distillation: what the stages made.
+        statistics, student, fits, width_errors, refitted, found, distillation: what the stages made.
         initial: the student before distillation; None where there is none.
         quality, before, after: what was measured.
         comparisons, pictured: what a few examples show; none where inputs or outputs are no images.
@@ -113,6 +114,7 @@ class Run(Generic[ModelT]):
     student: ModelT = field(init=False)
     fits: dict[str, LayerFit] = field(default_factory=dict)
     width_errors: dict[str, float] = field(default_factory=dict)
+    refitted: Refitted | None = None
     found: dict[str, Any] | None = None
     initial: ModelT | None = None
     distillation: DistillResult | None = None
@@ -126,10 +128,14 @@ class Run(Generic[ModelT]):
         self.configs = dict(self.plan.configs)
 
     @property
+    def approximates(self) -> bool:
+        """Something is approximated, now that all ranks are known."""
+        return bool(self.plan.widths) or not all(config.full for config in self.configs.values())
+
+    @property
     def trains(self) -> bool:
         """The student is trained: it is asked for, and something is approximated."""
-        exact = not self.plan.widths and all(config.full for config in self.configs.values())
-        return self.plan.distilled and not exact
+        return self.plan.distilled and self.approximates
 
 
 RunT = TypeVar("RunT", bound=Run[Any], contravariant=True)

@@ -7,12 +7,14 @@ from typing import Any
 
 from csa2glmha.analysis.measure import analyse_layer
 from csa2glmha.compression.pictured import Pictured
+from csa2glmha.compression.refitting import refit_where_better
 from csa2glmha.compression.run import Always, Run, Stage
 from csa2glmha.config.options import WorkOptions
 from csa2glmha.core.progress import say
 from csa2glmha.core.text import listed
 from csa2glmha.data.batches import Data, Inputs
-from csa2glmha.distill.job import DistillJob
+from csa2glmha.distill.held_out import teacher_outputs
+from csa2glmha.distill.job import DistillJob, held_out_crops
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import layer_config, worthwhile
 from csa2glmha.initialize.feedforward import narrow_feed_forwards
@@ -104,6 +106,26 @@ class Narrow(Always[Run[Any]]):
         run.width_errors = narrow_feed_forwards(run.teacher, run.student, run.plan.widths, run.inputs)
 
 
+class Refit(Always[Run[Any]]):
+    """Refit output projections to the teacher's sums."""
+
+    name = "refit"
+
+    def planned(self, run: Run[Any]) -> bool:
+        """Where it is not switched off, and something is approximated."""
+        return run.options.refit and not run.plan.exact
+
+    def wanted(self, run: Run[Any]) -> bool:
+        """Not where a state holds the student already, or all ranks that were measured are full."""
+        return run.state is None and self.planned(run) and run.approximates
+
+    def __call__(self, run: Run[Any]) -> None:
+        """Changes ``student``; sets ``refitted``."""
+        assert run.inputs is not None
+        held_out = teacher_outputs(run.teacher, held_out_crops(run.data, run.options))
+        run.refitted = refit_where_better(run.teacher, run.student, run.inputs, held_out)
+
+
 class Distil(Always[Run[Any]]):
     """Train the student against the teacher."""
 
@@ -165,4 +187,4 @@ class Compare(Always[Run[Any]]):
 
 
 #: How a student is made, up to its training.
-MAKING: tuple[Stage[Run[Any]], ...] = (Calibrate(), MeasureRanks(), Initialise(), Narrow())
+MAKING: tuple[Stage[Run[Any]], ...] = (Calibrate(), MeasureRanks(), Initialise(), Narrow(), Refit())

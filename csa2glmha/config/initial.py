@@ -32,6 +32,11 @@ class InitialOptions(Options):
         "whole blocks of 8; or full.",
     )
 
+    refit: Annotated[bool, Affects.WEIGHTS] = Field(
+        True,
+        description="Leave output projections as they are initialised, not refitted to the teacher's sums.",
+    )
+
     @property
     def ffn_share(self) -> float:
         """The share of hidden channels that feed-forward networks keep; 1: all of them."""

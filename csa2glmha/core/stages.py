@@ -13,6 +13,7 @@ CONVERSION = {
     "ranks": "choosing ranks",
     "initialise": "statistics and initialisation",
     "widths": "feed-forward widths",
+    "refit": "refit of output projections",
     "distill": "distillation",
     "evaluate": "evaluation",
     "baselines": "other methods",

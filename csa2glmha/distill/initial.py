@@ -14,6 +14,7 @@ from csa2glmha.core.strict_json import dumps
 from csa2glmha.distill.state import StateFolder
 from csa2glmha.distill.state_files import INITIAL_FILE
 from csa2glmha.initialize import LayerFit
+from csa2glmha.initialize.refit import RefitError, Refitted
 from csa2glmha.networks import RestorationModel
 
 
@@ -25,6 +26,7 @@ class Initial:
         student: the network.
         fits: of its attention layers.
         width_errors: of its feed-forward networks that are narrower than the teacher's.
+        refitted: what came of its refit; None where there was none.
         seconds: that each stage of its making took.
         found: what a search for ranks reports.
     """
@@ -32,6 +34,7 @@ class Initial:
     student: RestorationModel
     fits: Mapping[str, LayerFit]
     width_errors: Mapping[str, float]
+    refitted: Refitted | None
     seconds: Mapping[str, float]
     found: dict[str, Any] | None = None
 
@@ -45,6 +48,7 @@ def save_initial(states: StateFolder, initial: Initial, metadata: dict[str, str]
     told = {
         "fits": {name: asdict(fit) | {"clusters": None} for name, fit in initial.fits.items()},
         "width_errors": dict(initial.width_errors),
+        "refitted": None if initial.refitted is None else asdict(initial.refitted),
         "seconds": dict(initial.seconds),
         "search": initial.found,
     }
@@ -66,6 +70,7 @@ def load_initial(states: StateFolder, teacher: RestorationModel) -> Initial:
             student,
             {name: LayerFit(**fit) for name, fit in json.loads(metadata["fits"]).items()},
             {name: float(error) for name, error in json.loads(metadata["width_errors"]).items()},
+            _refitted(json.loads(metadata["refitted"])),
             {stage: float(seconds) for stage, seconds in json.loads(metadata["seconds"]).items()},
             json.loads(metadata["search"]),
         )
@@ -74,3 +79,11 @@ def load_initial(states: StateFolder, teacher: RestorationModel) -> Initial:
             f"--resume: {states.path / INITIAL_FILE} is damaged; start over with --overwrite and without "
             "--resume"
         ) from error
+
+
+def _refitted(told: Any) -> Refitted | None:
+    """As it was stored."""
+    if told is None:
+        return None
+    layers = {name: RefitError(**error) for name, error in told["layers"].items()}
+    return Refitted(bool(told["kept"]), told["metric"], float(told["before"]), float(told["after"]), layers)

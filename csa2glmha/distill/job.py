@@ -18,7 +18,7 @@ from csa2glmha.config.rank_options import RankOptions
 from csa2glmha.core.errors import OutputError, UsageError
 from csa2glmha.core.files import check_folder, sha256_of
 from csa2glmha.core.progress import say
-from csa2glmha.data.batches import Data
+from csa2glmha.data.batches import Data, Inputs
 from csa2glmha.distill.engine import distill
 from csa2glmha.distill.held_out import HeldOut, teacher_outputs
 from csa2glmha.distill.log import TrainingLog, check_tensorboard
@@ -143,6 +143,12 @@ def find_state(states: StateFolder, options: WorkOptions) -> State | None:
     return None
 
 
+def held_out_crops(data: Data, options: WorkOptions) -> list[Inputs]:
+    """Inputs of the held-out images that decide which weights are kept."""
+    side = data.evaluation_size(options.calibration_size)
+    return data.calibration(side, data.outputs.samples, options.seed + 1, held_out=True)
+
+
 @dataclass(frozen=True)
 class DistillJob:
     """One distillation of a user's.
@@ -199,7 +205,4 @@ class DistillJob:
             ]
             known = ground_truths if len(ground_truths) == len(examples) else None
             return teacher_outputs(teacher, [example.inputs for example in examples], known)
-        count, seed = self.data.outputs.samples, options.seed + 1
-        side = self.data.evaluation_size(options.calibration_size)
-        inputs = self.data.calibration(side, count, seed, held_out=True)
-        return teacher_outputs(teacher, inputs)
+        return teacher_outputs(teacher, held_out_crops(self.data, options))

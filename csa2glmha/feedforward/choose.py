@@ -61,13 +61,17 @@ def removal_order(moment: Tensor, weight: Tensor, metric: Tensor | None = None) 
     moment = ridged(moment.detach().cpu().double())
     weight = weight.detach().cpu().double().clone()
     n = len(moment)
-    weigh = torch.eye(len(weight), dtype=torch.float64) if metric is None else metric.detach().cpu().double()
-    whole = float(((weigh @ weight @ moment) * weight).sum())
+
+    def weighed() -> Tensor:
+        return weight if weigh is None else weigh @ weight
+
+    weigh = None if metric is None else metric.detach().cpu().double()
+    whole = float(((weighed() @ moment) * weight).sum())
     inverse = torch.linalg.inv(moment)
     alive = torch.ones(n, dtype=torch.bool)
     order, lost = [], [0.0]
     for _ in range(n):
-        energy = ((weigh @ weight) * weight).sum(0)
+        energy = (weighed() * weight).sum(0)
         costs = energy / inverse.diagonal().clamp_min(1e-300)
         index = int(costs.masked_fill(~alive, torch.inf).argmin())
         order.append(index)
@@ -96,5 +100,11 @@ def refitted(moment: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
 
 
 def ridged(moment: Tensor) -> Tensor:
-    """A second moment that can be inverted, whatever the channels are."""
-    return moment + torch.eye(len(moment), dtype=moment.dtype) * (moment.diagonal().mean() * RIDGE + 1e-300)
+    """A second moment that can be inverted, whatever the channels are.
+
+    Products in float32 leave one of channels that depend on each other slightly negative: that is repaired.
+    """
+    values, vectors = torch.linalg.eigh(moment)
+    raised = values.clamp_min(0.0) + moment.diagonal().mean() * RIDGE + 1e-300
+    repaired: Tensor = vectors @ (raised.unsqueeze(-1) * vectors.T)
+    return repaired

@@ -12,16 +12,16 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from csa2glmha.core.progress import manual_progress
 from csa2glmha.data.batches import Inputs
-from csa2glmha.feedforward.form import FeedForward
 from csa2glmha.feedforward.refit import AnchoredMoments
 from csa2glmha.inference.threads import PausingCall, ended_together
+from csa2glmha.initialize.outputs import Output
 from csa2glmha.initialize.overflow import naming
 from csa2glmha.initialize.residual import ResidualSums, expecting, residual_order
 from csa2glmha.networks import run
@@ -41,6 +41,24 @@ class RefitError:
 
 
 @dataclass(frozen=True)
+class Refitted:
+    """What came of a refit.
+
+    Attributes:
+        kept: the student has the new weights; otherwise they were worse.
+        metric: what agreement with the teacher on held-out images is told in, "psnr" or "kl".
+        before, after: the figures.
+        layers: how each layer fits, in order.
+    """
+
+    kept: bool
+    metric: Literal["psnr", "kl"]
+    before: float
+    after: float
+    layers: Mapping[str, RefitError]
+
+
+@dataclass(frozen=True)
 class _Sum:
     """Where a pass waits: a layer's features (none of the teacher's), the stream, and what it adds."""
 
@@ -57,9 +75,15 @@ class _Walk:
     """A network's passes, one for each batch; one of them runs at a time."""
 
     def __init__(
-        self, model: nn.Module, modules: Mapping[str, nn.Module], batches: Sequence[Inputs], order: list[str]
+        self,
+        model: nn.Module,
+        modules: Mapping[str, nn.Module],
+        batches: Sequence[Inputs],
+        order: Mapping[str, bool],
     ) -> None:
-        self.model, self.modules, self.order = model, modules, set(order)
+        self.model, self.order = model, order
+        self.modules = {name: modules[name] for name in order}
+        self.alone = frozenset(name for name, added in order.items() if not added)
         self.passes: list[_Pass] = []
         for inputs in batches:
             self.passes.append(PausingCall(partial(self._follow, len(self.passes), inputs)))
@@ -86,13 +110,11 @@ class _Walk:
             yield
 
     def _follow(self, index: int, inputs: Inputs) -> Tensor:
-        self._sums[index] = ResidualSums(partial(self._at_sum, index))
+        self._sums[index] = ResidualSums(partial(self._at_sum, index), self.alone)
         with torch.no_grad(), self._sums[index]:
             return run(self.model, inputs)
 
     def _at_sum(self, index: int, layer: str, stream: Tensor, output: Tensor) -> Tensor | None:
-        if layer not in self.order:
-            return None
         features = self._features.pop((index, layer), None)
         weight = self.passes[index].ask(_Sum(layer, features, stream, output))
         if features is None:
@@ -102,11 +124,12 @@ class _Walk:
 
 
 def refit(
-    teacher: nn.Module, student: nn.Module, layers: Mapping[str, FeedForward], batches: Sequence[Inputs]
+    teacher: nn.Module, student: nn.Module, layers: Mapping[str, Output], batches: Sequence[Inputs]
 ) -> dict[str, RefitError]:
-    """Refit the contraction of feed-forward networks of a student, in place and in order.
+    """Refit the last projection of layers of a student, in place and in order.
 
-    Layers whose output is not added to a stream, or more than once, stay as they are.
+    A layer's sum is what its output is added to a stream in. Of one whose output is not added to anything, it
+    is that output. Layers that run more than once, or not alike in both networks, stay as they are.
 
     Args:
         teacher, student: in eval mode, with the same names for layers.
@@ -118,38 +141,53 @@ def refit(
     """
     ours = {name: layer.module for name, layer in layers.items()}
     theirs = {name: users_own(teacher).get_submodule(name) for name in layers}
-    order = residual_order(ours, lambda: run(student, _small(batches)))
-    common = set(residual_order(theirs, lambda: run(teacher, _small(batches))))
-    order = [name for name in order if name in common]
+    order = _common_order(teacher, theirs, student, ours, batches)
     walk, guide = _Walk(student, ours, batches, order), _Walk(teacher, theirs, batches, order)
     fits: dict[str, RefitError] = {}
     nothing = torch.zeros(())
     update: Tensor | None = None
     with (
-        _features(walk, layers),
+        _features(walk, {name: layers[name] for name in order}),
         guide.watched(),
         walk.watched(),
         manual_progress(what="refitting", unit="layer", total=len(order)) as bar,
     ):
         for name in order:
-            moments = _moments_at(name, layers[name].weight, walk, guide, update, nothing, len(batches))
             weight = layers[name].weight.clone()
+            moments = _moments_at(name, weight, walk, guide, update, nothing)
             with naming(name):
                 solved = moments.solve(weight)
             fits[name] = RefitError(moments.error(weight) ** 0.5, moments.error(solved) ** 0.5)
-            layers[name].contraction.weight.data.copy_(solved[:, :, None, None])
+            layers[name].set_weight(solved)
             update = solved - weight
             bar.update()
         # Behind the last sum nothing is needed any more: the passes end with the block.
     return fits
 
 
+def _common_order(
+    teacher: nn.Module,
+    theirs: Mapping[str, nn.Module],
+    student: nn.Module,
+    ours: Mapping[str, nn.Module],
+    batches: Sequence[Inputs],
+) -> dict[str, bool]:
+    """The order of the sums that both networks have, and whether there is a stream."""
+    small = tuple(each[:1] for each in batches[0])
+    order = residual_order(ours, lambda: run(student, small))
+    other = residual_order(theirs, lambda: run(teacher, small))
+    order = {name: added for name, added in order.items() if other.get(name) == added}
+    if [name for name in other if name in order] != list(order):
+        raise ValueError("teacher and student run their layers in another order")
+    return order
+
+
 def _moments_at(
-    name: str, weight: Tensor, walk: _Walk, guide: _Walk, update: Tensor | None, nothing: Tensor, count: int
+    name: str, weight: Tensor, walk: _Walk, guide: _Walk, update: Tensor | None, nothing: Tensor
 ) -> AnchoredMoments:
     """Bring all passes of both networks to a layer's sum."""
     moments = AnchoredMoments()
-    for index in range(count):
+    for index in range(len(walk.passes)):
         goal = guide.proceed(index, None if update is None else nothing)
         seen = walk.proceed(index, update)
         assert goal is not None and seen is not None and goal.layer == seen.layer == name
@@ -159,19 +197,10 @@ def _moments_at(
     return moments
 
 
-def _small(batches: Sequence[Inputs]) -> Inputs:
-    """One image of them."""
-    return tuple(each[:1] for each in batches[0])
-
-
 @contextlib.contextmanager
-def _features(walk: _Walk, layers: Mapping[str, FeedForward]) -> Iterator[None]:
-    """Keep what goes into the contractions."""
-
-    def hook(name: str) -> Any:
-        return lambda _, args: walk.keep_features(name, args[0])
-
-    handles = [layer.contraction.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+def _features(walk: _Walk, layers: Mapping[str, Output]) -> Iterator[None]:
+    """Keep what goes into the projections."""
+    handles = [layer.watch(partial(walk.keep_features, name)) for name, layer in layers.items()]
     try:
         yield
     finally:

@@ -1,7 +1,8 @@
 """Watching where modules' outputs are added to the stream of a residual network.
 
 A block computes x + f(x). Which code adds, and in which class, does not matter: the sum is seen as the
-operator that takes the very tensor that the module gave.
+operator that takes the very tensor that the module gave. An output that goes somewhere else first is no
+such part of a sum: what it is added to may be made of it.
 """
 
 from __future__ import annotations
@@ -27,34 +28,39 @@ class ResidualSums(TorchDispatchMode):
 
     Args:
         on_sum: see :data:`OnSum`.
+        alone: modules whose output is not added; for those it is called at once, with zero as the stream.
     """
 
-    def __init__(self, on_sum: OnSum) -> None:
+    def __init__(self, on_sum: OnSum, alone: frozenset[str] = frozenset()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's
-        self._on_sum = on_sum
+        self._on_sum, self._alone = on_sum, alone
         # The tensors are kept: a name is that of an object, whose place another could take.
         self._expected: dict[int, tuple[str, Tensor]] = {}
 
-    def expect(self, name: str, output: Tensor) -> None:
-        """A module gave this; what it is added to is its stream."""
+    def given(self, name: str, output: Tensor) -> Tensor | None:
+        """A module gave this, and what it is added to is its stream; what it is to give in place of it."""
+        if name in self._alone:
+            return self._on_sum(name, output.new_zeros(()), output)
         self._expected[id(output)] = (name, output)
+        return None
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func not in _SUMS or (kwargs or {}).get("alpha", 1) != 1 or len(args) != 2:
-            # What goes somewhere else first is not what a block adds: the rest of a sum may be made of it.
-            for each in tree_leaves(args):
-                self._expected.pop(id(each), None)
+        total = None
+        if func in _SUMS and (kwargs or {}).get("alpha", 1) == 1 and len(args) == 2:
+            total = self._sum_of(*args) if isinstance(args[1], Tensor) else None
+        for each in tree_leaves(args):
+            self._expected.pop(id(each), None)
+        if total is None:
             return func(*args, **(kwargs or {}))
-        for stream, output in (args, args[::-1]):
-            if id(output) in self._expected and isinstance(stream, Tensor) and stream.shape == output.shape:
-                name, _ = self._expected.pop(id(output))
-                total = self._on_sum(name, stream, output)
-                if total is None:
-                    break
-                return total if func is _SUMS[0] else args[0].copy_(total)
-        return func(*args, **(kwargs or {}))
+        return total if func is _SUMS[0] else args[0].copy_(total)
+
+    def _sum_of(self, first: Tensor, second: Tensor) -> Tensor | None:
+        for stream, output in ((first, second), (second, first)):
+            if id(output) in self._expected and stream.shape == output.shape:
+                return self._on_sum(self._expected[id(output)][0], stream, output)
+        return None
 
 
 @contextlib.contextmanager
@@ -66,10 +72,9 @@ def expecting(modules: Mapping[str, nn.Module], sums: Callable[[], ResidualSums]
         sums: gives those of the pass that is running.
     """
 
-    def told(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            if isinstance(output, Tensor):
-                sums().expect(name, output)
+    def told(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor | None]:
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Tensor | None:
+            return sums().given(name, output) if isinstance(output, Tensor) else None
 
         return hook
 
@@ -82,20 +87,29 @@ def expecting(modules: Mapping[str, nn.Module], sums: Callable[[], ResidualSums]
 
 
 @torch.no_grad()
-def residual_order(modules: Mapping[str, nn.Module], call: Callable[[], object]) -> list[str]:
-    """The modules whose output is added to a stream exactly once, in the order of the sums.
+def residual_order(modules: Mapping[str, nn.Module], call: Callable[[], object]) -> dict[str, bool]:
+    """The modules that run exactly once, in the order in which their outputs get their place.
 
     Args:
         modules: of one network, by name.
         call: runs that network on any input.
+
+    Returns:
+        By name, whether the output is added to a stream; otherwise it goes on as it is.
     """
-    seen: list[str] = []
+    ran: list[tuple[str, bool]] = []
 
     def note(name: str, _: Tensor, __: Tensor) -> None:
-        seen.append(name)
+        ran.append((name, True))
 
-    watched = ResidualSums(note)
+    class Noting(ResidualSums):
+        def given(self, name: str, output: Tensor) -> None:
+            ran.append((name, False))
+            super().given(name, output)
+
+    watched = Noting(note)
     with expecting(modules, lambda: watched), watched:
         call()
-    times = Counter(seen)
-    return [name for name in seen if times[name] == 1]
+    runs = Counter(name for name, added in ran if not added)
+    sums = {name for name, added in ran if added}
+    return {name: added for name, added in ran if runs[name] == 1 and added == (name in sums)}

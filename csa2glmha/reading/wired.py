@@ -117,7 +117,9 @@ class MapOnlyGLMHA(RecordedGLMHA):
         """What the module returns, with the map that its own input makes."""
         return self.apply_matrix(args, self.matrix(self.moments_of(args)))
 
-    def fold(self, attention: Tensor, value_gates: Tensor | None = None) -> Tensor:
+    def fold(
+        self, attention: Tensor, value_gates: Tensor | None = None, output: Tensor | None = None
+    ) -> Tensor:
         """The map as it is: (B, heads, c, c)."""
         return attention
 

@@ -23,6 +23,7 @@ from csa2glmha.distill.result import DistillResult
 from csa2glmha.distill.settings import DistillSettings
 from csa2glmha.export.onnx import ExportReport
 from csa2glmha.initialize import LayerFit
+from csa2glmha.initialize.refit import Refitted
 from csa2glmha.metrics.comparisons import Comparison
 from csa2glmha.metrics.complexity import Complexity
 from csa2glmha.metrics.evaluate import Evaluation
@@ -36,16 +37,28 @@ from csa2glmha.report.schema import (
     Costs,
     DataUsed,
     Distillation,
+    FeedForwardLayer,
     ImageFigures,
     Layer,
     ModelQuality,
     Onnx,
     Parity,
+    Refit,
+    RefitLayer,
     Report,
     Teacher,
     Timing,
 )
 from csa2glmha.report.schema_search import Baseline, Search
+
+
+@dataclass(frozen=True)
+class Width:
+    """Hidden channels of a feed-forward network, of teacher and student, and the error that comes of it."""
+
+    before: int
+    after: int
+    error: float
 
 
 @dataclass
@@ -57,6 +70,8 @@ class Measurements:
     data: Data | None
     configs: dict[str, GLMHAConfig]
     fits: dict[str, LayerFit]
+    widths: Mapping[str, Width]
+    refitted: Refitted | None
     before: Complexity
     after: Complexity
     seconds: dict[str, float]
@@ -98,6 +113,8 @@ def build_report(measured: Measurements) -> Report:
             after=_cost(measured.after),
         ),
         layers=tuple(_layer(name, config, measured) for name, config in measured.configs.items()),
+        feed_forwards=_feed_forwards(measured),
+        refit=_refit(measured.refitted),
         seconds={stage: round(value, 1) for stage, value in measured.seconds.items()},
         analysis=_analysis(measured.fits),
         data=None if measured.data is None else _data(measured.data, measured),
@@ -160,6 +177,40 @@ def _layer(name: str, config: GLMHAConfig, measured: Measurements) -> Layer:
         branch_error=tuple(fit.branch_error),
         logit_error=fit.logit_error,
         guide_explained=fit.guide_explained,
+    )
+
+
+def _feed_forwards(measured: Measurements) -> tuple[FeedForwardLayer, ...] | None:
+    found = []
+    for name, width in measured.widths.items():
+        before, after = measured.before.modules[name], measured.after.modules[name]
+        found.append(
+            FeedForwardLayer(
+                name=name,
+                hidden_before=width.before,
+                hidden_after=width.after,
+                macs_before=before.macs,
+                macs_after=after.macs,
+                params_before=before.params,
+                params_after=after.params,
+                error=width.error,
+            )
+        )
+    return tuple(found) or None
+
+
+def _refit(refitted: Refitted | None) -> Refit | None:
+    if refitted is None:
+        return None
+    layers = [
+        RefitLayer(name=name, before=fit.before, after=fit.after) for name, fit in refitted.layers.items()
+    ]
+    return Refit(
+        kept=refitted.kept,
+        metric=refitted.metric,
+        before=refitted.before,
+        after=refitted.after,
+        layers=tuple(layers),
     )
 
 

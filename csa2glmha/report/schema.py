@@ -87,6 +87,37 @@ class Layer(Part):
     guide_explained: Figure
 
 
+class FeedForwardLayer(Part):
+    """One feed-forward network: its hidden channels, its cost, and the share of its output that was lost."""
+
+    name: str
+    hidden_before: int
+    hidden_after: int
+    macs_before: Count
+    macs_after: Count
+    params_before: Count
+    params_after: Count
+    error: Figure
+
+
+class RefitLayer(Part):
+    """How far a layer's sum was from the teacher's, as a share of what the layer was to add."""
+
+    name: str
+    before: Figure
+    after: Figure
+
+
+class Refit(Part):
+    """The refit of output projections; agreement with the teacher, held out. Not kept: it was worse."""
+
+    kept: bool
+    metric: Metric
+    before: Figure
+    after: Figure
+    layers: tuple[RefitLayer, ...]
+
+
 class LayerSpectrum(Part):
     """The attention of one layer of the teacher, see :func:`csa2glmha.analysis.measure.analyse_layer`."""
 
@@ -280,6 +311,8 @@ class Report(Part):
     input_size: tuple[int, int]
     complexity: Costs
     layers: tuple[Layer, ...]
+    feed_forwards: tuple[FeedForwardLayer, ...] | None = None
+    refit: Refit | None = None
     seconds: dict[str, float]
     analysis: Analysis | None = None
     data: DataUsed | None = None

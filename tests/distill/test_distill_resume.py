@@ -381,6 +381,8 @@ def test_convert_killed_and_resumed(
     reports = [json.loads((folder / "report.json").read_text()) for folder in (whole, output)]
     assert reports[0]["quality"] == reports[1]["quality"]
     assert reports[0]["layers"] == reports[1]["layers"]
+    assert reports[0]["feed_forwards"] == reports[1]["feed_forwards"]
+    assert reports[0]["refit"] == reports[1]["refit"] and reports[0]["refit"]["layers"]
     assert reports[0]["analysis"] == reports[1]["analysis"]
     assert reports[0]["distillation"]["curve"][-1]["psnr"] == reports[1]["distillation"]["curve"][-1]["psnr"]
 

@@ -60,3 +60,17 @@ def test_silent_channels_go_first_without_error() -> None:
     found = removal_order(hidden @ hidden.T, weight)
     assert int(found.order[0]) == 4
     assert found.error(8) < 1e-5
+
+
+def test_moments_that_rounding_made_slightly_negative_are_repaired() -> None:
+    """Fewer pixels than channels, summed in float32: half of the eigenvalues are noise of either sign."""
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(40, 18, generator=generator)
+    noise = 1e-5 * torch.randn(40, 40, generator=generator)
+    moment = (hidden @ hidden.T).double() + noise + noise.T
+    weight = torch.randn(6, 40, generator=generator)
+    assert torch.linalg.eigvalsh(moment)[0] < 0
+    found = removal_order(moment, weight)
+    assert sorted(found.order.tolist()) == list(range(40))
+    assert bool(torch.isfinite(found.errors).all()) and found.error(20) < 1e-2 < found.error(10)
+    assert float(found.errors[-1]) == pytest.approx(1.0, abs=1e-3)

@@ -12,6 +12,7 @@ from csa2glmha.families import FAMILIES
 from csa2glmha.feedforward.form import FeedForward, FeedForwardReader, kept_channels
 from csa2glmha.feedforward.refit import AnchoredMoments
 from csa2glmha.initialize.feedforward import hidden_moments, narrow, removals
+from csa2glmha.initialize.outputs import FeedForwardOutput, Output, outputs_of
 from csa2glmha.initialize.refit import refit
 from csa2glmha.initialize.residual import ResidualSums, expecting, residual_order
 from csa2glmha.networks import run
@@ -59,6 +60,10 @@ def blocks() -> Blocks:
 
 def layers_of(model: Blocks) -> dict[str, FeedForward]:
     return {f"ffn.{index}": FeedForward(module, READER) for index, module in enumerate(model.ffn)}
+
+
+def projections_of(model: Blocks) -> dict[str, Output]:
+    return {name: FeedForwardOutput(layer) for name, layer in layers_of(model).items()}
 
 
 def batches(count: int = 3) -> list[tuple[Tensor, ...]]:
@@ -109,7 +114,7 @@ def test_feed_forwards_of_every_family_can_be_narrowed_and_refitted(subject: Sub
     assert all(layer.hidden == widths[name] for name, layer in layers.items())
     assert all(0 <= error < 1 for error in errors.values())
     before = (output(student, inputs[0]) - output(teacher, inputs[0])).square().mean()
-    fits = refit(teacher, student, feed_forwards(student), inputs)
+    fits = refit(teacher, student, outputs_of(student, teacher), inputs)
     assert list(fits) and all(fit.after <= fit.before * (1 + 1e-6) for fit in fits.values())
     after = (output(student, inputs[0]) - output(teacher, inputs[0])).square().mean()
     assert after < before
@@ -129,7 +134,7 @@ def test_sums_are_seen_whatever_code_adds() -> None:
     model = blocks()
     modules = dict(model.ffn.named_children())
     seen = residual_order(modules, lambda: model(*batches()[0]))
-    assert seen == ["0", "1", "2"]
+    assert list(seen.items()) == [("0", True), ("1", True), ("2", True)]
     # What the watcher answers takes the place of the sum, in place or not.
     zeros = ResidualSums(lambda _, stream, __: stream)
     x = batches()[0][0]
@@ -137,7 +142,7 @@ def test_sums_are_seen_whatever_code_adds() -> None:
         torch.testing.assert_close(model(x.clone()), x)
 
 
-def test_layers_that_are_added_twice_or_never_are_left_alone() -> None:
+def test_a_layer_that_runs_twice_is_left_alone_and_one_that_is_not_added_is_refitted() -> None:
     class Odd(Blocks):
         def forward(self, x: Tensor) -> Tensor:
             x = x + self.ffn[0](x)
@@ -147,14 +152,29 @@ def test_layers_that_are_added_twice_or_never_are_left_alone() -> None:
     torch.manual_seed(0)
     teacher = Odd().eval()
     student = copy.deepcopy(teacher)
-    assert refit(teacher, student, layers_of(student), batches()) == {}
-    torch.testing.assert_close(output(student, batches()[0]), output(teacher, batches()[0]))
+    layers_of(student)["ffn.1"].keep(range(8))
+    twice = student.ffn[0].back.weight.clone()
+    before = (output(student, batches()[0]) - output(teacher, batches()[0])).square().mean()
+    assert refit(teacher, student, projections_of(student), batches()).keys() == {"ffn.1"}
+    assert torch.equal(student.ffn[0].back.weight, twice)
+    assert (output(student, batches()[0]) - output(teacher, batches()[0])).square().mean() < before
+
+
+def test_an_output_that_goes_elsewhere_first_is_no_part_of_a_sum() -> None:
+    class Chained(Blocks):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.ffn[0](x)
+            return y + self.ffn[1](y.tanh())
+
+    model = Chained().eval()
+    seen = residual_order(dict(model.ffn.named_children()), lambda: model(*batches()[0]))
+    assert list(seen.items()) == [("0", False), ("1", True)]
 
 
 def test_refit_of_the_teacher_itself_changes_nothing() -> None:
     teacher = blocks()
     student = copy.deepcopy(teacher)
-    fits = refit(teacher, student, layers_of(student), batches())
+    fits = refit(teacher, student, projections_of(student), batches())
     assert list(fits) == ["ffn.0", "ffn.1", "ffn.2"]
     assert all(fit.before < 1e-5 and fit.after < 1e-5 for fit in fits.values())
     torch.testing.assert_close(
@@ -168,7 +188,7 @@ def test_refit_is_least_squares_on_the_students_own_stream() -> None:
     student = copy.deepcopy(teacher)
     for layer in layers_of(student).values():
         layer.keep(range(0, 16, 2))
-    refit(teacher, student, layers_of(student), batches())
+    refit(teacher, student, projections_of(student), batches())
     x = torch.cat([each[0] for each in batches()])
     with torch.no_grad():
         target, stream = x, x

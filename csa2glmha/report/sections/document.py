@@ -15,6 +15,7 @@ from csa2glmha.report.sections.quality import quality_blocks
 from csa2glmha.report.sections.search import search_blocks
 from csa2glmha.report.sections.summary import summary_of
 from csa2glmha.report.sections.tradeoff import baseline_blocks, pareto_blocks
+from csa2glmha.report.sections.widths import refit_blocks, width_blocks
 
 
 def document_of(report: Report, images: Sequence[Comparison] = ()) -> Document:
@@ -27,6 +28,8 @@ def document_of(report: Report, images: Sequence[Comparison] = ()) -> Document:
         Section("baselines", "Baselines", "Against other methods", baseline_blocks(report)),
         Section("layers", "Layers", "Cost of every attention layer", layer_blocks(report)),
         Section("ranks", "Ranks", "Rank of every layer", rank_blocks(report)),
+        Section("widths", "Widths", "Feed-forward networks", width_blocks(report)),
+        Section("refit", "Refit", "Refit of output projections", refit_blocks(report)),
         Section("spectra", "Spectra", "Spectra of the teacher's attention", analysis_blocks(report)),
         Section("distillation", "Distillation", "Distillation", learning_blocks(report)),
         Section("export", "ONNX", "ONNX file", export_blocks(report)),

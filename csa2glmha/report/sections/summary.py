@@ -43,6 +43,7 @@ def summary_of(report: Report) -> Summary:
         facts=[
             report.teacher.architecture,
             f"rank {rank_text(report.options)}",
+            *([] if report.feed_forwards is None else [f"feed-forward widths {report.options['ffn']}"]),
             f"{report.options['attention']} attention",
             f"input {height} {TIMES} {width}",
         ],
