@@ -185,6 +185,15 @@ TRAINING = (
 )
 
 
+#: What runs an ONNX file in place of ONNX Runtime: as --device has it.
+RUNTIME = click.option(
+    "--runtime",
+    "device",
+    type=click.Choice(["onnxruntime", "openvino", "openvino-f32"]),
+    help="What runs an ONNX file, on the CPU; openvino in the precision it takes by itself.",
+)
+
+
 def given_only(values: dict[str, Any]) -> dict[str, Any]:
     """The options that were given; the others keep the defaults of ConvertOptions or the recipe."""
     return {name: value for name, value in values.items() if value is not None and value != ()}
@@ -385,6 +394,7 @@ def export(
     help="What PSNR and SSIM are of: y is that of YCbCr, as in papers on deraining.",
 )
 @settings(*NETWORK, "weights", "device", "seed")
+@RUNTIME
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, per image too.")
 def evaluate(
     model: Model, teacher: Model | None, crop: int | None, channel: str, as_json: bool, **given: Any
@@ -437,6 +447,7 @@ def evaluate(
     help="Of spectral results.",
 )
 @settings(*NETWORK, "weights", "device")
+@RUNTIME
 @click.option("--overwrite", is_flag=True, help="Replace existing results; never the inputs.")
 @click.option("--skip-existing", is_flag=True, help="Leave existing results and make the others.")
 def run(
@@ -506,6 +517,12 @@ def run(
     metavar="S",
     help="To time at most, once 5 rounds are done.",
 )
+@click.option(
+    "--runtime",
+    "runtimes",
+    metavar="NAME,...",
+    help="onnxruntime, openvino, openvino-f32; torch, torch-compile [onnxruntime, torch].",
+)
 @settings(*NETWORK, "weights")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(
@@ -514,6 +531,7 @@ def bench(
     threads: int | None,
     provider: str,
     seconds: float,
+    runtimes: str | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -526,7 +544,8 @@ def bench(
     from csa2glmha.commands.bench import describe_bench, run_bench
 
     options = make_options(**given_only(given))
-    settings = Settings(None if size is None else (size, size), threads, provider, options.weights, options)
+    side, asked = None if size is None else (size, size), tuple(runtimes.split(",")) if runtimes else ()
+    settings = Settings(side, threads, provider, options.weights, options, asked)
     found = run_bench([local_file(model) for model in models], settings, Patience(seconds=seconds))
     show(dumps(found, indent=2) if as_json else describe_bench(found))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import shutil
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from csa2glmha.bench.noise import noise
 from csa2glmha.checkpoint import is_student
@@ -18,11 +21,13 @@ from csa2glmha.core.environment import thread_count
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.progress import say
 from csa2glmha.data.open import input_kind
-from csa2glmha.export.runtime import OnnxModel, provider_name
+from csa2glmha.export.runtime import ONNX_RUNTIME, RUNTIMES, OnnxModel, provider_name
 
 DEFAULT_SIZE = 256
 #: Execution providers of ONNX Runtime that are also devices of PyTorch.
 _PYTORCH_PROVIDERS = ("cpu", "cuda")
+#: What runs checkpoints and students, and how people know it.
+_PYTORCH = {"torch": "PyTorch", "torch-compile": "PyTorch, compiled"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Settings:
         provider: of ONNX Runtime in lower case, such as "cpu" or "cuda"; PyTorch knows these two.
         weights: which to take of checkpoints that hold several; None: averaged ones.
         network: the user's own that files are of; not used for ONNX files.
+        runtimes: that each ONNX file is run in, of :data:`~csa2glmha.export.runtime.RUNTIMES`, and "torch"
+            and "torch-compile" for other files; none: ONNX Runtime, and PyTorch as it stands.
     """
 
     size: tuple[int, int] | None = None
@@ -42,6 +49,7 @@ class Settings:
     provider: str = "cpu"
     weights: str | None = None
     network: NetworkOptions | None = None
+    runtimes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Candidate:
 
     Attributes:
         path: its file.
-        runtime: "ONNX Runtime" or "PyTorch".
+        runtime: such as "ONNX Runtime" or "PyTorch".
         shapes: of its inputs.
         run: runs it once on fixed noise, to the end.
     """
@@ -59,6 +67,7 @@ class Candidate:
     runtime: str
     shapes: tuple[tuple[int, ...], ...]
     run: Callable[[], None]
+    runs_in: str = ONNX_RUNTIME
 
 
 def as_of_students(paths: Sequence[Path], settings: Settings) -> Settings:
@@ -73,10 +82,11 @@ def open_candidates(paths: Sequence[Path], settings: Settings) -> list[Candidate
     """Open files to compare.
 
     Raises:
-        UsageError: a provider that is not there, or that PyTorch does not know.
+        UsageError: a provider that is not there, or that PyTorch does not know; a runtime likewise, or none
+            that runs a file.
         CheckpointError: a file cannot be run.
     """
-    opened = [_open(path, settings) for path in paths]
+    opened = [_open(path, settings, runtime) for path in paths for runtime in _runtimes_of(path, settings)]
     size = common_size([fixed for fixed, _ in opened], settings.size)
     return [make(*(fixed or size)) for fixed, make in opened]
 
@@ -91,13 +101,34 @@ def common_size(fixed: Sequence[tuple[int, int] | None], wanted: tuple[int, int]
 _Opened = tuple[tuple[int, int] | None, Callable[[int, int], Candidate]]
 
 
-def _open(path: Path, settings: Settings) -> _Opened:
+def _runtimes_of(path: Path, settings: Settings) -> list[str]:
+    """What a file is to be run in.
+
+    Raises:
+        UsageError: nothing that was asked for runs it, or it is not known.
+    """
+    known = [*RUNTIMES, *_PYTORCH]
+    for name in settings.runtimes:
+        if name not in known:
+            raise UsageError(f"--runtime {name}: unknown; give {', '.join(known)}")
+    fit: Container[str] = RUNTIMES if path.suffix.lower() == ".onnx" else _PYTORCH
+    asked = settings.runtimes or (ONNX_RUNTIME, "torch")
+    found = [name for name in asked if name in fit]
+    if not found:
+        raise UsageError(f"--runtime {','.join(asked)}: none of them runs {path}")
+    return found
+
+
+def _open(path: Path, settings: Settings, runtime: str) -> _Opened:
     """The one size that the file takes, if it is so, and what makes a candidate for a height and width."""
-    return _open_onnx(path, settings) if path.suffix.lower() == ".onnx" else _open_pytorch(path, settings)
+    if runtime in RUNTIMES:
+        return _open_onnx(path, settings, runtime)
+    return _open_pytorch(path, settings, runtime)
 
 
-def _open_onnx(path: Path, settings: Settings) -> _Opened:
-    model = OnnxModel(path, settings.threads, provider_name(settings.provider, "--provider"))
+def _open_onnx(path: Path, settings: Settings, runtime: str) -> _Opened:
+    provider = provider_name(settings.provider, "--provider")
+    model = OnnxModel(path, settings.threads, provider, runtime=runtime)
 
     def make(height: int, width: int) -> Candidate:
         shapes = input_kind(model.facts).shapes(model.facts, height, width)
@@ -106,12 +137,24 @@ def _open_onnx(path: Path, settings: Settings) -> _Opened:
         def run() -> None:
             model(*inputs)
 
-        return Candidate(path, "ONNX Runtime", shapes, run)
+        return Candidate(path, RUNTIMES[runtime], shapes, run, runtime)
 
     return model.fixed_size, make
 
 
-def _open_pytorch(path: Path, settings: Settings) -> _Opened:
+def _compiled(model: nn.Module) -> Callable[..., Tensor]:
+    """The model by torch.compile.
+
+    Raises:
+        UsageError: there is no compiler for its code.
+    """
+    if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
+        raise UsageError("--runtime torch-compile: no C++ compiler is found; install g++, or leave it out")
+    compiled: Callable[..., Tensor] = torch.compile(model)
+    return compiled
+
+
+def _open_pytorch(path: Path, settings: Settings, runtime: str) -> _Opened:
     if settings.provider not in _PYTORCH_PROVIDERS:
         raise UsageError(
             f"--provider {settings.provider}: {path} runs in PyTorch, which takes "
@@ -128,6 +171,7 @@ def _open_pytorch(path: Path, settings: Settings) -> _Opened:
         say(note)
     model = loaded.model.to(device)
     torch.set_num_threads(settings.threads or thread_count())
+    called = _compiled(model) if runtime == "torch-compile" else model
 
     def make(height: int, width: int) -> Candidate:
         shapes = model.input_shapes(height, width)
@@ -136,8 +180,8 @@ def _open_pytorch(path: Path, settings: Settings) -> _Opened:
         @torch.inference_mode()
         def run() -> None:
             # As for ONNX Runtime, the inputs come from the host and the output goes back there.
-            model(*(each.to(device) for each in inputs)).cpu()
+            called(*(each.to(device) for each in inputs)).cpu()
 
-        return Candidate(path, "PyTorch", shapes, run)
+        return Candidate(path, _PYTORCH[runtime], shapes, run, runtime)
 
     return model.fixed_size, make

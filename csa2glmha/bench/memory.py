@@ -66,6 +66,7 @@ def _settings_from_json(values: dict[str, Any]) -> Settings:
         **{
             **values,
             "size": None if size is None else tuple(size),
+            "runtimes": tuple(values["runtimes"]),
             "network": None if network is None else NetworkOptions(**network),
         }
     )

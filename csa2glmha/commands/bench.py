@@ -17,6 +17,7 @@ from csa2glmha.bench.rounds import Patience, time_in_turns
 from csa2glmha.core.environment import cpu_count, thread_count
 from csa2glmha.core.hub import display_name
 from csa2glmha.core.progress import manual_progress, progress, say
+from csa2glmha.export.openvino import openvino_version
 from csa2glmha.report.document import render_table
 
 
@@ -37,7 +38,7 @@ def run_bench(paths: Sequence[Path], settings: Settings, patience: Patience) -> 
     if len(sizes) > 1:
         say("these models take inputs of different sizes: the ratios compare different work")
     memory = [
-        measure_apart(candidate.path, replace(settings, size=_size(candidate)))
+        measure_apart(candidate.path, replace(settings, size=_size(candidate), runtimes=(candidate.runs_in,)))
         for candidate in progress(candidates, what="memory", unit="model")
     ]
     with manual_progress(what="timing", unit="round", total=None) as bar:
@@ -47,7 +48,8 @@ def run_bench(paths: Sequence[Path], settings: Settings, patience: Patience) -> 
         "threads": settings.threads or thread_count(),
         "cores": cpu_count(),
         "machine": platform.processor() or platform.machine(),
-        "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+        "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__}
+        | _others(candidates),
         "rounds": timings.latencies[0].runs,
         "tolerance": patience.tolerance,
         "converged": timings.converged,
@@ -98,6 +100,12 @@ def describe_bench(found: dict[str, Any]) -> str:
     if not found["converged"]:
         note += f"\nout of time: a ratio is not known to {found['tolerance']:.1%} yet; give more --seconds"
     return "\n".join((render_table(rows, header), note, *notes))
+
+
+def _others(candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Versions of the runtimes that not every installation has."""
+    version = openvino_version() if any("openvino" in each.runs_in for each in candidates) else None
+    return {} if version is None else {"openvino": version}
 
 
 def _size(candidate: Candidate) -> tuple[int, int]:

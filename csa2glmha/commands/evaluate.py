@@ -15,6 +15,7 @@ from csa2glmha.core.hub import display_name
 from csa2glmha.core.progress import progress, say
 from csa2glmha.core.strict_json import json_number
 from csa2glmha.data.batches import Example
+from csa2glmha.export.runtime import RUNTIMES
 from csa2glmha.inference.model import OpenModel, open_model
 from csa2glmha.metrics.evaluate import Restore
 from csa2glmha.metrics.outputs import Meter, Outputs
@@ -43,7 +44,9 @@ def _open_both(
     known = weights is None and "teacher_weights" in made_from and teacher.is_file()
     if known and made_from.get("teacher_sha256") == sha256_of(teacher):
         weights = made_from["teacher_weights"]
-    other = opener(teacher, options.device, weights, options)
+    # A runtime of ONNX files is the model's alone, where the teacher is none.
+    device = "auto" if options.device in RUNTIMES and teacher.suffix.lower() != ".onnx" else options.device
+    other = opener(teacher, device, weights, options)
     if (other.channels, other.bands) != (opened.channels, opened.bands):
         raise UsageError(
             f"--teacher {teacher}: turns {other.channels} channels into {other.bands}, {model} turns "

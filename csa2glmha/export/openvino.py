@@ -45,7 +45,7 @@ class End:
 
     name: str
     type: str
-    shape: list[int | str | None]
+    shape: list[Any]
 
 
 @dataclass(frozen=True)

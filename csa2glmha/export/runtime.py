@@ -20,6 +20,7 @@ from csa2glmha.core.errors import CheckpointError, DataError, UsageError
 from csa2glmha.core.files import reachable
 from csa2glmha.core.text import first_line
 from csa2glmha.data.inputs.kind import CASSI, IMAGES, NetworkFacts
+from csa2glmha.export.openvino import OpenVinoSession
 from csa2glmha.families.registry import inputs_of
 from csa2glmha.networks.foreign import CLASSES
 from csa2glmha.networks.model import LARGEST_SCALE
@@ -42,6 +43,11 @@ _WAITING = {
 _HEARING_SECONDS = 0.2
 
 CPU_PROVIDER = "CPUExecutionProvider"
+ONNX_RUNTIME = "onnxruntime"
+#: OpenVINO's hint on the precision; None: what it takes by itself.
+_HINTS = {"openvino": None, "openvino-f32": "f32"}
+#: What runs ONNX files here, and how people know it.
+RUNTIMES = {ONNX_RUNTIME: "ONNX Runtime", "openvino": "OpenVINO", "openvino-f32": "OpenVINO f32"}
 
 _FLOATS = {
     "tensor(float16)": torch.float16,
@@ -80,6 +86,7 @@ class OnnxModel:
         provider: ONNX Runtime's name of what runs the operators.
         profile: what the name of a file begins with that the time of every operator is written to; see
             :meth:`end_profile`.
+        runtime: one of :data:`RUNTIMES`; provider and profile are for ONNX Runtime alone.
 
     Raises:
         UsageError: the provider cannot be used here.
@@ -93,9 +100,14 @@ class OnnxModel:
         threads: int | None = None,
         provider: str = CPU_PROVIDER,
         profile: Path | None = None,
+        runtime: str = ONNX_RUNTIME,
     ) -> None:
         self.path = path
-        self._session = _open_session(path, threads, provider, profile)
+        self._session: ort.InferenceSession | OpenVinoSession = (
+            _open_session(path, threads, provider, profile)
+            if runtime == ONNX_RUNTIME
+            else OpenVinoSession(path, threads, _HINTS[runtime])
+        )
         self._runner = concurrent.futures.ThreadPoolExecutor(1, "onnx")
         _check_ends(path, self._session)
         self._inputs = {node.name: node.shape for node in self._session.get_inputs()}
@@ -149,6 +161,7 @@ class OnnxModel:
 
     def end_profile(self) -> Path:
         """The file with the times of all runs until now, as JSON; later runs are not added to it."""
+        assert not isinstance(self._session, OpenVinoSession)
         return Path(self._session.end_profiling())
 
     @property
@@ -265,7 +278,7 @@ def _open_session(
     return session
 
 
-def _check_ends(path: Path, session: ort.InferenceSession) -> None:
+def _check_ends(path: Path, session: ort.InferenceSession | OpenVinoSession) -> None:
     """Raise CheckpointError for a network that does not make images, or logits of classes, of images."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if not inputs or not outputs:

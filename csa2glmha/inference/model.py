@@ -14,7 +14,7 @@ from csa2glmha.core.errors import UsageError
 from csa2glmha.core.progress import say
 from csa2glmha.data.inputs.kind import IMAGES, InputKind, NetworkFacts, facts_of
 from csa2glmha.data.open import input_kind
-from csa2glmha.export.runtime import CPU_PROVIDER, OnnxModel, provider_name
+from csa2glmha.export.runtime import CPU_PROVIDER, RUNTIMES, OnnxModel, provider_name
 from csa2glmha.inference.fitted import FittedOnnx
 from csa2glmha.metrics.evaluate import Restore, restore
 from csa2glmha.networks import RestorationModel
@@ -72,6 +72,12 @@ class OpenModel:
         return input_kind(self.facts)
 
 
+def _open_onnx(path: Path, device: str) -> OnnxModel:
+    if device in RUNTIMES:
+        return OnnxModel(path, runtime=device)
+    return OnnxModel(path, provider=CPU_PROVIDER if device == "auto" else provider_name(device, "--device"))
+
+
 def open_model(
     path: Path, device: str, weights: str | None = None, network: NetworkOptions | None = None
 ) -> OpenModel:
@@ -80,7 +86,8 @@ def open_model(
     Args:
         path: the file.
         device: as for :func:`~csa2glmha.core.device.resolve_device`. Of an ONNX file a provider of
-            ONNX Runtime, such as "cpu" or "cuda"; "auto" is the CPU, where its memory can be foretold.
+            ONNX Runtime, such as "cpu" or "cuda"; "auto" is the CPU, where its memory can be foretold. Or one
+            of :data:`~csa2glmha.export.runtime.RUNTIMES`.
         weights: which to take of a checkpoint that holds several; None: averaged ones.
         network: the user's own that the file is of; not used for ONNX files.
 
@@ -91,8 +98,7 @@ def open_model(
     if path.suffix.lower() == ".onnx":
         if weights is not None:
             raise UsageError(f"--weights {weights}: {path} is an ONNX file and has one set; leave it out")
-        provider = CPU_PROVIDER if device == "auto" else provider_name(device, "--device")
-        runtime = OnnxModel(path, provider=provider)
+        runtime = _open_onnx(path, device)
         fitted = FittedOnnx(runtime)
         return OpenModel(
             lambda inputs: fitted(inputs)[0],
@@ -106,6 +112,8 @@ def open_model(
             count=runtime.facts.count,
             scale=runtime.facts.scale,
         )
+    if device in RUNTIMES:
+        raise UsageError(f"--runtime {device}: runs ONNX files; {path} is none, export it first")
     loaded = load_model(path, weights, network)
     for note in loaded.checkpoint.notes:
         say(note)

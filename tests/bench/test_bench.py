@@ -278,3 +278,19 @@ def test_settings_reach_the_process_that_measures_memory() -> None:
     options = make_options(network="own.py:build")
     sent = json.loads(dumps(memory._settings_to_json(Settings(network=options))))
     assert memory._settings_from_json(sent).network == NetworkOptions(network="own.py:build")
+
+
+def test_every_file_runs_in_the_runtimes_that_take_it(checkpoint: Path, tmp_path: Path) -> None:
+    file = identity_onnx(tmp_path / "a.onnx", 8, 8)
+    found = open_candidates([file, checkpoint], Settings((8, 8), runtimes=("torch", "onnxruntime")))
+    assert [(each.path, each.runtime) for each in found] == [(file, "ONNX Runtime"), (checkpoint, "PyTorch")]
+    with pytest.raises(UsageError, match="--runtime abacus: unknown; give onnxruntime, openvino"):
+        open_candidates([file], Settings(runtimes=("abacus",)))
+    with pytest.raises(UsageError, match="--runtime torch: none of them runs .*a.onnx"):
+        open_candidates([file], Settings(runtimes=("torch",)))
+
+
+def test_compiling_needs_a_compiler(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csa2glmha.bench.candidates.shutil.which", lambda name: None)
+    with pytest.raises(UsageError, match="torch-compile: no C\\+\\+ compiler"):
+        open_candidates([checkpoint], Settings((16, 16), runtimes=("torch-compile",)))

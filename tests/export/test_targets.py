@@ -19,6 +19,7 @@ from csa2glmha.export.openvino import OpenVinoSession
 from csa2glmha.export.targets import TARGETS, target_of
 from csa2glmha.export.tensorrt import PROFILE, refused
 from csa2glmha.families.registry import build
+from csa2glmha.inference.model import open_model
 from csa2glmha.networks import RestorationModel
 from tests.conftest import MakeRestormer
 from tests.export.test_deploy import RANKS, operators, randomised, relative_difference
@@ -165,3 +166,17 @@ def test_openvino_compiles_for_a_shape_that_comes_again(student: RestorationMode
         assert relative_difference(torch.from_numpy(found), expected) < 1e-5
     with pytest.raises(CheckpointError, match="no such file"):
         OpenVinoSession(tmp_path / "missing.onnx")
+
+
+def test_a_runtime_of_onnx_files_takes_no_checkpoint(checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="--runtime openvino: runs ONNX files"):
+        open_model(checkpoint, "openvino")
+
+
+@needs_openvino
+def test_openvino_restores_as_onnx_runtime(student: RestorationModel, tmp_path: Path) -> None:
+    path = export_onnx(student, tmp_path / "model.onnx", target=TARGETS["openvino"]).path
+    image = torch.rand(1, 3, 19, 24)
+    outputs = [open_model(path, runtime).run((image,)) for runtime in ("onnxruntime", "openvino-f32")]
+    assert relative_difference(outputs[1], outputs[0]) < 1e-5
+    assert open_model(path, "openvino").metadata["runtime"] == "OpenVINO"
