@@ -286,7 +286,7 @@ def test_every_file_runs_in_the_runtimes_that_take_it(checkpoint: Path, tmp_path
     assert [(each.path, each.runtime) for each in found] == [(file, "ONNX Runtime"), (checkpoint, "PyTorch")]
     with pytest.raises(UsageError, match="--runtime abacus: unknown; give onnxruntime, openvino"):
         open_candidates([file], Settings(runtimes=("abacus",)))
-    with pytest.raises(UsageError, match="--runtime torch: none of them runs .*a.onnx"):
+    with pytest.raises(UsageError, match=r"--runtime torch: none of them runs .*a\.onnx"):
         open_candidates([file], Settings(runtimes=("torch",)))
 
 
