@@ -35,7 +35,7 @@ class Generator(NamedTuple):
 
 
 def _depthwise(config: GLMHAConfig, width: int) -> nn.Conv2d | None:
-    if config.kernel_size == 1:
+    if config.kernel_size == 1 or width == 0:
         return None
     return nn.Conv2d(
         width,
@@ -100,6 +100,8 @@ class GLMHA(GuidedAttention):
 
     def generate(self, x: Tensor, query_input: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The maps R_r, K_r and V_r: (B, heads * rank, H, W) each."""
+        if not self.pointwise.out_channels:  # modes alone, of a layer that makes no values
+            return self._nothing(x), self._nothing(x), self._nothing(x)
         maps = self.pointwise(x)
         if self.depthwise is not None:
             maps = self.depthwise(maps)
@@ -109,6 +111,10 @@ class GLMHA(GuidedAttention):
         keys, values = maps.split(self.widths[1:], dim=1)
         queries = self.query_pointwise(query_input)
         return queries if self.query_depthwise is None else self.query_depthwise(queries), keys, values
+
+    @staticmethod
+    def _nothing(x: Tensor) -> Tensor:
+        return x.new_zeros(x.shape[0], 0, *x.shape[2:])
 
     def generators(self) -> list[Generator]:
         """What makes queries, keys and values; without any channels those that are left out."""

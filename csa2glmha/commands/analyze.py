@@ -156,6 +156,8 @@ def _row(layer: dict[str, Any], ranks: list[int]) -> tuple[str, ...]:
         return f"{100 * sum(layer[name]) / layer['heads']:.1f}"
 
     def error(errors: list[float], rank: int) -> str:
+        if not errors:  # the module makes them itself
+            return ""
         return "full" if rank >= c else _three_digits(100 * errors[rank - 1])
 
     low, high = (f"{pick(layer['temperature']):.2f}" for pick in (min, max))

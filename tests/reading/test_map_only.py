@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import csa2glmha
+from csa2glmha.analysis.measure import measure
+from csa2glmha.analysis.plots import plot_heads, plot_layers
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
 from csa2glmha.inference.grid import divide
@@ -186,3 +188,16 @@ def test_what_else_sees_all_pixels_in_the_module_is_told() -> None:
     assert [(each.module, each.kind) for each in readings.operators] == [
         (f"blocks.{index}.pool", "mean over all pixels") for index in range(2)
     ]
+
+
+def test_modes_alone_may_make_the_map_and_analysis_tells_nothing_of_values() -> None:
+    model = network("gate")
+    read(model)
+    layers = attention_layers(model)
+    configs = {name: layer_config(each.form, Ranks(k=0)) for name, each in layers.items()}
+    student, _ = initialise_student(model, configs, [(batch,) for batch in BATCHES])
+    with torch.no_grad():
+        assert difference(student(BATCHES[0]), model(BATCHES[0])) < 0.5
+    found = measure(model, layers, [(batch,) for batch in BATCHES])["layers"]
+    assert all(layer["key_error"] and not layer["value_error"] for layer in found)
+    assert plot_layers({"layers": found}) and plot_heads({"layers": found})
