@@ -159,13 +159,25 @@ METAVARS = {
     "device": "NAME",
     "network": "WHERE:NAME",
     "network_arg": "NAME=VALUE",
+    "inputs": "NAME=DIR",
     "example": "SHAPE",
 }
 NETWORK = ("network", "network_arg", "example", "value_range", "output_index")
 RANKS = ("rank", "rank_q", "rank_k", "rank_v", "rank_pos")
 INITIAL = ("ffn", "refit")
 BUDGETS = ("macs", "params", "max_drop", "latency")
-DATA = ("data", "targets", "pair", "degrade", "mask", "mask_key", "measurement_scale", "mat_key", "stretch")
+DATA = (
+    "data",
+    "targets",
+    "pair",
+    "degrade",
+    "inputs",
+    "mask",
+    "mask_key",
+    "measurement_scale",
+    "mat_key",
+    "stretch",
+)
 TRAINING = (
     "distill_steps",
     "distill_minutes",
@@ -437,7 +449,7 @@ def evaluate(
 @click.option(
     "--memory", type=Number(0, 1e6, min_open=True), metavar="GB", help="To use at most [what is free]."
 )
-@settings("mask", "mask_key", "measurement_scale", "mat_key", "stretch")
+@settings("inputs", "mask", "mask_key", "measurement_scale", "mat_key", "stretch")
 @click.option(
     "--format",
     "cube_format",

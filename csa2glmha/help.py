@@ -29,6 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "targets",
         "pair",
         "degrade",
+        "inputs",
         "mask",
         "mask_key",
         "mat_key",

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from csa2glmha.config.affects import Affects, FilePath, Options
 from csa2glmha.config.pattern import parse_pattern
 from csa2glmha.core.errors import UsageError
+
+
+def _named(value: Any) -> Any:
+    """One value as several; of a mapping, as recipes and Python may have it, "name=value" each."""
+    if isinstance(value, Mapping):
+        return tuple(f"{name}={each}" for name, each in value.items())
+    return (value,) if isinstance(value, str) else value
+
+
+Named = Annotated[tuple[str, ...], BeforeValidator(_named)]
 
 
 class DataOptions(Options):
@@ -51,8 +62,32 @@ class DataOptions(Options):
         None, description="Name of the array in .mat and .npz files of --data."
     )
 
+    inputs: Annotated[Named, Affects.MEASUREMENTS] = Field(
+        (),
+        description="Of a network that takes more than an image: NAME=FOLDER with an image or .npy file for "
+        "each image, by name; or NAME=FILE or NAME=NUMBER for all. Once for each input.",
+    )
+
+    @property
+    def further(self) -> dict[str, str]:
+        """By the name of an input, a folder, a file or a number.
+
+        Raises:
+            UsageError: one is not of the form NAME=..., or is given twice.
+        """
+        found: dict[str, str] = {}
+        for text in self.inputs:
+            name, equals, value = (part.strip() for part in text.partition("="))
+            if not (equals and value and name.isidentifier()) or name in found:
+                raise UsageError(
+                    f"--input {text}: give NAME=FOLDER, NAME=FILE or NAME=NUMBER, each name once"
+                )
+            found[name] = value
+        return found
+
     def check_data(self) -> None:
         """Raise UsageError for options that exclude or miss each other."""
+        _ = self.further
         if self.mask_key is not None and self.mask is None:
             raise UsageError(f"--mask-key {self.mask_key}: needs --mask, the file that it names an array of")
         if self.targets is not None and self.data is None:

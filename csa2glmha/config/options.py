@@ -19,7 +19,7 @@ from csa2glmha.core.errors import UsageError
 from csa2glmha.core.text import shortened
 
 #: Flags that do not follow from the name of their field.
-_FLAGS = {"timing": "--latency", "value_range": "--range"}
+_FLAGS = {"timing": "--latency", "value_range": "--range", "inputs": "--input"}
 
 
 # Pydantic lists the fields of the last base first.

@@ -145,8 +145,10 @@ class Restorer:
         size = self.options.size
         if self._fits_whole(height, width) if size is None else max(height, width) <= size:
             return self.model.run(inputs)
-        if len(inputs) == 1:
-            inputs = (reflect_pad_to_multiple(inputs[0], self._multiple),)
+        if all(each.ndim != 4 or each.shape[-2:] == (height, width) for each in inputs):
+            inputs = tuple(
+                reflect_pad_to_multiple(each, self._multiple) if each.ndim == 4 else each for each in inputs
+            )
         if self.model.network is None or self.options.mode == PLAIN or not self._shares:
             output = self._plain(name, inputs)
         else:

@@ -107,17 +107,23 @@ def restore_globally(
 
 
 def cut(inputs: Inputs, tile: Tile) -> Inputs:
-    """The inputs for one tile."""
+    """The inputs for one tile; those that are no maps are whole."""
     height, width = inputs[0].shape[-2:]
     top, left = tile.rows.start, tile.columns.start
-    return tuple(
-        each[
-            ...,
-            top : top + tile.rows.length + each.shape[-2] - height,
-            left : left + tile.columns.length + each.shape[-1] - width,
-        ]
-        for each in inputs
-    )
+
+    def part(each: Tensor) -> Tensor:
+        if each.ndim != 4:
+            return each
+        if each.shape[-2] < height:  # a reduced map
+            times = height // each.shape[-2]
+            rows, columns = top // times, left // times
+            return each[
+                ..., rows : rows + tile.rows.length // times, columns : columns + tile.columns.length // times
+            ]
+        below, beside = each.shape[-2] - height, each.shape[-1] - width
+        return each[..., top : top + tile.rows.length + below, left : left + tile.columns.length + beside]
+
+    return tuple(map(part, inputs))
 
 
 def _room(inputs: Inputs, output: Tensor, tile: Tile) -> Tensor:

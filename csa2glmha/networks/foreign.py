@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
@@ -171,6 +172,14 @@ class ForeignNetwork(RestorationModel):
             "classes": (face.out_channels if face.output == LOGITS else None, None),
         }
         return {name: value for name, (value, default) in told.items() if value != default}
+
+    @property
+    def argument_names(self) -> tuple[str, ...]:
+        """What the user's network calls its inputs, where Python knows that."""
+        names = list(inspect.signature(self.network.forward).parameters)
+        return (
+            tuple(names[: len(self.input_names)]) if len(names) >= len(self.input_names) else self.input_names
+        )
 
     @property
     def in_channels(self) -> int:

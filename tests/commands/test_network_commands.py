@@ -13,7 +13,7 @@ import torch
 from csa2glmha import cli
 from csa2glmha.commands import convert
 from csa2glmha.compression.files import CONVERSION_STAGES, Export, replaced
-from csa2glmha.data import write_image
+from csa2glmha.data import read_image, write_image
 from csa2glmha.data.crops import TrainingCrops
 from tests.commands.test_cli import QUICK, complaint, run
 from tests.conftest import smooth_images
@@ -151,3 +151,28 @@ def test_a_name_that_is_nearly_right(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_conversion_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert "name it with --network" in complaint("convert", "-", *DATA, capsys=capsys, code=2)
+
+
+def test_a_network_of_two_inputs(no_export: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second, a map of half the image's size, is paired by name and cut with the image, in tiles too."""
+    Path("guides").mkdir(exist_ok=True)
+    for index, image in enumerate(smooth_images(3, seed=1, side=40)):
+        write_image(Path("guides", f"{index}.png"), image[:1, :20, :20])
+    own = ["--network", "archs.py:Guided"]
+    shapes = ["--example", "1x3x32x64", "--example", "1x1x16x32"]
+    command = ["convert", "-", *own, *shapes, "--rank", "2", *DATA, *TRAINED, "-o", "guided"]
+    line = complaint(*command, capsys=capsys, code=2)
+    assert "takes guide beside the image: give --input guide=FOLDER" in line
+    more = ["--input", "guide=guides"]
+    code, _, err = run(*command, *more, capsys=capsys)
+    assert code == 0, err
+    student = "guided/student.safetensors"
+    for name, tiles in (("whole", []), ("tiles", ["--tile", "28", "--overlap", "8"])):
+        code, _, err = run("run", student, "photos", "-o", name, *own, *more, *tiles, capsys=capsys)
+        assert code == 0, err
+    for index in range(3):
+        one, other = (read_image(Path(each, f"{index}.png"), 3) for each in ("whole", "tiles"))
+        assert float((one - other).abs().max()) < 0.02
+    code, out, err = run("evaluate", student, *own, *more, *DATA, "--teacher", "-", "--json", capsys=capsys)
+    assert code == 0, err
+    assert json.loads(out)["teacher"]["mean"]["psnr"] > 20

@@ -108,13 +108,11 @@ def test_a_network_without_attention_is_not_converted(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("command", ["convert", "run"])
-def test_folders_are_not_for_networks_of_several_inputs(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_goes_beside_the_image_is_asked_for(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     own = ["-", "--network", "my archs.py:Guided", "--example", "1x3x32x64", "--example", "1x1x16x32"]
     given = ["photos"] if command == "run" else [*DATA, "--rank", "2"]
     line = complaint(command, *own, *given, "-o", "no", capsys=capsys, code=2)
-    assert "my archs.Guided takes 2 inputs, and a folder of images is one" in line
+    assert "my archs.Guided takes guide beside the image: give --input guide=FOLDER" in line
 
 
 def test_weights_without_code(capsys: pytest.CaptureFixture[str]) -> None:

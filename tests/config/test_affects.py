@@ -33,6 +33,7 @@ OTHER: dict[str, Any] = {
     "rank_pos": 3,
     "pair": "blur=sharp",
     "degrade": "noise:25",
+    "inputs": ("guide=0.5",),
     "mask_key": "m",
     "measurement_scale": 2.0,
     "mat_key": "m",

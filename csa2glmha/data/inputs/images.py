@@ -11,11 +11,12 @@ from torch import Tensor
 from csa2glmha.config.data import DataOptions
 from csa2glmha.config.options import WorkOptions
 from csa2glmha.core.errors import DataError, UsageError
-from csa2glmha.data.batches import Data
+from csa2glmha.data.batches import Data, Example
 from csa2glmha.data.crops import ImageSource
 from csa2glmha.data.folders import check_folder
 from csa2glmha.data.images import MemoryImages, bundled_images, read_stored
 from csa2glmha.data.inputs.cubes import read_cube
+from csa2glmha.data.inputs.further import FurtherData, FurtherInput, Splitter, further_inputs
 from csa2glmha.data.inputs.kind import (
     Examples,
     FileInputs,
@@ -68,8 +69,8 @@ class ImageInputs:
 
     def open_data(self, network: NetworkFacts, options: WorkOptions) -> Data:
         """Images, some of them held out."""
-        _refuse(network, options)
-        return prepare_images(
+        splitter = _splitter(network, options)
+        data = prepare_images(
             options.data,
             options.targets,
             options.degrade,
@@ -81,12 +82,13 @@ class ImageInputs:
             self.stretches(network, options),
             network.scale,
         )
+        return data if splitter is None else FurtherData.of(data, splitter)
 
     def open_examples(
         self, network: NetworkFacts, options: WorkOptions, teacher: bool, crop: int | None
     ) -> Examples:
         """All images of a folder, or the photographs that come with scikit-image."""
-        _refuse(network, options)
+        splitter = _splitter(network, options)
         stretched, spectral = self.stretches(network, options), self.outputs(network) is SPECTRA
         if options.data is not None:  # before the question for a ground truth of images that are not there
             wanted = "images" if network.channels in IMAGE_CHANNELS else "cubes"
@@ -100,18 +102,26 @@ class ImageInputs:
         images, notes = _open(network, options)
         if stretched:
             images, notes = Stretched(images), (*notes, STRETCH_NOTE)
+        if splitter is not None:
+            images, degradation = splitter.join(images, degradation), splitter.degradation(degradation)
         read = partial(image_example, images, degradation=degradation, seed=options.seed, size=crop)
-        return LazyExamples(len(images), lambda index: read(index, clean_is_ground_truth=not spectral)), notes
+
+        def example(index: int) -> Example:
+            found = read(index, clean_is_ground_truth=not spectral)
+            return found if splitter is None else splitter.example(found, images)
+
+        return LazyExamples(len(images), example), notes
 
     def open_files(self, network: NetworkFacts, options: DataOptions, cube_suffix: str) -> FileInputs:
         """Image files, two views of each, or cubes."""
-        _refuse(network, options)
+        splitter = _splitter(network, options)
+        further = () if splitter is None else splitter.further
         stretched, channels = self.stretches(network, options), network.channels
         suffix = cube_suffix if self.outputs(network) is SPECTRA else ""
         if channels == DUAL_PIXEL_CHANNELS:
             return FileInputs(image_formats(suffix, network.bands, views=True), lambda files: _read_views)
         if channels in IMAGE_CHANNELS:
-            read = partial(_read_image, channels=channels, stretched=stretched)
+            read = partial(_read_image, channels=channels, stretched=stretched, further=further)
             return FileInputs(image_formats(suffix, network.bands), lambda files: read)
         key = options.mat_key
         return FileInputs(
@@ -127,9 +137,14 @@ class ImageInputs:
         return {}
 
 
-def _refuse(network: NetworkFacts, options: DataOptions) -> None:
-    refuse_further_inputs(network.name, network.count)
+def _splitter(network: NetworkFacts, options: DataOptions) -> Splitter | None:
+    """What goes with the images; None: nothing."""
     refuse_cassi_options(network.name, options)
+    if network.count > 1 and not network.shapes:
+        refuse_further_inputs(network.name, network.count)
+    names, shapes = network.arguments or ("input",), network.shapes or ((1, network.channels, 1, 1),)
+    further = further_inputs(network.name, names, shapes, options.further)
+    return Splitter(further, network.channels) if further else None
 
 
 def _open(network: NetworkFacts, options: DataOptions) -> tuple[ImageSource, tuple[str, ...]]:
@@ -150,10 +165,14 @@ def _open(network: NetworkFacts, options: DataOptions) -> tuple[ImageSource, tup
     return images, (f"no --data: evaluating on {len(images)} photographs bundled with scikit-image",)
 
 
-def _read_image(files: Files, room: int, channels: int, stretched: bool) -> Source:
+def _read_image(
+    files: Files, room: int, channels: int, stretched: bool, further: Sequence[FurtherInput]
+) -> Source:
     image, stored = read_stored(files[0], channels, room)
     image = stretch(image) if stretched else image
-    return Source((image.unsqueeze(0),), stored)
+    name, (height, width) = files[0].as_posix(), image.shape[-2:]
+    more = (each.for_image(name, height, width).unsqueeze(0) for each in further)
+    return Source((image.unsqueeze(0), *more), stored)
 
 
 def _read_views(files: Files, room: int) -> Source:

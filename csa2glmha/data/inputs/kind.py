@@ -22,6 +22,7 @@ from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.data.stored import StoredImage
 from csa2glmha.metrics.outputs import Outputs
 from csa2glmha.networks import RestorationModel
+from csa2glmha.networks.foreign import ForeignNetwork
 
 IMAGES, RGB_TO_SPECTRA, CASSI = "images", "rgb-to-spectra", "cassi"
 
@@ -39,6 +40,7 @@ class NetworkFacts:
         size: height and width, where it holds for one size only.
         metadata: what its file says of itself.
         scale: height and width of its output over those of its (first) input.
+        arguments, shapes: of all inputs, what the network calls them and an example's; none if not known.
     """
 
     name: str
@@ -50,6 +52,8 @@ class NetworkFacts:
     size: tuple[int, int] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     scale: Fraction = Fraction(1)
+    arguments: tuple[str, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
 
 
 def facts_of(model: RestorationModel, metadata: Mapping[str, str] | None = None) -> NetworkFacts:
@@ -64,6 +68,7 @@ def facts_of(model: RestorationModel, metadata: Mapping[str, str] | None = None)
         model.fixed_size,
         metadata or {},
         model.scale,
+        *(() if not isinstance(model, ForeignNetwork) else (model.argument_names, model.interface.shapes)),
     )
 
 
