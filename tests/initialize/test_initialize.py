@@ -204,6 +204,8 @@ def test_repaired_leaves_good_matrices_alone_and_makes_symmetric() -> None:
 def test_symmetric_root() -> None:
     matrix = spd(3, 6, 1)
     torch.testing.assert_close(symmetric_root(matrix) @ symmetric_root(matrix), matrix)
+    product = symmetric_root(matrix) @ symmetric_root(matrix, inverse=True)
+    torch.testing.assert_close(product, torch.eye(6, dtype=torch.float64).expand(3, 6, 6))
 
 
 # --- attention statistics
