@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import onnx
@@ -180,3 +183,37 @@ def test_openvino_restores_as_onnx_runtime(student: RestorationModel, tmp_path: 
     outputs = [open_model(path, runtime).run((image,)) for runtime in ("onnxruntime", "openvino-f32")]
     assert relative_difference(outputs[1], outputs[0]) < 1e-5
     assert open_model(path, "openvino").metadata["runtime"] == "OpenVINO"
+
+
+#: Prints what the files make of one image.
+IN_NODE = """
+const ort = require('onnxruntime-web'), files = process.argv.slice(1);
+ort.env.wasm.numThreads = 1;
+(async () => {
+  const image = Float32Array.from({length: 3 * 16 * 24}, (_, i) => ((i * 7919) % 1000) / 1000), made = [];
+  for (const file of files) {
+    const session = await ort.InferenceSession.create(file, {executionProviders: ['wasm']});
+    made.push((await session.run({input: new ort.Tensor('float32', image, [1, 3, 16, 24])})).output.data);
+  }
+  console.log(JSON.stringify(made.map(output => Array.from(output))));
+})();
+"""
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 2e-2)])
+def test_the_file_for_the_web_runs_in_node(
+    student: RestorationModel, tmp_path: Path, precision: str, tolerance: float
+) -> None:
+    node = shutil.which("node")
+    if (
+        node is None
+        or subprocess.run([node, "-e", "require('onnxruntime-web')"], capture_output=True).returncode
+    ):
+        pytest.skip("node or onnxruntime-web is not installed (npm install -g onnxruntime-web, NODE_PATH)")
+    target = TARGETS["web"]
+    path = export_onnx(student, tmp_path / "web.onnx", target=target, precision=precision).path
+    done = subprocess.run([node, "-e", IN_NODE, str(path)], capture_output=True, text=True, check=True)
+    found = torch.tensor(json.loads(done.stdout)[0]).view(1, 3, 16, 24)
+    image = (torch.arange(3 * 16 * 24) * 7919 % 1000 / 1000).view(1, 3, 16, 24)
+    with torch.no_grad():
+        assert relative_difference(found, student(image)) < tolerance
