@@ -571,7 +571,7 @@ def bench(
     metavar="R,R,...",
     help="Ranks; also auto:0.75 (searched within that share of the MACs), auto:max-drop=0.05.",
 )
-@settings("rank_q", "attention", *DATA, "calibration_crops", "calibration_size")
+@settings("rank_q", "attention", *INITIAL, *DATA, "calibration_crops", "calibration_size")
 @settings(*(name for name in TRAINING if name != "resume"), "distill", "input_size", "timing")
 @settings(*NETWORK, "weights", "device", "seed")
 @click.option(

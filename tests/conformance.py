@@ -278,6 +278,8 @@ def feed_forwards_are_narrowed(subject: Subject, place: Path) -> None:
     loaded = load_model(path)
     assert narrowed_widths(loaded.model) == widths
     assert metadata_of(loaded.model, subject) == loaded.checkpoint.metadata
+    shown = CliRunner().invoke(cli, ["inspect", str(path), "--input-size", "32"], catch_exceptions=False)
+    assert all(f"{width} of {layers[name].hidden}" in shown.stdout for name, width in widths.items())
     save_student(again, loaded.model, loaded.checkpoint.metadata)
     assert again.read_bytes() == path.read_bytes()
     exported = OnnxModel(export_onnx(made, place / "narrow.onnx").path)

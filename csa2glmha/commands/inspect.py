@@ -18,6 +18,7 @@ from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.metrics.complexity import BY_VALUES, Complexity, count_complexity, format_macs, format_params
 from csa2glmha.networks import RestorationModel
 from csa2glmha.networks.foreign import ForeignNetwork
+from csa2glmha.reading.feedforwards import feed_forwards
 from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers, replace_layers, why_none
 from csa2glmha.reading.recorded import RecordedReader
 from csa2glmha.report.document import render_table
@@ -33,6 +34,7 @@ _TOLD = (
     "ranks",
     "task",
     "attention",
+    "ffn",
     "mask",
 )
 
@@ -78,6 +80,7 @@ def inspect_model(
         metadata = loaded.checkpoint.metadata
         found["student"] = {key: metadata[key] for key in _TOLD if metadata.get(key)}
         found["layers"] = [_student_layer(name, layer, now) for name, layer in glmha_layers(model).items()]
+        found["feed_forwards"] = _narrowed(model, now)
         return found
     layers = attention_layers(model)
     found["attention_share"] = sum(now.modules[name].macs for name in layers) / max(now.macs, 1)
@@ -145,6 +148,21 @@ def _student_layer(name: str, layer: GuidedAttention, counted: Complexity) -> di
     }
 
 
+def _narrowed(model: RestorationModel, counted: Complexity) -> list[dict[str, Any]]:
+    """The feed-forward networks that have fewer hidden channels than the teacher's."""
+    return [
+        {
+            "name": name,
+            "hidden": layer.hidden,
+            "hidden_before": layer.hidden_before,
+            "params": counted.modules[name].params,
+            "macs": counted.modules[name].macs,
+        }
+        for name, layer in feed_forwards(model).items()
+        if layer.hidden < layer.hidden_before
+    ]
+
+
 def _estimate(
     model: RestorationModel, layers: Mapping[str, AttentionLayer], ranks: Ranks, now: Complexity
 ) -> dict[str, Any]:
@@ -208,6 +226,7 @@ def describe(found: dict[str, Any]) -> str:
         header: tuple[str, ...] = (f"layer, input {shape}", "heads", "c", "params", what, "MACs", what)
     else:
         rows = [_student_row(layer) for layer in found["layers"]]
+        rows += [_narrowed_row(layer) for layer in found["feed_forwards"]]
         rows.append(("whole model", "", "", "", format_params(found["params"]), format_macs(found["macs"])))
         header = (f"layer, input {shape}", "heads", "c", "rank q/k/v", "params", "MACs")
     if found["kind"] == "teacher":
@@ -250,6 +269,11 @@ def _teacher_row(layer: dict[str, Any]) -> tuple[str, ...]:
         format_macs(layer["macs"]),
         format_macs(layer["macs_estimate"]),
     )
+
+
+def _narrowed_row(layer: dict[str, Any]) -> tuple[str, ...]:
+    width = f"{layer['hidden']} of {layer['hidden_before']}"
+    return (layer["name"], "", width, "", format_params(layer["params"]), format_macs(layer["macs"]))
 
 
 def _student_row(layer: dict[str, Any]) -> tuple[str, ...]:

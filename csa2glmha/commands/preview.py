@@ -25,6 +25,8 @@ from csa2glmha.search.plan import CROPS, RankSearch
 _INITIALISE_PASSES = 5.0
 #: One pass, and products of all hidden channels.
 _WIDTH_PASSES = 2.0
+#: One pass of each network, the student's attention twice, and products of all features in double precision.
+_REFIT_PASSES = 5.0
 #: A training step: the teacher's pass, the student's, and back.
 _STEP_PASSES = 4.0
 #: Held-out crops, before, between and after.
@@ -157,6 +159,8 @@ def _stages(
         stages.append(Stage("statistics and initialisation", crops * _INITIALISE_PASSES * each))
     if plan.widths:
         stages.append(Stage("feed-forward widths", options.calibration_crops * _WIDTH_PASSES * each))
+    if options.refit and not plan.exact:
+        stages.append(Stage("refit of output projections", options.calibration_crops * _REFIT_PASSES * each))
     if plan.distilled:
         if options.distill_steps is None:
             seconds = options.distill_minutes * 60

@@ -32,20 +32,26 @@ def test_a_dry_run_tells_the_stages_and_writes_nothing(
     teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(teacher.parent)
-    code, text = dry(teacher, "--rank", "4", "--degrade", "noise:25", "--distill-minutes", "7")
+    code, text = dry(
+        teacher, "--rank", "4", "--ffn", "0.5", "--degrade", "noise:25", "--distill-minutes", "7"
+    )
     assert code == 0
     assert "restormer, 208.22 k parameters" in text
-    assert "k 4, v 4 in 8 layers" in text
+    assert "k 4, v 4 in 8 layers, 0.5 of the feed-forward networks' channels" in text
     for stage in (
         "1. statistics and initialisation",
-        "2. distillation",
-        "3. evaluation",
-        "4. ONNX export",
-        "5. timing",
+        "2. feed-forward widths",
+        "3. refit of output projections",
+        "4. distillation",
+        "5. evaluation",
+        "6. ONNX export",
+        "7. timing",
     ):
         assert stage in text
-    assert next(line for line in text.splitlines() if "2. distillation" in line).split()[-2:] == ["7", "min"]
-    assert "output: denoiser-rank4" in text and "memory: about" in text and "nothing was written" in text
+    assert next(line for line in text.splitlines() if "4. distillation" in line).split()[-2:] == ["7", "min"]
+    assert (
+        "output: denoiser-rank4-ffn0.5" in text and "memory: about" in text and "nothing was written" in text
+    )
     assert [path.name for path in teacher.parent.iterdir()] == ["denoiser.pth"]
 
 
