@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from csa2glmha.core.errors import NetworkError
+from csa2glmha.core.errors import NetworkError, UsageError
 from csa2glmha.export.onnx import export_onnx
 from csa2glmha.networks.builder import Origin
 from csa2glmha.networks.foreign import ForeignNetwork, Interface
@@ -41,6 +41,32 @@ class Behind(nn.Module):
 def test_outputs_that_are_no_images_are_told(made: Callable[[Tensor], object], match: str) -> None:
     with pytest.raises(NetworkError, match=match):
         probe(Behind(made), "archs.py:build", (), Interface((), 0))
+
+
+def test_logits_are_told_from_images() -> None:
+    found = probe(Behind(lambda y: y.mean((2, 3))), "archs.py:build", (), Interface((), 0))
+    assert (found.output, found.out_channels, found.multiple, found.fixed_size) == ("logits", 3, 1, None)
+    assert Interface.from_json(found.to_json()) == found
+    earlier = {name: value for name, value in found.to_json().items() if name != "output"}
+    assert Interface.from_json(earlier).output == "output"
+    with pytest.raises(ValueError, match="'text' is no kind of output"):
+        Interface.from_json(found.to_json() | {"output": "text"})
+
+
+def test_logits_of_images_of_one_size() -> None:
+    network = builders.classifier(side=64)
+    found = probe(network, "archs.py:classifier", (), Interface((), 0))
+    assert (found.output, found.out_channels, found.fixed_size) == ("logits", 4, (64, 64))
+    chosen = builders.classifier(side=64, auxiliary=True)
+    assert probe(chosen, "archs.py:classifier", (), Interface((), 0)).output == "logits"
+    with pytest.raises(NetworkError, match="1x256x12, neither images nor logits"):
+        probe(chosen, "archs.py:classifier", (), Interface((), 0, output_index=0))
+
+
+def test_a_range_of_colours_is_refused_for_other_channels() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, 1))
+    with pytest.raises(UsageError, match="--range imagenet: is of 3 channels"):
+        probe(network, "archs.py:build", (), Interface((), 0, value_range="imagenet"))
 
 
 def test_an_image_is_one() -> None:
