@@ -9,7 +9,7 @@ from typing import Any
 from csa2glmha.checkpoint.student import LoadedModel, load_model, weight_bytes
 from csa2glmha.config.data import CalibrationOptions, DataOptions
 from csa2glmha.config.options import WorkOptions, flag_of
-from csa2glmha.core.errors import ExportError, UsageError
+from csa2glmha.core.errors import UsageError
 from csa2glmha.core.files import atomic_path, ensure_writable, scratch_folder
 from csa2glmha.core.hub import beside
 from csa2glmha.core.locks import exclusive_file
@@ -153,10 +153,6 @@ def _check_choices(choices: ExportChoices) -> None:
     target_of(choices.target)
     if choices.half_io and precision != "fp16":
         raise UsageError(f"--io fp16: goes with --precision fp16, not {precision}; leave it out")
-    if precision == "fp32":
-        return
-    if choices.plain:
-        raise UsageError(f"--precision {precision}: needs the rewrites for deployment; leave out --plain")
 
 
 def _say_unused(precision: str, options: WorkOptions) -> None:
@@ -227,8 +223,6 @@ def _export_int8(
     crops = data.calibration(options.calibration_size, options.calibration_crops, options.seed)
     exact = output.with_suffix(".float.onnx")
     report = _export(loaded, exact, replace(choices, precision="fp32"))
-    if not report.rewritten:
-        raise ExportError(f"int8 needs the rewrites for deployment, but it was {report.notes[0]}")
     say(f"calibrating int8 on {options.calibration_crops} crops: {data.source}")
     count = quantize(exact, output, crops)
     note = f"{count} convolutions in int8, the rest in float32"

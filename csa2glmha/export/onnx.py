@@ -16,6 +16,7 @@ from csa2glmha.core.files import atomic_path, ensure_writable
 from csa2glmha.core.text import first_line
 from csa2glmha.export import translate
 from csa2glmha.export.graph import Spelling
+from csa2glmha.export.half import in_half
 from csa2glmha.export.lowering.rewrite import deploy, to_half
 from csa2glmha.export.plain import convert, fixed_axes, input_axes, simplify
 from csa2glmha.export.shapes import UntranslatableError
@@ -135,8 +136,7 @@ def export_onnx(
         overwrite: replace an existing file.
 
     Raises:
-        UsageError: the opset is not supported, the model does not take the shape, or half precision is
-            asked for without rewrites.
+        UsageError: the opset is not supported, or the model does not take the shape.
         DataError: the example does not fit the model.
         OutputError: the file exists and ``overwrite`` is false, or it cannot be written.
         ExportError: the model cannot be converted, or the outputs disagree, in ONNX Runtime or in the
@@ -144,7 +144,7 @@ def export_onnx(
     """
     check_opset(opset, plain)
     check_example(model, example)
-    _check_precision(precision, plain, half_io)
+    _check_precision(precision, half_io)
     ensure_writable(path, overwrite)
     network = copy.deepcopy(model).to("cpu", torch.float32).eval()
     axes = input_axes(network) if shape is None else fixed_axes(network, shape)
@@ -165,6 +165,8 @@ def export_onnx(
         else:
             lowest = min(max(target.opset, LOWEST_PLAIN_OPSET), PLAIN_OPSET)
             plainly = convert(network, check.cases[0].inputs, opset or lowest, shape is None)
+            if precision == "fp16":
+                plainly = in_half(plainly, half_io)
             written = _write(plainly, temporary, described, check, False, True, notes)
         tried = try_file(temporary, target, check)
     if opset is not None and written.opset != opset:
@@ -174,13 +176,9 @@ def export_onnx(
     )
 
 
-def _check_precision(precision: str, plain: bool, half_io: bool) -> None:
+def _check_precision(precision: str, half_io: bool) -> None:
     if precision not in TOLERANCES:
         raise UsageError(f"precision {precision}: unknown; give {' or '.join(TOLERANCES)}")
-    if precision != "fp32" and plain:
-        raise UsageError(
-            f"precision {precision} needs the rewrites of the deployment graph: leave out --plain"
-        )
     if half_io and precision != "fp16":
         raise UsageError("fp16 inputs and outputs need precision fp16")
 
@@ -188,19 +186,11 @@ def _check_precision(precision: str, plain: bool, half_io: bool) -> None:
 def _deployed(
     network: RestorationModel, form: Form, axes: Sequence[Sequence[int | str]], notes: list[str]
 ) -> onnx.ModelProto | None:
-    """As :func:`deployed_graph`; None, and a note, where a plain export can take its place.
-
-    Raises:
-        ExportError: only the deployment form has the precision, and there is none.
-    """
+    """As :func:`deployed_graph`; None, and a note, where a plain export takes its place."""
     try:
         return deployed_graph(network, form, axes)
     except UntranslatableError as error:
-        reason = first_line(error)
-        if form.precision != "fp32":
-            name = type(network).__name__
-            raise ExportError(f"{name} cannot be exported in {form.precision}: {reason}") from error
-        notes.append(f"exported without rewrites for deployment: {reason}")
+        notes.append(f"exported without rewrites for deployment: {first_line(error)}")
         return None
 
 

@@ -1,4 +1,4 @@
-"""Static quantisation of deployed networks to eight bits.
+"""Static quantisation of exported networks to eight bits.
 
 Only convolutions that bear it become int8: dense ones with many inputs. These stay in float (PSNR of a
 denoising Restormer when quantised, in dB, measured one group at a time): what the attention is made from
@@ -26,7 +26,7 @@ _LEADS_ON = frozenset({"Reshape", "Split", "Transpose", "Cast"})
 
 
 def quantize(source: Path, target: Path, inputs: Sequence[Inputs]) -> int:
-    """Quantise an ONNX file of a deployed network.
+    """Quantise an ONNX file.
 
     Args:
         source, target: files; the metadata are kept.
@@ -36,10 +36,12 @@ def quantize(source: Path, target: Path, inputs: Sequence[Inputs]) -> int:
         The number of convolutions in int8.
 
     Raises:
-        ExportError: ONNX Runtime cannot.
+        ExportError: ONNX Runtime cannot, or no convolution bears it.
     """
     proto = onnx.load(source)
     chosen = robust_convolutions(proto.graph)
+    if not chosen:
+        raise ExportError("no convolution of this network bears eight bits; use --precision fp16")
     names = [value.name for value in proto.graph.input]
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it recommends a preprocessing that this graph has behind it
@@ -93,7 +95,7 @@ def robust_convolutions(graph: onnx.GraphProto) -> list[str]:
 
     def feeds_attention(name: str) -> bool:
         for node in consumers.get(name, []):
-            depthwise = node.op_type == "Conv" and weights[node.input[1]][1] == 1
+            depthwise = node.op_type == "Conv" and weights.get(node.input[1], [0, 0])[1] == 1
             if node.op_type in ("MatMul", "ReduceSumSquare"):
                 return True
             leads_on = depthwise or node.op_type in _LEADS_ON
@@ -101,7 +103,7 @@ def robust_convolutions(graph: onnx.GraphProto) -> list[str]:
                 return True
         return False
 
-    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    convolutions = [node for node in graph.node if node.op_type == "Conv" and node.input[1] in weights]
     return [
         node.name
         for node in convolutions[1:-1]

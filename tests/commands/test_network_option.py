@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -200,6 +202,37 @@ def test_export_and_bench(student: Path, capsys: pytest.CaptureFixture[str]) -> 
     )
     assert code == 0, err
     assert "again.onnx" in out
+
+
+def test_export_in_half_precision(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Though no rewrites are known of such a network."""
+    given = ["export", student, *OWN, "--precision", "fp16", "--io", "fp16", "-o", "half.onnx"]
+    code, out, err = run(*given, capsys=capsys)
+    assert code == 0, err
+    assert "without rewrites" in out and out.count("largest difference") == 3
+    graph = onnx.load("half.onnx").graph
+    assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    halves = [each for each in graph.initializer if each.data_type == onnx.TensorProto.FLOAT16]
+    assert len(halves) > 5
+
+
+def test_eight_bits_where_no_convolution_bears_them(
+    student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["export", student, *OWN, "--precision", "int8", *DATA, "-o", "bytes.onnx"]
+    assert "no convolution of this network bears eight bits" in complaint(*given, code=1, capsys=capsys)
+    assert not Path("bytes.onnx").exists()
+
+
+def test_export_in_eight_bits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(builders.build(seed=3, dim=16).state_dict(), "wide.pth")
+    given = ["export", "wide.pth", *OWN, "--network-arg", "dim=16", "--precision", "int8", *DATA]
+    code, out, err = run(*given, "--calibration-crops", "4", "-o", "bytes.onnx", capsys=capsys)
+    assert code == 0, err
+    types = {each.data_type for each in onnx.load("bytes.onnx").graph.initializer}
+    assert onnx.TensorProto.INT8 in types and "convolutions in int8" in out + err
+    loss = re.search(r"([\d.]+) dB to", out)
+    assert loss is not None and float(loss[1]) > 30
 
 
 def test_python_loads_it_by_name_and_into_a_module(student: Path, folder: Path) -> None:

@@ -79,8 +79,6 @@ def test_the_output_is_known_by_its_suffix(
         (["--precision", "fp16", "--opset", "16"], "opset 16 cannot be written: choose one from 17 to"),
         (["--plain", "--opset", "17"], "opset 17 cannot be written plainly: choose one from 18 to"),
         (["--precision", "int8", "--opset", "999"], "opset 999 cannot be written"),
-        (["--precision", "fp16", "--plain"], "--precision fp16: needs the rewrites for deployment"),
-        (["--precision", "int8", "--plain"], "leave out --plain"),
         (["--precision", "int8", "--io", "fp16"], "--io fp16: goes with --precision fp16, not int8"),
         (["--io", "fp16"], "--io fp16: goes with --precision fp16, not fp32"),
     ],
