@@ -16,7 +16,7 @@ from csa2glmha import cli
 from csa2glmha.commands.export import ExportChoices, export_file
 from csa2glmha.config.options import make_options
 from csa2glmha.config.ranks import Ranks
-from csa2glmha.core.errors import ExportError, UsageError
+from csa2glmha.core.errors import UsageError
 from csa2glmha.export.lowering.folding import Affine, PooledNorm, UnitNorm, fold_affine, round_up
 from csa2glmha.export.lowering.primitives import shift_back
 from csa2glmha.export.lowering.rewrite import deploy, to_half
@@ -259,8 +259,10 @@ def test_untranslatable_network_is_exported_plainly_with_a_note(tmp_path: Path) 
     report = export_onnx(model, tmp_path / "odd.onnx")
     assert not report.rewritten
     assert report.notes == ("exported without rewrites for deployment: method tanh",)
-    with pytest.raises(ExportError, match="fp16: method tanh"):
-        export_onnx(model, tmp_path / "half.onnx", precision="fp16")
+    half = export_onnx(model, tmp_path / "half.onnx", precision="fp16")
+    assert half.notes == report.notes
+    weights = {each.data_type for each in onnx.load(half.path).graph.initializer if len(each.dims) == 4}
+    assert weights == {onnx.TensorProto.FLOAT16}
 
 
 def test_plain_export_differs_and_agrees(tmp_path: Path, make_restormer: MakeRestormer) -> None:
