@@ -434,7 +434,7 @@ def test_keywords_that_no_reader_knows_are_refused_in_one_line() -> None:
     ("shape", "reason"),
     [
         (Shape(activation="relu"), "ReLU in the place of the softmax"),
-        (Shape(beside=True), "all values"),
+        (Shape(beside=True), "all of their values"),
     ],
 )
 def test_what_has_no_compact_form_is_refused(shape: Shape, reason: str) -> None:

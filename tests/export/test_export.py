@@ -167,7 +167,8 @@ def test_file_is_self_contained_and_standard(report: ExportReport) -> None:
 
 
 def test_file_tells_its_metadata_and_nothing_of_the_machine(report: ExportReport) -> None:
-    assert OnnxModel(report.path).metadata == METADATA | {"precision": "fp32", "rewritten": "false"}
+    made = {"precision": "fp32", "rewritten": "false", "runtime": "ONNX Runtime"}
+    assert OnnxModel(report.path).metadata == METADATA | made
     content = report.path.read_bytes()
     assert b".py" not in content
     assert b"stack_trace" not in content
