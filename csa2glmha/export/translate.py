@@ -15,6 +15,7 @@ import onnx
 import torch
 from torch import fx
 
+from csa2glmha.core.text import first_line
 from csa2glmha.export.graph import FLOAT, HALF, GraphBuilder, Spelling, Value
 from csa2glmha.export.operators import FUNCTIONS, METHODS, MODULES
 from csa2glmha.export.shapes import Shape, Size, UntranslatableError
@@ -61,7 +62,7 @@ def translate(
             graph = tracer.trace(network, concrete_args=_left_out(network))
     # The tracer's own errors, and whatever code that knows nothing of it makes of its stand-ins for tensors.
     except Exception as error:
-        raise UntranslatableError(f"no symbolic trace: {error}") from error
+        raise UntranslatableError(f"no symbolic trace: {first_line(error).split('. ')[0]}") from error
     inputs = dict(zip(network.input_names, shapes, strict=True))
     emitter = _Emitter(fx.GraphModule(network, graph), opset, spelling)
     io_type = HALF if half_io else FLOAT
