@@ -150,17 +150,13 @@ def _student_layer(name: str, layer: GuidedAttention, counted: Complexity) -> di
 
 def _narrowed(model: RestorationModel, counted: Complexity) -> list[dict[str, Any]]:
     """The feed-forward networks that have fewer hidden channels than the teacher's."""
-    return [
-        {
-            "name": name,
-            "hidden": layer.hidden,
-            "hidden_before": layer.hidden_before,
-            "params": counted.modules[name].params,
-            "macs": counted.modules[name].macs,
-        }
-        for name, layer in feed_forwards(model).items()
-        if layer.hidden < layer.hidden_before
-    ]
+    found = []
+    for name, layer in feed_forwards(model).items():
+        if layer.hidden < layer.hidden_before:
+            params, macs = counted.params_and_macs(layer.modules)
+            widths = {"hidden": layer.hidden, "hidden_before": layer.hidden_before}
+            found.append({"name": name, **widths, "params": params, "macs": macs})
+    return found
 
 
 def _estimate(

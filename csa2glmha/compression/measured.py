@@ -46,7 +46,7 @@ def widths_of(run: Run[ModelT]) -> dict[str, Width]:
     """All feed-forward networks, where some of them are narrower than the teacher's; otherwise none."""
     student = feed_forwards(run.student)
     widths = {
-        name: Width(layer.hidden, student[name].hidden, run.width_errors.get(name, 0.0))
+        name: Width(layer.hidden, student[name].hidden, run.width_errors.get(name, 0.0), layer.modules)
         for name, layer in feed_forwards(run.teacher).items()
         if name in student
     }

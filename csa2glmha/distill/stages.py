@@ -20,7 +20,7 @@ from csa2glmha.distill.settings import LAYERS, DistillSettings
 from csa2glmha.metrics.outputs import outputs_like
 from csa2glmha.networks import run
 from csa2glmha.networks.foreign import users_own
-from csa2glmha.reading.feedforwards import narrowed_widths
+from csa2glmha.reading.feedforwards import feed_forwards
 from csa2glmha.reading.layers import attention_layers, glmha_layers
 
 #: Adds the gradients of a scalar.
@@ -76,8 +76,9 @@ def approximate_layers(student: nn.Module, teacher: nn.Module) -> dict[str, tupl
         cores = [part for part in module.modules() if isinstance(part, GuidedAttention)]
         if any(not core.config.full for core in cores):
             pairs[name] = (module, theirs.get_submodule(name))
-    for name in narrowed_widths(student):
-        pairs[name] = (own.get_submodule(name), theirs.get_submodule(name))
+    for name, layer in feed_forwards(student).items():
+        if layer.parts.whole and layer.hidden < layer.hidden_before:
+            pairs[name] = (layer.module, theirs.get_submodule(name))
     return pairs
 
 

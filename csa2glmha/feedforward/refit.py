@@ -37,8 +37,8 @@ class AnchoredMoments:
         """Add images.
 
         Args:
-            features: h, (B, d, H, W).
-            target: t - x - rest, (B, out, H, W).
+            features: h, (B, d, pixels).
+            target: t - x - rest, (B, out, pixels).
         """
         h = features.detach().transpose(0, 1).flatten(1).cpu().double()
         y = target.detach().transpose(0, 1).flatten(1).cpu().double()

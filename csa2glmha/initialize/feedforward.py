@@ -38,7 +38,7 @@ def hidden_moments(
     pixels = dict.fromkeys(layers, 0)
 
     def seen(name: str, hidden: Tensor) -> None:
-        rows = hidden.transpose(0, 1).flatten(1)
+        rows = layers[name].rows(hidden).transpose(0, 1).flatten(1)
         # Products in the network's own precision, sums of them in double.
         product = (rows @ rows.T).cpu().double()
         sums[name] = sums[name] + product if name in sums else product
@@ -96,7 +96,7 @@ def narrow(
         kept = order.kept(width)
         weight = refitted(moments[name], layer.weight, kept)
         layer.keep(kept)
-        layer.contraction.weight.copy_(weight[:, :, None, None])
+        layer.set_weight(weight)
         errors[name] = order.error(width)
     return errors
 

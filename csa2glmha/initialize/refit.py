@@ -17,11 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from csa2glmha.attention.layout import Layout
 from csa2glmha.core.progress import manual_progress
 from csa2glmha.data.batches import Inputs
 from csa2glmha.feedforward.refit import AnchoredMoments
 from csa2glmha.inference.threads import PausingCall, ended_together
-from csa2glmha.initialize.outputs import Output
+from csa2glmha.initialize.outputs import Output, as_output, rows_of
 from csa2glmha.initialize.overflow import naming
 from csa2glmha.initialize.residual import ResidualSums, expecting, residual_order
 from csa2glmha.networks import run
@@ -78,10 +79,11 @@ class _Walk:
         self,
         model: nn.Module,
         modules: Mapping[str, nn.Module],
+        layouts: Mapping[str, Layout],
         batches: Sequence[Inputs],
         order: Mapping[str, bool],
     ) -> None:
-        self.model, self.order = model, order
+        self.model, self.layouts = model, layouts
         self.modules = {name: modules[name] for name in order}
         self.alone = frozenset(name for name, added in order.items() if not added)
         self.passes: list[_Pass] = []
@@ -120,7 +122,7 @@ class _Walk:
         if features is None:
             return None
         # The weight's old part of the output is in ``output``: the answer is what is to be added to it.
-        return stream + output + torch.einsum("od,bdhw->bohw", weight, features)
+        return stream + output + as_output(weight @ features, self.layouts[layer], output)
 
 
 def refit(
@@ -142,7 +144,9 @@ def refit(
     ours = {name: layer.module for name, layer in layers.items()}
     theirs = {name: users_own(teacher).get_submodule(name) for name in layers}
     order = _common_order(teacher, theirs, student, ours, batches)
-    walk, guide = _Walk(student, ours, batches, order), _Walk(teacher, theirs, batches, order)
+    layouts = {name: layers[name].layout for name in order}
+    walk = _Walk(student, ours, layouts, batches, order)
+    guide = _Walk(teacher, theirs, layouts, batches, order)
     fits: dict[str, RefitError] = {}
     nothing = torch.zeros(())
     update: Tensor | None = None
@@ -192,8 +196,8 @@ def _moments_at(
         seen = walk.proceed(index, update)
         assert goal is not None and seen is not None and goal.layer == seen.layer == name
         assert seen.features is not None
-        added = torch.einsum("od,bdhw->bohw", weight, seen.features)
-        moments.add(seen.features, goal.stream + goal.output - seen.stream - (seen.output - added))
+        target, own = (rows_of(each.stream + each.output, walk.layouts[name]) for each in (goal, seen))
+        moments.add(seen.features, target - (own - weight @ seen.features))
     return moments
 
 

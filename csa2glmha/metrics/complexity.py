@@ -101,6 +101,11 @@ class Complexity:
     uncounted: dict[str, int]
     by_values: bool = False
 
+    def params_and_macs(self, names: Iterable[str]) -> tuple[int, int]:
+        """What several modules have together, none of which is inside another."""
+        found = [self.modules[name] for name in names]
+        return sum(each.params for each in found), sum(each.macs for each in found)
+
 
 #: What is to be said of a count with :attr:`Complexity.by_values`.
 BY_VALUES = "what the network runs depends on its input: MACs were counted on one input, others may differ"

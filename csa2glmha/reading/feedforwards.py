@@ -21,7 +21,7 @@ def feed_forwards(model: nn.Module) -> dict[str, FeedForward]:
     for name, module in users_own(model).named_modules():
         reader = next((each for each in readers if isinstance(module, each.module_type)), None)
         if reader is not None:
-            found[name] = FeedForward(module, reader)
+            found[name] = reader.read(module, name)
     return found
 
 

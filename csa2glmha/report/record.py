@@ -54,11 +54,18 @@ from csa2glmha.report.schema_search import Baseline, Search
 
 @dataclass(frozen=True)
 class Width:
-    """Hidden channels of a feed-forward network, of teacher and student, and the error that comes of it."""
+    """A feed-forward network of teacher and student.
+
+    Attributes:
+        before, after: hidden channels.
+        error: that comes of it.
+        modules: names of those that it is made of.
+    """
 
     before: int
     after: int
     error: float
+    modules: tuple[str, ...]
 
 
 @dataclass
@@ -183,16 +190,17 @@ def _layer(name: str, config: GLMHAConfig, measured: Measurements) -> Layer:
 def _feed_forwards(measured: Measurements) -> tuple[FeedForwardLayer, ...] | None:
     found = []
     for name, width in measured.widths.items():
-        before, after = measured.before.modules[name], measured.after.modules[name]
+        params_before, macs_before = measured.before.params_and_macs(width.modules)
+        params_after, macs_after = measured.after.params_and_macs(width.modules)
         found.append(
             FeedForwardLayer(
                 name=name,
                 hidden_before=width.before,
                 hidden_after=width.after,
-                macs_before=before.macs,
-                macs_after=after.macs,
-                params_before=before.params,
-                params_after=after.params,
+                macs_before=macs_before,
+                macs_after=macs_after,
+                params_before=params_before,
+                params_after=params_after,
                 error=width.error,
             )
         )

@@ -59,7 +59,7 @@ def blocks() -> Blocks:
 
 
 def layers_of(model: Blocks) -> dict[str, FeedForward]:
-    return {f"ffn.{index}": FeedForward(module, READER) for index, module in enumerate(model.ffn)}
+    return {f"ffn.{index}": READER.read(module) for index, module in enumerate(model.ffn)}
 
 
 def projections_of(model: Blocks) -> dict[str, Output]:
@@ -82,7 +82,7 @@ def test_channels_that_are_kept_are_those_of_the_original() -> None:
     gone = [1, 5, 15]
     with torch.no_grad():
         wanted.back.weight[:, gone] = 0
-    form = FeedForward(module, READER)
+    form = READER.read(module)
     form.keep([index for index in range(16) if index not in gone])
     assert form.hidden == 13 and module.near.groups == 26 and module.near.dilation == (2, 2)
     x = batches()[0][0]
@@ -92,7 +92,7 @@ def test_channels_that_are_kept_are_those_of_the_original() -> None:
 @pytest.mark.parametrize("channels", [[], [0, 0], [16], [-1]])
 def test_channels_that_are_not_there_are_refused(channels: list[int]) -> None:
     with pytest.raises(ValueError, match="are not some of 16"):
-        FeedForward(blocks().ffn[0], READER).keep(channels)
+        READER.read(blocks().ffn[0]).keep(channels)
 
 
 def test_widths_are_whole_blocks() -> None:
