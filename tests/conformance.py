@@ -41,8 +41,10 @@ from csa2glmha.initialize.configure import plan_layers, plan_widths
 from csa2glmha.initialize.feedforward import narrow_feed_forwards
 from csa2glmha.initialize.outputs import outputs_of
 from csa2glmha.initialize.refit import refit
+from csa2glmha.initialize.residual import skippable
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.networks import RestorationModel, run
+from csa2glmha.networks.skipped import skip, skipped_layers
 from csa2glmha.reading.feedforwards import feed_forwards, narrowed_widths
 from csa2glmha.reading.layers import attention_layers, glmha_layers
 from tests.conftest import shared_folder
@@ -294,6 +296,38 @@ def feed_forwards_are_narrowed(subject: Subject, place: Path) -> None:
 
 
 @torch.no_grad()
+def layers_are_skipped(subject: Subject, place: Path) -> None:
+    """An attention and a feed-forward network whose outputs are added to a stream, if there are such."""
+    teacher, made = network(subject), copy.deepcopy(student(subject))
+    inputs = subject.inputs(teacher, 16, 24)
+    allowed = skippable(teacher, inputs)
+    groups = [
+        [name for name in allowed if name in found]
+        for found in (attention_layers(teacher), feed_forwards(teacher))
+    ]
+    names = [group[len(group) // 2] for group in groups if group]
+    assert names, f"no layer of {subject.name} could be skipped"
+    wide = run(made, inputs)
+    for name in names:
+        made.get_submodule(name).register_forward_hook(lambda _, __, output: torch.zeros_like(output))
+    expected = run(made, inputs)
+    skip(made, names)
+    assert skipped_layers(made) == sorted(names, key=[name for name, _ in made.named_modules()].index)
+    assert torch.equal(run(made, inputs), expected) and not torch.equal(expected, wide)
+    path = place / "student.safetensors"
+    save_student(path, made, metadata_of(made, subject))
+    loaded = load_model(path)
+    assert metadata_of(loaded.model, subject) == loaded.checkpoint.metadata
+    assert torch.equal(run(loaded.model, inputs), expected)
+    shown = CliRunner().invoke(cli, ["inspect", str(path), "--input-size", "32"], catch_exceptions=False)
+    assert all(f"{name} " in shown.stdout for name in names) and "skipped" in shown.stdout
+    exported = OnnxModel(export_onnx(made, place / "skipped.onnx").path)
+    for height, width in sizes(subject)[:2]:
+        inputs = subject.inputs(made, height, width)
+        assert relative_error(exported(*inputs), run(made, inputs)) < ONNX_ROUNDING
+
+
+@torch.no_grad()
 def projections_are_refitted(subject: Subject, place: Path) -> None:
     """Of every attention and feed-forward layer; afterwards the student is closer to its teacher."""
     teacher, made = network(subject), copy.deepcopy(narrow_student(subject))
@@ -399,6 +433,7 @@ CHECKS: tuple[Check, ...] = (
     one_size_only,
     tiles_are_the_whole,
     feed_forwards_are_narrowed,
+    layers_are_skipped,
     projections_are_refitted,
     one_step_of_distillation,
     inspected,

@@ -11,6 +11,7 @@ from torch import nn
 from csa2glmha.attention.stored import read_config
 from csa2glmha.checkpoint.foreign import NETWORK, REPLACEMENTS
 from csa2glmha.networks.foreign import Interface, shapes_from, users_own
+from csa2glmha.networks.skipped import skip, skipped_layers
 from csa2glmha.reading.feedforwards import narrow_to, narrowed_widths
 from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers, replace_layers
 from csa2glmha.reading.own import read_on_noise
@@ -27,6 +28,11 @@ def described_widths(student: nn.Module) -> dict[str, int]:
     return narrowed_widths(users_own(student))
 
 
+def described_skips(student: nn.Module) -> list[str]:
+    """The layers that a student goes without, by such names."""
+    return skipped_layers(users_own(student))
+
+
 def described_replacements(student: nn.Module) -> dict[str, Any]:
     """What else is needed to put the layers in, where the teacher was recorded; otherwise nothing."""
     layers = glmha_layers(users_own(student)).items()
@@ -37,7 +43,7 @@ def described_replacements(student: nn.Module) -> dict[str, Any]:
 def put_layers(model: nn.Module, metadata: Mapping[str, str]) -> None:
     """Put uninitialised layers in the place of a teacher's, as the metadata of its student describe them.
 
-    Its feed-forward networks get the widths that they have there.
+    Its feed-forward networks get the widths that they have there, and skipped layers are left out.
 
     Args:
         model: the teacher with any weights; one of the user's own is that, without what is around it.
@@ -65,6 +71,13 @@ def put_layers(model: nn.Module, metadata: Mapping[str, str]) -> None:
             raise ValueError(f"layer {name!r}: {error}") from None
     replace_layers(model, configs)
     narrow_to(model, dict(json.loads(metadata["feed_forwards"])))
+    skip(model, _names(json.loads(metadata["skipped"])))
+
+
+def _names(value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ValueError("skipped: this is no list of names")
+    return value
 
 
 def _read(model: nn.Module, told: Mapping[str, Any]) -> dict[str, AttentionLayer]:

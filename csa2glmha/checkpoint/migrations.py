@@ -44,8 +44,13 @@ def _widths(stored: Stored) -> Stored:
     return Stored(stored.tensors, {"feed_forwards": "{}", **stored.metadata})
 
 
+def _skips(stored: Stored) -> Stored:
+    """Format 3 had all layers."""
+    return Stored(stored.tensors, {"skipped": "[]", **stored.metadata})
+
+
 #: Step n - 1 makes files of format n into files of format n + 1.
-MIGRATIONS: tuple[Step, ...] = (_queries_and_keys, _widths)
+MIGRATIONS: tuple[Step, ...] = (_queries_and_keys, _widths, _skips)
 FORMAT_VERSION = len(MIGRATIONS) + 1
 
 

@@ -8,6 +8,7 @@ A student file is safetensors; its metadata says how to rebuild the network:
     hyperparameters   JSON, of the architecture
     layers            JSON, layer name to GLMHAConfig
     feed_forwards     JSON, name of a feed-forward network to the hidden channels that it has left
+    skipped           JSON, names of layers that the student goes without
     network           JSON, of a network that is built elsewhere: the "class" that it is of; where it was
                       named by its builder also "builder", "arguments", the SHA-256 of its "sources", its
                       "interface" and its "global_operators"; where its attention was found by recording the
@@ -42,6 +43,7 @@ from csa2glmha.checkpoint.foreign import (
 from csa2glmha.checkpoint.layers import (
     described_layers,
     described_replacements,
+    described_skips,
     described_widths,
     put_layers,
 )
@@ -273,6 +275,7 @@ def student_metadata(
         **network,
         "layers": dumps(described_layers(student)),
         "feed_forwards": dumps(described_widths(student)),
+        "skipped": dumps(described_skips(student)),
         **({} if teacher_sha256 is None else {"teacher_sha256": teacher_sha256}),
         "seed": str(seed),
         **extra,

@@ -18,6 +18,7 @@ from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.metrics.complexity import BY_VALUES, Complexity, count_complexity, format_macs, format_params
 from csa2glmha.networks import RestorationModel
 from csa2glmha.networks.foreign import ForeignNetwork
+from csa2glmha.networks.skipped import skipped_layers
 from csa2glmha.reading.feedforwards import feed_forwards
 from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers, replace_layers, why_none
 from csa2glmha.reading.recorded import RecordedReader
@@ -81,6 +82,7 @@ def inspect_model(
         found["student"] = {key: metadata[key] for key in _TOLD if metadata.get(key)}
         found["layers"] = [_student_layer(name, layer, now) for name, layer in glmha_layers(model).items()]
         found["feed_forwards"] = _narrowed(model, now)
+        found["skipped"] = skipped_layers(model)
         return found
     layers = attention_layers(model)
     found["attention_share"] = sum(now.modules[name].macs for name in layers) / max(now.macs, 1)
@@ -223,6 +225,7 @@ def describe(found: dict[str, Any]) -> str:
     else:
         rows = [_student_row(layer) for layer in found["layers"]]
         rows += [_narrowed_row(layer) for layer in found["feed_forwards"]]
+        rows += [(name, "", "", "skipped", "0", "0") for name in found["skipped"]]
         rows.append(("whole model", "", "", "", format_params(found["params"]), format_macs(found["macs"])))
         header = (f"layer, input {shape}", "heads", "c", "rank q/k/v", "params", "MACs")
     if found["kind"] == "teacher":

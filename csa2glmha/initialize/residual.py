@@ -17,6 +17,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from csa2glmha.data.batches import Inputs
+from csa2glmha.networks import run
+from csa2glmha.networks.foreign import users_own
+from csa2glmha.reading.feedforwards import feed_forwards
+from csa2glmha.reading.layers import attention_layers
+
 #: Called with a module's name, the stream before the sum and the module's output; gives the sum, or None:
 #: it is as it would be.
 OnSum = Callable[[str, Tensor, Tensor], Tensor | None]
@@ -84,6 +90,21 @@ def expecting(modules: Mapping[str, nn.Module], sums: Callable[[], ResidualSums]
     finally:
         for handle in handles:
             handle.remove()
+
+
+def skippable(model: nn.Module, inputs: Inputs) -> list[str]:
+    """The layers that a network can go without, in the order in which they run.
+
+    Attention and feed-forward networks whose output is added to a stream, and goes nowhere else.
+
+    Args:
+        model: a teacher, in eval mode.
+        inputs: any that it takes.
+    """
+    own = users_own(model)
+    names = [*attention_layers(model), *feed_forwards(model)]
+    order = residual_order({name: own.get_submodule(name) for name in names}, lambda: run(model, inputs))
+    return [name for name, added in order.items() if added]
 
 
 @torch.no_grad()

@@ -61,31 +61,43 @@ def _wider(layer: nn.Conv2d, width: int) -> nn.Conv2d:
 
 
 class DeployedLCA(nn.Module):
-    """Attention and feed-forward network, the norm before each without its affine part."""
+    """Attention and feed-forward network, the norm before each without its affine part.
+
+    A norm before a skipped layer is left out with it.
+    """
 
     def __init__(self, block: LCA) -> None:
         super().__init__()
-        assert isinstance(block.ffn, GLMHA)
         affine = Affine(block.norm.weight, block.norm.bias, subtract_mean=True)
-        channels = block.ffn.config.channels
+        channels = len(affine.weight)
         self.norm = UnitNorm(channels, LAYER_NORM_EPS)
-        self.pooled = (
-            None if block.ffn.guide is None else PooledNorm(channels, LAYER_NORM_EPS, affine.subtract_mean)
-        )
-        self.attn = DeployedGLMHA(block.ffn, affine, affine)
-        self.ffn = DeployedIEL(block.gdfn, affine)
+        self.attn: DeployedGLMHA | None = None
+        self.pooled: PooledNorm | None = None
+        self.ffn: DeployedIEL | None = None
+        if isinstance(block.ffn, GLMHA):
+            self.attn = DeployedGLMHA(block.ffn, affine, affine)
+            if block.ffn.guide is not None:
+                self.pooled = PooledNorm(channels, LAYER_NORM_EPS, affine.subtract_mean)
+        if isinstance(block.gdfn, IEL):
+            self.ffn = DeployedIEL(block.gdfn, affine)
         self.residual = block.residual
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
-        if self.pooled is None:
-            x = x + self.attn(self.norm(other), self.norm(x))
-        else:
-            source, mean, square = self.pooled(other)
-            queries, query_mean, query_square = self.pooled(x)
-            pooled = torch.cat((mean, query_mean), 1), torch.cat((square, query_square), 1)
-            x = x + self.attn(source, queries, pooled)
+        if self.attn is not None:
+            x = x + self.attended(self.attn, x, other)
+        if self.ffn is None:
+            return x
         y = self.ffn(self.norm(x))
         return x + y if self.residual else y
+
+    def attended(self, attention: DeployedGLMHA, x: Tensor, other: Tensor) -> Tensor:
+        """The attention of queries from x and of keys and values from the other map."""
+        if self.pooled is None:
+            return attention(self.norm(other), self.norm(x))
+        source, mean, square = self.pooled(other)
+        queries, query_mean, query_square = self.pooled(x)
+        pooled = torch.cat((mean, query_mean), 1), torch.cat((square, query_square), 1)
+        return attention(source, queries, pooled)
 
 
 LOWERING: Lowering = {LCA: DeployedLCA}

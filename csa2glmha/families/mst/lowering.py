@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from csa2glmha.core.dispersion import DISPERSION
 from csa2glmha.export.lowering.primitives import shift_back
+from csa2glmha.families.family import Lowering
 from csa2glmha.families.mst.network import MaskGuidance
 from csa2glmha.families.mst.readers import MaskedSpectralGLMHA
 from csa2glmha.families.spectral.blocks import NormedFeedForward
-from csa2glmha.families.spectral.lowering import DeployedFactored, DeployedFeedForward
+from csa2glmha.families.spectral.lowering import DeployedFactored, deployed_feed_forward
 
 
 class DeployedMSMSA(DeployedFactored):
@@ -41,4 +42,4 @@ class DeployedMaskGuidance(nn.Module):
         return shift_back(features + features * gate, self.shifts, like)
 
 
-LOWERING = {MaskedSpectralGLMHA: DeployedMSMSA, NormedFeedForward: DeployedFeedForward}
+LOWERING: Lowering = {MaskedSpectralGLMHA: DeployedMSMSA, NormedFeedForward: deployed_feed_forward}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from csa2glmha.export.lowering.folding import pointwise
+from csa2glmha.families.family import Lowering
 from csa2glmha.families.spectral.blocks import NormedFeedForward
 from csa2glmha.families.spectral.lowering import (
-    DeployedFeedForward,
     DeployedSpectral,
     blocks_matrix,
+    deployed_feed_forward,
     values_matrix,
 )
 from csa2glmha.families.spectral.readers import SpectralGLMHA
@@ -42,4 +43,4 @@ class DeployedSMSA(DeployedSpectral):
         return attended + self.narrowed(self.pos_emb(self.values(x)))
 
 
-LOWERING = {SpectralGLMHA: DeployedSMSA, NormedFeedForward: DeployedFeedForward}
+LOWERING: Lowering = {SpectralGLMHA: DeployedSMSA, NormedFeedForward: deployed_feed_forward}

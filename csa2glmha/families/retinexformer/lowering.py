@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from csa2glmha.families.family import Lowering
 from csa2glmha.families.retinexformer.readers import LitSpectralGLMHA
 from csa2glmha.families.spectral.blocks import NormedFeedForward
-from csa2glmha.families.spectral.lowering import DeployedFactored, DeployedFeedForward
+from csa2glmha.families.spectral.lowering import DeployedFactored, deployed_feed_forward
 
 
 class DeployedIGMSA(DeployedFactored):
@@ -16,4 +17,4 @@ class DeployedIGMSA(DeployedFactored):
         return self.factored(x, light)
 
 
-LOWERING = {LitSpectralGLMHA: DeployedIGMSA, NormedFeedForward: DeployedFeedForward}
+LOWERING: Lowering = {LitSpectralGLMHA: DeployedIGMSA, NormedFeedForward: deployed_feed_forward}

@@ -21,6 +21,7 @@ from csa2glmha.export.lowering.folding import (
 from csa2glmha.export.lowering.primitives import cast_like, pixel_share, rows_last
 from csa2glmha.families.spectral.blocks import NormedFeedForward
 from csa2glmha.families.spectral.readers import FactoredSpectralGLMHA, SpectralGLMHA
+from csa2glmha.networks.skipped import Skipped
 
 
 class DeployedFeedForward(nn.Module):
@@ -36,6 +37,11 @@ class DeployedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(self.norm(x))
+
+
+def deployed_feed_forward(layer: NormedFeedForward) -> nn.Module:
+    """The same in fewer operators; where the network goes without, its norm is left out, too."""
+    return Skipped() if isinstance(layer.fn, Skipped) else DeployedFeedForward(layer)
 
 
 class DeployedSpectral(DeployedCore):

@@ -60,29 +60,41 @@ class DeployedGDFN(nn.Module):
 
 
 class DeployedBlock(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x)), both norms without their affine part."""
+    """x + attention(norm(x)), then x + feed-forward(norm(x)), both norms without their affine part.
+
+    A norm before a skipped layer is left out with it.
+    """
 
     def __init__(self, block: TransformerBlock) -> None:
         super().__init__()
-        assert isinstance(block.attn, GLMHA)
-        affine = _affine(block.norm1.body)
-        channels = block.attn.config.channels
-        self.norm1 = (
-            UnitNorm(channels, LAYER_NORM_EPS)
-            if block.attn.guide is None
-            else PooledNorm(channels, LAYER_NORM_EPS, affine.subtract_mean)
-        )
-        self.attn = DeployedGLMHA(block.attn, affine)
-        self.norm2 = UnitNorm(channels, LAYER_NORM_EPS)
-        self.ffn = DeployedGDFN(block.ffn, _affine(block.norm2.body))
+        self.norm1: UnitNorm | PooledNorm | None = None
+        self.attn: DeployedGLMHA | None = None
+        self.norm2: UnitNorm | None = None
+        self.ffn: DeployedGDFN | None = None
+        if isinstance(block.attn, GLMHA):
+            affine = _affine(block.norm1.body)
+            channels = block.attn.config.channels
+            self.norm1 = (
+                UnitNorm(channels, LAYER_NORM_EPS)
+                if block.attn.guide is None
+                else PooledNorm(channels, LAYER_NORM_EPS, affine.subtract_mean)
+            )
+            self.attn = DeployedGLMHA(block.attn, affine)
+        if isinstance(block.ffn, GDFN):
+            affine = _affine(block.norm2.body)
+            self.norm2 = UnitNorm(len(affine.weight), LAYER_NORM_EPS)
+            self.ffn = DeployedGDFN(block.ffn, affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.norm1, PooledNorm):
-            normed, mean, mean_square = self.norm1(x)
-            x = x + self.attn(normed, pooled=(mean, mean_square))
-        else:
-            x = x + self.attn(self.norm1(x))
-        return x + self.ffn(self.norm2(x))
+        if self.attn is not None and self.norm1 is not None:
+            if isinstance(self.norm1, PooledNorm):
+                normed, mean, mean_square = self.norm1(x)
+                x = x + self.attn(normed, pooled=(mean, mean_square))
+            else:
+                x = x + self.attn(self.norm1(x))
+        if self.ffn is not None and self.norm2 is not None:
+            x = x + self.ffn(self.norm2(x))
+        return x
 
 
 class DeployedDownsample(nn.Module):
