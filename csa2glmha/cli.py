@@ -16,7 +16,7 @@ import click
 
 from csa2glmha.config.options import ConvertOptions, flag_of, make_options, read_recipe
 from csa2glmha.core.ending import run_safely
-from csa2glmha.core.errors import DataError, UsageError
+from csa2glmha.core.errors import DataError, ExportError, UsageError
 from csa2glmha.core.hub import SCHEME, HubFile, local_file, parse_address
 from csa2glmha.core.progress import is_first_process, telling
 from csa2glmha.core.strict_json import dumps
@@ -161,6 +161,7 @@ METAVARS = {
     "network_arg": "NAME=VALUE",
     "inputs": "NAME=DIR",
     "example": "SHAPE",
+    "runtimes": "NAME,...",
 }
 NETWORK = ("network", "network_arg", "example", "value_range", "output_index")
 RANKS = ("rank", "rank_q", "rank_k", "rank_v", "rank_pos")
@@ -214,7 +215,8 @@ def given_only(values: dict[str, Any]) -> dict[str, Any]:
 @cli.command(context_settings=CONTEXT, short_help="Compress a checkpoint: student, ONNX file, report.")
 @click.argument("checkpoint", type=MODEL)
 @settings(*RANKS, *BUDGETS, "attention", *INITIAL, *DATA, "calibration_crops", "calibration_size")
-@settings(*TRAINING, "baselines", "distill", "input_size", "timing", *NETWORK, "weights", "device", "seed")
+@settings(*TRAINING, "baselines", "distill", "input_size", "timing", "runtimes")
+@settings(*NETWORK, "weights", "device", "seed")
 @click.option("--recipe", type=EXISTING, metavar="FILE", help="YAML file that sets any of these options.")
 @click.option("-o", "--output", metavar="DIR", help="Output folder [default: CHECKPOINT-rankR].")
 @settings("overwrite")
@@ -244,6 +246,10 @@ def convert(
     show(headline(result.record))
     show("")
     show_line(f"report: {result.output / 'report.html'}")
+    missing = result.record.onnx_missing
+    if missing:  # a script must see that files are missing
+        name, reason = next(iter(missing.items()))
+        raise ExportError(f"--for {name}: {reason}; all other results are complete")
 
 
 @cli.command(context_settings=CONTEXT, short_help="Architecture and attention layers of a file.")
@@ -382,15 +388,16 @@ def export(
     for size in result.parity:
         taken = " x ".join(map(str, size.shape))
         show_line(f"{taken}: largest difference {size.max_abs:.1e} ({size.relative:.1e} of the range)")
-    for line in result.tried:
-        show_line(line)
+    for trial in result.tried:
+        show_line(trial.describe())
     for note in result.notes:
         show_line(f"note: {note}")
     if result.simplified:
         show_line(f"onnxsim: {result.nodes[0]} nodes before, {result.nodes[1]} after")
     if loss is not None:
         show(loss.describe(precision))
-    show_line(f"ONNX: {result.path} (opset {result.opset}, {result.size_bytes / 1e6:.1f} MB)")
+    megabytes = result.size_bytes / 1e6
+    show_line(f"ONNX: {result.path} (opset {result.opset}, IR {result.ir_version}, {megabytes:.1f} MB)")
 
 
 @cli.command(context_settings=CONTEXT, short_help="PSNR and SSIM, or accuracy, of any model on images.")

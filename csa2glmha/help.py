@@ -110,7 +110,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "convert": (
         "csa2glmha convert denoiser.pth --rank 8 --data photos --degrade noise:25",
-        "csa2glmha convert denoiser.pth --rank full",
+        "csa2glmha convert denoiser.pth --rank full --for openvino,tensorrt",
         "csa2glmha convert denoiser.pth --rank auto --macs 0.75 --data photos --degrade noise:25",
     ),
     "inspect": (

@@ -26,7 +26,8 @@ from hypothesis import settings as hypothesis_settings
 from torch import Tensor
 
 from csa2glmha.commands import convert
-from csa2glmha.compression.files import CONVERSION_STAGES, Export, replaced
+from csa2glmha.compression.exporting import Export
+from csa2glmha.compression.files import CONVERSION_STAGES, replaced
 from csa2glmha.core.environment import cpu_count
 from csa2glmha.core.progress import telling
 from csa2glmha.data.batches import Inputs

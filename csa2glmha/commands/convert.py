@@ -12,7 +12,8 @@ import torch
 
 from csa2glmha.checkpoint.student import LoadedModel, load_model
 from csa2glmha.commands.preview import Preview, preview
-from csa2glmha.compression.files import CONVERSION_STAGES, FileRun
+from csa2glmha.compression.file_run import FileRun
+from csa2glmha.compression.files import CONVERSION_STAGES
 from csa2glmha.compression.run import Plan, Shapes, Stage, carry_out
 from csa2glmha.compression.workspace import Workspace
 from csa2glmha.config.options import ConvertOptions, make_options

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from csa2glmha.compression.run import Plan
+from csa2glmha.compression.workspace import FILES_FOR, ONNX_FILE
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.data.batches import Data
 from csa2glmha.inference.memory import available_bytes, training_needs, used_bytes, whole_needs
@@ -92,6 +93,7 @@ def preview(
         *(f"note: {note}" for note in (*data.notes, *([BY_VALUES] if before.by_values else []))),
         f"device: {device}",
         f"output: {output}",
+        *([f"ONNX files: {', '.join(_onnx_files(options))}"] if options.runtimes else []),
     ]
     stages = _stages(teacher, plan, data, options, search)
     return Preview(tuple(lines), tuple(stages), _peak(teacher, data, options, plan.distilled), _free(device))
@@ -175,11 +177,15 @@ def _stages(
     whole = each * height * width / pixels
     candidates = 3 if plan.distilled else 2
     stages.append(Stage("evaluation", data.held_out_images * candidates * whole))
-    stages.append(Stage("ONNX export", 3 * whole + 2))
+    stages.append(Stage("ONNX export", len(_onnx_files(options)) * (3 * whole + 2)))
     if options.timing:
         layers = len(attention_layers(teacher))
         stages.append(Stage("timing", _TIMING_SECONDS + layers * _EXPORT_SECONDS_A_LAYER + 5 * whole))
     return stages
+
+
+def _onnx_files(options: ConvertOptions) -> list[str]:
+    return [ONNX_FILE, *(FILES_FOR[name] for name in options.runtimes if name in FILES_FOR)]
 
 
 @torch.inference_mode()

@@ -42,6 +42,7 @@ _OF_FILES = (
     "baselines",
     "timing",
     "tensorboard",
+    "runtimes",
 )
 #: Options on what a network takes and makes, where its data are a folder of images.
 _OF_IMAGES = ("example", "value_range", "output_index")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from csa2glmha.bench.compare import FileTimings, compare_with_teacher
-from csa2glmha.checkpoint.student import LoadedModel, student_metadata, teacher_weights
+from csa2glmha.checkpoint.student import student_metadata, teacher_weights
+from csa2glmha.compression.exporting import Export, ExportFor, TimeFiles
+from csa2glmha.compression.file_run import FileRun
 from csa2glmha.compression.measured import measurements_of
-from csa2glmha.compression.run import Always, Run, Stage
+from csa2glmha.compression.run import Always, Stage
 from csa2glmha.compression.stages import (
     MAKING,
     Compare,
@@ -18,56 +18,18 @@ from csa2glmha.compression.stages import (
     Evaluate,
     calibration_inputs,
 )
-from csa2glmha.compression.workspace import Workspace
 from csa2glmha.config.options import ConvertOptions
-from csa2glmha.core.errors import ExportError
 from csa2glmha.core.hub import teacher_source
-from csa2glmha.core.progress import say
 from csa2glmha.data.inputs.masks import mask_provenance
 from csa2glmha.data.open import input_provenance
 from csa2glmha.distill.initial import Initial, load_initial, save_initial
-from csa2glmha.export.metadata import onnx_metadata
-from csa2glmha.export.onnx import ExportReport, export_onnx
 from csa2glmha.metrics.complexity import count_complexity
-from csa2glmha.networks import RestorationModel
-from csa2glmha.networks.foreign import ForeignNetwork
 from csa2glmha.reading.layers import glmha_layers
 from csa2glmha.report.card import write_card
 from csa2glmha.report.document import write_report
 from csa2glmha.report.html import write_html
 from csa2glmha.report.record import Measurements, build_report, teacher_of
-from csa2glmha.report.schema import Report
 from csa2glmha.search.baselines import BaselineJob
-
-
-@dataclass(kw_only=True)
-class FileRun(Run[RestorationModel]):
-    """A conversion of a file.
-
-    Attributes:
-        loaded: the teacher and its file.
-        workspace: where the results go.
-        identity: what a state to resume from must share.
-        metadata: of the student's file.
-        methods: the comparison with other methods, and what it found.
-        export, latency, latency_missing, record: what the stages made.
-    """
-
-    loaded: LoadedModel
-    workspace: Workspace
-    identity: dict[str, Any]
-    metadata: dict[str, str] = field(default_factory=dict)
-    methods: BaselineJob | None = None
-    baselines: list[dict[str, Any]] | None = None
-    export: ExportReport | None = None
-    latency: FileTimings | None = None
-    latency_missing: str | None = None
-    record: Report = field(init=False)
-
-    @property
-    def frame(self) -> tuple[int, int]:
-        """Height and width that figures hold for."""
-        return self.data.frame(self.options.input_size)
 
 
 class Resume(Always[FileRun]):
@@ -141,59 +103,6 @@ class WriteStudent(Always[FileRun]):
         run.workspace.replace_student(run.student, run.metadata, steps)
 
 
-@dataclass(frozen=True)
-class Export(Always[FileRun]):
-    """Write the ONNX file with ``exporter``."""
-
-    exporter: Callable[..., ExportReport] = export_onnx
-    name = "export"
-
-    def __call__(self, run: FileRun) -> None:
-        """Sets ``export``."""
-        student, space = run.student, run.workspace
-        described = onnx_metadata(
-            space.folder.name, student.architecture, student.hyperparameters, run.metadata, student.inputs
-        )
-        example = run.examples[0].inputs
-        try:
-            run.export = space.write(
-                lambda: self.exporter(student, space.onnx, metadata=described, example=example)
-            )
-        except ExportError as error:
-            if isinstance(student, ForeignNetwork):  # any code may stand in it, also what no exporter takes
-                run.latency_missing = f"not exported: {error}"
-                say(f"{run.latency_missing}; the student itself is complete")
-                return
-            raise ExportError(f"{error}; the student itself is kept in {space.student}") from error
-
-
-@dataclass(frozen=True)
-class TimeFiles(Always[FileRun]):
-    """Time the student's ONNX file against the teacher's with ``compare``."""
-
-    compare: Callable[..., FileTimings] = compare_with_teacher
-    name = "latency"
-
-    def planned(self, run: FileRun) -> bool:
-        """Where it is asked for."""
-        return run.options.timing
-
-    def wanted(self, run: FileRun) -> bool:
-        """And where there is a file."""
-        return self.planned(run) and run.latency_missing is None
-
-    def __call__(self, run: FileRun) -> None:
-        """Sets ``latency``, or ``latency_missing``."""
-        files, example = {"student": run.workspace.onnx}, run.examples[0].inputs
-        try:
-            run.latency = self.compare(
-                run.teacher, files, run.frame, example=example, beside=run.workspace.folder
-            )
-        except Exception as error:  # a report without this figure is better than none
-            run.latency_missing = str(error) or type(error).__name__
-            say(f"not timed: {run.latency_missing}; the report goes without the latency")
-
-
 class DrawPictures(Always[FileRun]):
     """Write the pictures of one image."""
 
@@ -231,6 +140,8 @@ def measurements(run: FileRun) -> Measurements:
     return replace(
         measurements_of(run, teacher_of(run.loaded), run.frame),
         export=run.export,
+        exports=run.exports,
+        exports_missing=run.exports_missing,
         latency=run.latency,
         latency_missing=run.latency_missing,
         baselines=run.baselines,
@@ -255,6 +166,7 @@ CONVERSION_STAGES: tuple[Stage[FileRun], ...] = (
     Count(),
     WriteStudent(),
     Export(),
+    ExportFor(),
     TimeFiles(),
     Compare(),
     DrawPictures(),

@@ -21,6 +21,7 @@ from csa2glmha.core.files import ensure_writable, prepare_output_dir
 from csa2glmha.data.batches import Inputs
 from csa2glmha.export.metadata import onnx_metadata
 from csa2glmha.export.onnx import ExportReport, export_onnx
+from csa2glmha.export.targets import DEFAULT_TARGET, target_of
 from csa2glmha.metrics.comparisons import Comparison
 from csa2glmha.networks import RestorationModel
 from csa2glmha.networks.builder import Origin
@@ -77,21 +78,31 @@ class Compression(Generic[ModelT]):
         ensure_writable(Path(path), overwrite, by_command=False)
         save_student(Path(path), self.student, self._metadata(self.student))
 
-    def export(self, path: str | Path, overwrite: bool = False) -> ExportReport:
+    def export(
+        self, path: str | Path, overwrite: bool = False, runtime: str = DEFAULT_TARGET.name
+    ) -> ExportReport:
         """Write an ONNX file that takes any height and width, and is compared with PyTorch at three sizes.
 
+        Args:
+            path: of the file.
+            overwrite: replace an existing file.
+            runtime: that the file is for, as the command's `--for` has it, such as "openvino".
+
         Raises:
+            UsageError: the runtime is not known.
             ExportError: the network cannot be exported, or its file gives something else.
             OutputError: the file exists, or cannot be written.
         """
+        target = target_of(runtime)
         ensure_writable(Path(path), overwrite, by_command=False)
         network = described_network(self.student, self._example, self._interface)
         metadata = self._metadata(network)
         described = onnx_metadata(
             Path(path).stem, network.architecture, network.hyperparameters, metadata, network.inputs
         )
+        example = self._example
         return export_onnx(
-            network, Path(path), metadata=described, example=self._example, overwrite=overwrite
+            network, Path(path), metadata=described, target=target, example=example, overwrite=overwrite
         )
 
     def report(self, folder: str | Path, overwrite: bool = False) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from csa2glmha.checkpoint.student import STUDENT_FILE, save_student, weight_bytes
-from csa2glmha.config.data import DataOptions
+from csa2glmha.config.deployment import RUNTIME_NAMES
 from csa2glmha.config.options import ConvertOptions, WorkOptions
 from csa2glmha.core.errors import OutputError, UsageError
 from csa2glmha.core.files import check_not_inputs, check_room, prepare_output_dir
@@ -25,9 +25,12 @@ from csa2glmha.report.html import HTML_FILE
 from csa2glmha.report.sections.summary import PICTURE_FILE, SPECTRA_FILE
 
 ONNX_FILE = "model.onnx"
+#: Its files for runtimes other than ONNX Runtime.
+FILES_FOR: dict[str, str] = {name: f"model-{name}.onnx" for name in RUNTIME_NAMES[1:]}
 OUTPUT_FILES = (
     STUDENT_FILE,
     ONNX_FILE,
+    *FILES_FOR.values(),
     *REPORT_FILES,
     HTML_FILE,
     PICTURE_FILE,
@@ -82,6 +85,10 @@ class Workspace:
         """Its ONNX file."""
         return self.folder / ONNX_FILE
 
+    def onnx_for(self, runtime: str) -> Path:
+        """Its ONNX file for a runtime, by the name that `--for` has."""
+        return self.folder / FILES_FOR.get(runtime, ONNX_FILE)
+
     @property
     def log(self) -> Path:
         """The record of the distillation."""
@@ -108,7 +115,7 @@ class Workspace:
         with resumable(self.states.path, how_to_resume), exclusive_folder(self.folder):
             yield
 
-    def check(self, checkpoint: Path, teacher: RestorationModel, options: DataOptions) -> None:
+    def check(self, checkpoint: Path, teacher: RestorationModel, options: ConvertOptions) -> None:
         """Refuse a folder that would harm inputs or has no room; nothing is written.
 
         Raises:
@@ -117,8 +124,9 @@ class Workspace:
         """
         check_apart(self.folder, options)
         check_not_inputs(self.files, checkpoint, options.mask)
-        # The student is no larger than its teacher, and its ONNX file neither.
-        check_room(self.folder, 2 * weight_bytes(teacher), [*self.files, self.states.path])
+        # The student is no larger than its teacher, and its ONNX files neither.
+        files = 2 + len(set(FILES_FOR) & set(options.runtimes))
+        check_room(self.folder, files * weight_bytes(teacher), [*self.files, self.states.path])
 
     def begin(self, identity: Mapping[str, Any], options: WorkOptions, distilled: bool) -> State | None:
         """Make the folder; returns the state to resume from, if that is wanted and there is one.

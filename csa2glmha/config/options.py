@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError, model_validator
 
 from csa2glmha.config.data import CalibrationOptions, DataOptions
+from csa2glmha.config.deployment import DeployOptions
 from csa2glmha.config.distillation import DistillOptions
 from csa2glmha.config.initial import InitialOptions
 from csa2glmha.config.network import NetworkOptions
@@ -19,7 +20,7 @@ from csa2glmha.core.errors import UsageError
 from csa2glmha.core.text import shortened
 
 #: Flags that do not follow from the name of their field.
-_FLAGS = {"timing": "--latency", "value_range": "--range", "inputs": "--input"}
+_FLAGS = {"timing": "--latency", "value_range": "--range", "inputs": "--input", "runtimes": "--for"}
 
 
 # Pydantic lists the fields of the last base first.
@@ -29,7 +30,7 @@ class WorkOptions(
     """All but the ranks: what is learnt from and how, what is measured, and how a command runs."""
 
 
-class ConvertOptions(WorkOptions, InitialOptions, RankOptions):
+class ConvertOptions(WorkOptions, DeployOptions, InitialOptions, RankOptions):
     """Everything that decides the result of a conversion.
 
     Field names are the keys of a recipe, and with dashes the options of the command line, which takes

@@ -18,6 +18,7 @@ CONVERSION = {
     "evaluate": "evaluation",
     "baselines": "other methods",
     "export": "ONNX export",
+    "runtimes": "ONNX files for further runtimes",
     "latency": "timing",
 }
 

@@ -22,7 +22,7 @@ from csa2glmha.export.plain import convert, fixed_axes, input_axes, simplify
 from csa2glmha.export.shapes import UntranslatableError
 from csa2glmha.export.targets import DEFAULT_TARGET, Target
 from csa2glmha.export.tensorrt import PROFILE, profile_of
-from csa2glmha.export.trial import try_file
+from csa2glmha.export.trial import Trial, try_file
 from csa2glmha.export.verify import Check, SizeParity, case_of, cases_for, check_example
 from csa2glmha.families.registry import is_lowered
 from csa2glmha.networks import RestorationModel
@@ -68,7 +68,9 @@ class ExportReport:
         parity: the agreement with PyTorch, one entry per input size tried.
         size_bytes: of the file.
         nodes: in the graph before onnxsim and in the file.
-        tried: what the runtime that the file is for made of it, one line each.
+        tried: what the runtime that the file is for made of it.
+        ir_version: of the file's own format.
+        runtime: that it is for, as people know it.
     """
 
     path: Path
@@ -79,7 +81,9 @@ class ExportReport:
     parity: tuple[SizeParity, ...]
     size_bytes: int
     nodes: tuple[int, int] = (0, 0)
-    tried: tuple[str, ...] = ()
+    tried: tuple[Trial, ...] = ()
+    ir_version: int = 0
+    runtime: str = DEFAULT_TARGET.title
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class _Written:
     """A file that agrees with PyTorch, under its temporary name."""
 
     opset: int
+    ir_version: int
     rewritten: bool
     simplified: bool
     nodes: tuple[int, int]
@@ -172,7 +177,12 @@ def export_onnx(
     if opset is not None and written.opset != opset:
         notes.append(f"the exporter could not give opset {opset}, the file has opset {written.opset}")
     return ExportReport(
-        path, notes=tuple(notes), size_bytes=path.stat().st_size, tried=tried, **vars(written)
+        path,
+        notes=tuple(notes),
+        size_bytes=path.stat().st_size,
+        tried=tried,
+        runtime=target.title,
+        **vars(written),
     )
 
 
@@ -231,10 +241,12 @@ def _write(
         try:
             simple = simplify(proto)
             parity = check.write(simple, path, metadata)
-            return _Written(_opset(simple), rewritten, True, (before, len(simple.graph.node)), parity)
+            nodes = (before, len(simple.graph.node))
+            return _Written(_opset(simple), simple.ir_version, rewritten, True, nodes, parity)
         except ExportError as error:
             notes.append(f"the ONNX graph was left unsimplified: {error}")
-    return _Written(_opset(proto), rewritten, False, (before, before), check.write(proto, path, metadata))
+    parity = check.write(proto, path, metadata)
+    return _Written(_opset(proto), proto.ir_version, rewritten, False, (before, before), parity)
 
 
 def _opset(proto: onnx.ModelProto) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -16,8 +17,40 @@ from csa2glmha.export.tensorrt import PROFILE, refused
 from csa2glmha.export.verify import Case, Check
 
 
-def try_file(path: Path, target: Target, check: Check) -> tuple[str, ...]:
-    """What the target's runtime made of the file, one line each; ONNX Runtime has run it before.
+@dataclass(frozen=True)
+class Trial:
+    """What a runtime made of a file.
+
+    Attributes:
+        runtime: as people know it.
+        version: of it; None: it was not run.
+        sizes: "open" or "fixed", where it was run.
+        relative: largest difference to PyTorch in float32, over the range of PyTorch's output.
+        psnr: of its default precision's output to PyTorch's, in dB.
+        note: why it was not run, or what else there is to know.
+    """
+
+    runtime: str
+    version: str | None = None
+    sizes: str | None = None
+    relative: float | None = None
+    psnr: float | None = None
+    note: str = ""
+
+    def describe(self) -> str:
+        """One line for people."""
+        if self.version is None:
+            return f"not run in {self.runtime}{self.note}"
+        parts = [f"{self.runtime} {self.version}, {self.sizes} sizes"]
+        if self.relative is not None:
+            parts[0] += f": largest difference in f32 {self.relative:.1e} of the range"
+        if self.psnr is not None:
+            parts.append(f"in its default precision {self.psnr:.1f} dB to PyTorch")
+        return "; ".join([*parts, *([self.note] if self.note else [])])
+
+
+def try_file(path: Path, target: Target, check: Check) -> tuple[Trial, ...]:
+    """What the target's runtime made of the file; ONNX Runtime has run it before.
 
     Raises:
         ExportError: the runtime is installed, and its output in float32 differs or there is none.
@@ -25,19 +58,23 @@ def try_file(path: Path, target: Target, check: Check) -> tuple[str, ...]:
     if target.package == "onnxruntime":
         return ()
     if target.name == "tensorrt":
-        return _read_for_tensorrt(path)
+        return (_read_for_tensorrt(path),)
     if target.package != "openvino":
-        return (f"not run in {target.title}, which is not run from here; try {target.how}",)
+        return (Trial(target.title, note=f", which is not run from here; try {target.how}"),)
     version = openvino_version()
     if version is None:
-        return (f"not run in {target.title}: it is not installed; pip install csa2glmha[openvino]",)
-    return tuple(
-        _tried(path, check, f"{target.title} {version}, {sizes} sizes", fixed)
-        for sizes, fixed in (("open", False), ("fixed", True))
-    )
+        return (Trial(target.title, note=": it is not installed; pip install csa2glmha[openvino]"),)
+    sizes = ("fixed",) if _is_fixed(path) else ("open", "fixed")
+    return tuple(_tried(path, check, Trial(target.title, version, each)) for each in sizes)
 
 
-def _read_for_tensorrt(path: Path) -> tuple[str, ...]:
+def _is_fixed(path: Path) -> bool:
+    """The file takes inputs of one shape only."""
+    graph = onnx.load(path).graph
+    return all(size.HasField("dim_value") for size in graph.input[0].type.tensor_type.shape.dim)
+
+
+def _read_for_tensorrt(path: Path) -> Trial:
     proto = onnx.load(path)
     stops = refused(proto)
     verdict = (
@@ -47,22 +84,23 @@ def _read_for_tensorrt(path: Path) -> tuple[str, ...]:
     )
     sizes = next((each.value for each in proto.metadata_props if each.key == PROFILE), "")
     command = " ".join(part for part in ("trtexec --onnx=FILE", sizes) if part)
-    return (f"not run in TensorRT, read only: {verdict}; try {command}",)
+    return Trial("TensorRT", note=f", read only: {verdict}; try {command}")
 
 
-def _tried(path: Path, check: Check, where: str, fixed: bool) -> str:
+def _tried(path: Path, check: Check, trial: Trial) -> Trial:
+    where, fixed = trial.describe(), trial.sizes == "fixed"
     exact = max(_relative(output, case) for output, case in _outputs(path, check, where, "f32", fixed))
     if not exact <= check.tolerance:  # written so that NaN fails
         raise ExportError(
             f"{where}: the output in float32 differs from PyTorch's by {exact:.1e} of its range, tolerance "
             f"{check.tolerance:.1e}: another version of it may do better, or use ONNX Runtime"
         )
-    line = f"{where}: largest difference in f32 {exact:.1e} of the range"
     try:
         outputs = _outputs(path, check, where, None, fixed)
     except ExportError as error:
-        return f"{line}; its default precision fails ({error}): set INFERENCE_PRECISION_HINT to f32"
-    return f"{line}; in its default precision {min(_psnr(*each) for each in outputs):.1f} dB to PyTorch"
+        note = f"its default precision fails ({error}): set INFERENCE_PRECISION_HINT to f32"
+        return replace(trial, relative=exact, note=note)
+    return replace(trial, relative=exact, psnr=min(_psnr(*each) for each in outputs))
 
 
 def _outputs(

@@ -10,7 +10,8 @@ from pydantic import JsonValue
 from csa2glmha.metrics.complexity import format_macs, format_params
 from csa2glmha.report.metrics import channel_of, metrics_of
 from csa2glmha.report.part import Count
-from csa2glmha.report.schema import Against, Report, Timing
+from csa2glmha.report.schema import Against, Report
+from csa2glmha.report.schema_files import Timing
 
 Row = tuple[str, str, str, str]
 

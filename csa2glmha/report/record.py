@@ -30,6 +30,7 @@ from csa2glmha.metrics.evaluate import Evaluation
 from csa2glmha.metrics.pictures import DIFFERENCE_GAIN
 from csa2glmha.metrics.quality import CHANNEL_NAMES
 from csa2glmha.report.html.pictures import all_pictures, choose_quality
+from csa2glmha.report.record_files import onnx_part, timings_part
 from csa2glmha.report.schema import (
     Analysis,
     Comparisons,
@@ -41,13 +42,10 @@ from csa2glmha.report.schema import (
     ImageFigures,
     Layer,
     ModelQuality,
-    Onnx,
-    Parity,
     Refit,
     RefitLayer,
     Report,
     Teacher,
-    Timing,
 )
 from csa2glmha.report.schema_search import Baseline, Search
 
@@ -88,6 +86,8 @@ class Measurements:
     quality: dict[str, Evaluation] | None = None
     images: dict[str, Any] = field(default_factory=dict)
     export: ExportReport | None = None
+    exports: Mapping[str, ExportReport] = field(default_factory=dict)
+    exports_missing: Mapping[str, str] = field(default_factory=dict)
     latency: FileTimings | None = None
     latency_missing: str | None = None
     device: str = "cpu"
@@ -129,8 +129,10 @@ def build_report(measured: Measurements) -> Report:
         search=None if measured.search is None else Search.model_validate(measured.search),
         quality=None if measured.quality is None else _quality(measured.quality),
         distillation=_distillation(measured),
-        onnx=None if measured.export is None else _onnx(measured.export),
-        latency_ms=None if measured.latency is None else _timings(measured.latency),
+        onnx=None if measured.export is None else onnx_part(measured.export),
+        onnx_for={name: onnx_part(each) for name, each in measured.exports.items()} or None,
+        onnx_missing=dict(measured.exports_missing) or None,
+        latency_ms=None if measured.latency is None else timings_part(measured.latency),
         latency_missing=measured.latency_missing,
         comparisons=comparisons_of(measured.comparisons) if measured.comparisons else None,
     )
@@ -262,36 +264,6 @@ def _distillation(measured: Measurements) -> Distillation | None:
         return None
     more = {} if measured.settings is None else settings_without_option(measured.settings)
     return Distillation.model_validate(measured.distillation.to_json() | more)
-
-
-def _onnx(export: ExportReport) -> Onnx:
-    return Onnx(
-        file=export.path.name,
-        bytes=export.size_bytes,
-        opset=export.opset,
-        simplified=export.simplified,
-        notes=tuple(export.notes),
-        parity=tuple(
-            Parity(shape=tuple(size.shape), max_abs=size.max_abs, relative=size.relative)
-            for size in export.parity
-        ),
-    )
-
-
-def _timings(latency: FileTimings) -> dict[str, Timing]:
-    return {
-        name: Timing(
-            median=value.median_ms,
-            low=value.low_ms,
-            high=value.high_ms,
-            runs=value.runs,
-            ratio=ratio.median,
-            ratio_low=ratio.low,
-            ratio_high=ratio.high,
-        )
-        for name, value in latency.latencies.items()
-        for ratio in [latency.ratios[name]]
-    }
 
 
 def comparisons_of(images: Sequence[Comparison], earlier: Comparisons | None = None) -> Comparisons:

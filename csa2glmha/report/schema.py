@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue
 
 from csa2glmha.metrics.outputs import SCALES, Name, Scale
 from csa2glmha.report.part import Count, Figure, Part
+from csa2glmha.report.schema_files import Onnx, Timing
 from csa2glmha.report.schema_search import Baseline, Metric, Pareto, Search
 
 SCHEMA = 2
@@ -236,37 +237,6 @@ class Distillation(Part):
         return SCALES[self.metric or "psnr"]
 
 
-class Parity(Part):
-    """Largest difference between ONNX Runtime and PyTorch at one input size."""
-
-    shape: tuple[int, ...]
-    max_abs: Figure
-    relative: Figure
-
-
-class Onnx(Part):
-    """The exported file."""
-
-    file: str
-    bytes: int
-    opset: int
-    simplified: bool
-    notes: tuple[str, ...] = ()
-    parity: tuple[Parity, ...]
-
-
-class Timing(Part):
-    """Milliseconds of one file: median and quartiles; the ratio is to the teacher's within a round."""
-
-    median: float
-    low: float
-    high: float
-    runs: int
-    ratio: float | None = None
-    ratio_low: float | None = None
-    ratio_high: float | None = None
-
-
 class Spectrum(Part):
     """Values of all bands at one pixel."""
 
@@ -298,7 +268,12 @@ class Comparisons(Part):
 
 
 class Report(Part):
-    """All that a conversion measured; what it did not is None."""
+    """All that a conversion measured; what it did not is None.
+
+    Attributes:
+        onnx_for: files for further runtimes, by the name that `--for` has.
+        onnx_missing: why there is none for one that was asked for, likewise.
+    """
 
     version: Literal[2] = Field(default=2, alias="schema")
     tool: str
@@ -321,6 +296,8 @@ class Report(Part):
     quality: dict[str, ModelQuality] | None = None
     distillation: Distillation | None = None
     onnx: Onnx | None = None
+    onnx_for: dict[str, Onnx] | None = None
+    onnx_missing: dict[str, str] | None = None
     latency_ms: dict[str, Timing] | None = None
     latency_missing: str | None = None
     comparisons: Comparisons | None = None

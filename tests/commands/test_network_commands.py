@@ -12,7 +12,8 @@ import torch
 
 from csa2glmha import cli
 from csa2glmha.commands import convert
-from csa2glmha.compression.files import CONVERSION_STAGES, Export, replaced
+from csa2glmha.compression.exporting import Export
+from csa2glmha.compression.files import CONVERSION_STAGES, replaced
 from csa2glmha.data import read_image, write_image
 from csa2glmha.data.crops import TrainingCrops
 from tests.commands.test_cli import QUICK, complaint, run

@@ -45,6 +45,7 @@ OTHER: dict[str, Any] = {
     "network": "archs.py:build",
     "network_arg": ("dim=3",),
     "example": ("1x3x8x8",),
+    "runtimes": ("openvino",),
     "device": "cpu",
 }
 PATHS = ("data", "targets", "mask", "tensorboard", "output")
@@ -102,7 +103,7 @@ def test_an_option_that_does_not_say_is_an_error() -> None:
     [
         (Affects.MEASUREMENTS, {"data", "degrade", "calibration_crops", "input_size", "seed"}),
         (Affects.WEIGHTS, {"rank", "latency", "attention", "batch", "loss", "precision", "distill"}),
-        (Affects.REPORT, {"timing", "baselines"}),
+        (Affects.REPORT, {"timing", "baselines", "runtimes"}),
         (Affects.NOTHING, {"activation_checkpointing", "device", "output", "workers", "tensorboard"}),
     ],
 )

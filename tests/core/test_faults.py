@@ -15,7 +15,8 @@ import pytest
 from csa2glmha.checkpoint import write_safetensors
 from csa2glmha.checkpoint.student import load, load_model, save_student, student_metadata
 from csa2glmha.commands import convert as pipeline
-from csa2glmha.compression.files import TimeFiles, replaced
+from csa2glmha.compression.exporting import TimeFiles
+from csa2glmha.compression.files import replaced
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import OutputError
 from csa2glmha.core.files import sha256_of

@@ -15,7 +15,8 @@ from csa2glmha.commands import convert as pipeline
 from csa2glmha.commands import evaluate as evaluation
 from csa2glmha.commands.evaluate import OpenModel, evaluate_file
 from csa2glmha.commands.run import run_files
-from csa2glmha.compression.files import CONVERSION_STAGES, Export, replaced
+from csa2glmha.compression.exporting import Export
+from csa2glmha.compression.files import CONVERSION_STAGES, replaced
 from csa2glmha.config.options import make_options
 from csa2glmha.core.errors import DataError, ExportError, UsageError
 from csa2glmha.data.batches import Inputs

@@ -323,7 +323,8 @@ TRAINING = ["--degrade", "noise:25", "--crop", "32", "--batch", "2", "--learning
 COMMAND = """
 from csa2glmha.cli import main
 from csa2glmha.commands import convert
-from csa2glmha.compression.files import Export, replaced
+from csa2glmha.compression.exporting import Export
+from csa2glmha.compression.files import replaced
 convert.CONVERSION_STAGES = replaced(Export(lambda *_, **__: None), convert.CONVERSION_STAGES)
 main()
 """

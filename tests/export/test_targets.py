@@ -94,7 +94,7 @@ def test_tensorrt_8_6_takes_all_operators(
     target = TARGETS["tensorrt"]
     report = export_onnx(student, tmp_path / "model.onnx", target=target, shape=shape, precision=precision)
     assert refused(onnx.load(report.path)) == []
-    assert "TensorRT 8.6 and 10" in report.tried[0]
+    assert "TensorRT 8.6 and 10" in report.tried[0].describe()
 
 
 def test_what_tensorrt_refuses_is_named(student: RestorationModel) -> None:
@@ -153,8 +153,11 @@ def test_a_runtime_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 @needs_openvino
 def test_openvino_runs_the_file_before_it_gets_its_name(student: RestorationModel, tmp_path: Path) -> None:
     report = export_onnx(student, tmp_path / "model.onnx", target=TARGETS["openvino"])
-    assert len(report.tried) == 2
-    assert all("largest difference in f32" in line and "default precision" in line for line in report.tried)
+    assert [trial.sizes for trial in report.tried] == ["open", "fixed"]
+    assert all(trial.relative is not None and trial.relative < 1e-4 for trial in report.tried)
+    assert all(trial.psnr is not None and trial.psnr > 30 for trial in report.tried)
+    report = export_onnx(student, tmp_path / "fixed.onnx", target=TARGETS["openvino"], shape=(1, 3, 16, 24))
+    assert [trial.sizes for trial in report.tried] == ["fixed"]
 
 
 @needs_openvino

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from csa2glmha.core.strict_json import dumps
+from csa2glmha.export import trial
 from csa2glmha.report.blocks import Block, Facts, Fold, Group, Heading, Note, Table
-from csa2glmha.report.schema import Onnx, Report, Timing
+from csa2glmha.report.schema import Report
+from csa2glmha.report.schema_files import Onnx, Timing, Trial
 from csa2glmha.report.sections.numbers import TIMES, short
 
 
@@ -31,23 +33,50 @@ def export_blocks(report: Report) -> list[Block]:
     """The ONNX file, its agreement with PyTorch, and its time."""
     missing = report.latency_missing
     return [
-        *([] if report.onnx is None else [Group(_onnx(report.onnx))]),
+        *([] if report.onnx is None else [Group(_onnx(report.onnx, report.versions.get("onnxruntime")))]),
+        *(Group(_onnx_for(name, each)) for name, each in (report.onnx_for or {}).items()),
+        *(Note(f"No file for {name}: {reason}") for name, reason in (report.onnx_missing or {}).items()),
         *([Group(_latency(report.latency_ms))] if report.latency_ms else []),
         *([] if missing is None else [Note(f"Time was not measured: {missing}")]),
     ]
 
 
-def _onnx(onnx: Onnx) -> list[Block]:
-    sentence = (
-        f"{onnx.file}: {onnx.bytes / 1e6:.1f} MB, opset {onnx.opset}, "
-        f"{'simplified' if onnx.simplified else 'not simplified'}. Largest difference to PyTorch:"
-    )
+def _onnx(onnx: Onnx, version: str | None) -> list[Block]:
+    where = f" in ONNX Runtime {version}" if version else ""
     rows = [
         (f" {TIMES} ".join(map(str, size.shape)), short(size.max_abs), short(size.relative))
         for size in onnx.parity
     ]
     table = Table(("input", "absolute", "relative to range"), rows, "Agreement of ONNX and PyTorch")
+    sentence = f"{_file(onnx)} Largest difference to PyTorch{where}:"
     return [Note(sentence), table, *map(Note, onnx.notes)]
+
+
+def _onnx_for(name: str, onnx: Onnx) -> list[Block]:
+    """A file for a further runtime: what it is, and what that made of it."""
+    worst = max((size.relative for size in onnx.parity if size.relative is not None), default=None)
+    own = "" if worst is None else f" ONNX Runtime: largest difference {short(worst)} of the range."
+    tried = [f"{_trial(each).describe()}." for each in onnx.tried or ()]
+    return [
+        Note(" ".join([_file(onnx) + own, *(line[0].upper() + line[1:] for line in tried)])),
+        *map(Note, onnx.notes),
+    ]
+
+
+def _file(onnx: Onnx) -> str:
+    """One sentence on a file."""
+    made_for = f" for {onnx.runtime}" if onnx.runtime else ""
+    parts = [f"{onnx.bytes / 1e6:.1f} MB", f"opset {onnx.opset}"]
+    parts += [] if onnx.ir_version is None else [f"IR version {onnx.ir_version}"]
+    simplified = "simplified" if onnx.simplified else "not simplified"
+    if onnx.nodes is not None:
+        before, after = onnx.nodes
+        simplified = f"{after} nodes, {simplified}" + (f" ({before} before)" if onnx.simplified else "")
+    return f"{onnx.file}{made_for}: {', '.join([*parts, simplified])}."
+
+
+def _trial(part: Trial) -> trial.Trial:
+    return trial.Trial(part.runtime, part.version, part.sizes, part.relative, part.psnr, part.note or "")
 
 
 def _latency(latency: Mapping[str, Timing]) -> list[Block]:
