@@ -19,6 +19,7 @@ from csa2glmha.core.errors import CheckpointError
 from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import shown
 from csa2glmha.families.family import load_strictly
+from csa2glmha.families.registry import family_of_weights
 from csa2glmha.networks.builder import Origin, build_network, label_of
 from csa2glmha.networks.foreign import ForeignNetwork, Interface, users_own
 from csa2glmha.networks.probe import probe
@@ -53,10 +54,34 @@ def load_foreign(
     else:
         label = label_of(network)
         checkpoint = read_checkpoint(path, weights, (OneNetwork.of(network, label),))
-        load_strictly(network, checkpoint.state_dict, f"{path} ({label})")
+        try:
+            load_strictly(network, checkpoint.state_dict, f"{path} ({label})")
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}{_other_arguments(options)}") from error
+        family = family_of_weights(checkpoint.state_dict)
+        if family is not None:
+            checkpoint = replace(checkpoint, notes=(*checkpoint.notes, unneeded(path, family)))
     model = ForeignNetwork(network, _probed(network, options), origin)
     read_foreign(model)
     return model, replace(checkpoint, state_dict=model.state_dict())
+
+
+def unneeded(path: Path, family: str) -> str:
+    """What is said of --network beside a file of a known family."""
+    return (
+        f"{path}: holds a {family}, which needs no --network: without it, its own rewrites make a faster "
+        "ONNX file; keep it if your code makes something else of these weights"
+    )
+
+
+def _other_arguments(options: NetworkOptions) -> str:
+    """What to try where weights do not fit the network that was built."""
+    given = " ".join(f"--network-arg {each}" for each in options.network_arg)
+    return (
+        f"; the network was built with {given}: give what it was trained with"
+        if given
+        else "; if it was trained with other arguments than the defaults, give them with --network-arg"
+    )
 
 
 def foreign_template(

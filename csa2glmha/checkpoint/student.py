@@ -38,6 +38,7 @@ from csa2glmha.checkpoint.foreign import (
     described,
     foreign_template,
     load_foreign,
+    unneeded,
     weights_sha256,
 )
 from csa2glmha.checkpoint.layers import (
@@ -159,7 +160,10 @@ def load_model(
         return LoadedModel(build_from_state(checkpoint.state_dict, str(path)), checkpoint, False)
     checkpoint = _up_to_date(checkpoint)
     if NETWORK not in checkpoint.metadata:
-        return LoadedModel(_build_student(checkpoint), checkpoint, True)
+        known = _build_student(checkpoint)
+        if named:
+            checkpoint = replace(checkpoint, notes=(*checkpoint.notes, unneeded(file, known.architecture)))
+        return LoadedModel(known, checkpoint, True)
     built, notes = foreign_template(checkpoint, network)
     model = load_into(checkpoint, built)
     return LoadedModel(model, replace(checkpoint, notes=(*checkpoint.notes, *notes)), True)

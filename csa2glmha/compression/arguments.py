@@ -25,8 +25,9 @@ from csa2glmha.distill.job import check_ground_truth, check_training, options_of
 from csa2glmha.metrics.evaluate import check_sizes
 from csa2glmha.metrics.outputs import outputs_like
 from csa2glmha.networks import RestorationModel, run
+from csa2glmha.networks.probe import takes_batches
 from csa2glmha.reading.layers import attention_layers, glmha_layers, nothing_to_convert
-from csa2glmha.reading.own import read_on_part, refusals
+from csa2glmha.reading.own import narrowed, read_on_part, refusals
 from csa2glmha.search.plan import RankSearch
 
 #: Samples taken of an iterable, which may have no end.
@@ -139,6 +140,31 @@ def read_unknown(teacher: nn.Module, data: Data, options: ConvertOptions) -> Non
         raise UsageError(nothing_to_convert(type(teacher).__name__, refused))
     for line in refusals(readings):
         say(line)
+
+
+def one_by_one(
+    teacher: nn.Module, data: Data, options: ConvertOptions, distill: bool | int | DistillSettings | None
+) -> tuple[ConvertOptions, bool | int | DistillSettings | None]:
+    """The same settings, with one image at a time where the network mixes or refuses those of a batch.
+
+    As many images go into a step as before: the parts of a step are as many times more.
+    """
+    settings = distill if isinstance(distill, DistillSettings) else options
+    if isinstance(teacher, RestorationModel) or not options.distill or settings.batch == 1:
+        return options, distill  # networks of ours and of the command line see to it
+    inputs = narrowed(data.examples(options.input_size, options.seed)[0].inputs)
+    with torch.no_grad():
+        try:
+            first = run(teacher, inputs)
+        except Exception:  # a part may be too small for it; this is not the place to find fault with it
+            return options, distill
+        if takes_batches(lambda given: run(teacher, given), inputs, first):
+            return options, distill
+    say(f"{type(teacher).__name__} makes other outputs of several images at once: it is given one at a time")
+    parts = settings.accumulate * settings.batch
+    if isinstance(distill, DistillSettings):
+        distill = replace(distill, batch=1, accumulate=parts)
+    return options.model_copy(update={"batch": 1, "accumulate": parts}), distill
 
 
 def begin(

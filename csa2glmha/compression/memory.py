@@ -8,7 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from csa2glmha.compression.arguments import begin, data_from, options_from, read_unknown, teacher_from
+from csa2glmha.compression.arguments import (
+    begin,
+    data_from,
+    one_by_one,
+    options_from,
+    read_unknown,
+    teacher_from,
+)
 from csa2glmha.compression.on_images import on_images
 from csa2glmha.compression.result import Compression
 from csa2glmha.compression.run import ModelT, Plan, carry_out
@@ -74,6 +81,7 @@ def compress(
             teacher = on_images(own.cpu(), settings).to(device)
         data = data_from(teacher, calibration, held_out, settings)
         read_unknown(teacher, data, settings)
+        settings, distill = one_by_one(teacher, data, settings, distill)
         plan = Plan.of(teacher, attention_layers(teacher), settings)
         run = begin(teacher, data, plan, settings, distill if isinstance(distill, DistillSettings) else None)
         carry_out(run, _STAGES)

@@ -64,8 +64,8 @@ class DataOptions(Options):
 
     inputs: Annotated[Named, Affects.MEASUREMENTS] = Field(
         (),
-        description="Of a network that takes more than an image: NAME=FOLDER with an image or .npy file for "
-        "each image, by name; or NAME=FILE or NAME=NUMBER for all. Once for each input.",
+        description="Of a network that takes more than an image: NAME=FOLDER with an image or array for "
+        "each image, by name; or NAME=FILE, NAME=FILE:ARRAY or NAME=NUMBER for all. Once for each input.",
     )
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -102,19 +102,32 @@ def find_array(
     Raises:
         DataError: the file cannot be read, or does not hold that array.
     """
+    variables = _variables(path)
+    name = _choose(path, variables, ndim, key, key_option, usual)
+    return StoredArray(path, name, variables[name])
+
+
+def stored_arrays(path: Path) -> dict[str, StoredArray]:
+    """All arrays of numbers that a .mat, .npy, .npz or .tif file declares, by name; none of them is read.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    return {name: StoredArray(path, name, variable) for name, variable in _variables(path).items()}
+
+
+def _variables(path: Path) -> dict[str, Variable]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(
             f"cannot read array file {str(path)!r}: unknown suffix {path.suffix!r}; give a {SUFFIX_LIST} file"
         )
     try:
-        variables = reader(path)
+        return reader(path)
     except DataError:
         raise
     except Exception as error:  # damaged bytes make the decoders fail in any way there is
         raise _unreadable(path, error) from error
-    name = _choose(path, variables, ndim, key, key_option, usual)
-    return StoredArray(path, name, variables[name])
 
 
 def read_array(
@@ -156,10 +169,7 @@ def to_float32(array: Array, path: Path) -> npt.NDArray[np.float32]:
 def _choose(
     path: Path, variables: dict[str, Variable], ndim: int, key: str | None, key_option: str, usual: str
 ) -> str:
-    where = repr(str(path))
-    named = [f"{shown(name)} ({variable})".strip() for name, variable in variables.items()]
-    more = [f"{len(named) - _LISTED} more"] if len(named) > _LISTED else []
-    held = ", ".join(named[:_LISTED] + more) or "no array of real numbers"
+    where, held = repr(str(path)), in_words(variables)
     if key is not None and "" not in variables:
         if key not in variables:
             raise DataError(f"{where} has no array {quoted(key)}, but {held}; name another with {key_option}")
@@ -182,6 +192,13 @@ def _choose(
             f"{where} holds several {ndim}-D arrays: {held}; say which with {key_option}"
         )
     return next(iter(fitting))
+
+
+def in_words(variables: Mapping[str, Variable]) -> str:
+    """The arrays of a file with their shapes, for messages."""
+    named = [f"{shown(name)} ({variable})".strip() for name, variable in variables.items()]
+    more = [f"{len(named) - _LISTED} more"] if len(named) > _LISTED else []
+    return ", ".join(named[:_LISTED] + more) or "no array of real numbers"
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

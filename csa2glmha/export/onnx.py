@@ -13,8 +13,10 @@ from torch import Tensor
 
 from csa2glmha.core.errors import ExportError, UsageError
 from csa2glmha.core.files import atomic_path, ensure_writable
+from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import first_line
 from csa2glmha.export import translate
+from csa2glmha.export.further import TAKES, takes
 from csa2glmha.export.graph import Spelling
 from csa2glmha.export.half import in_half
 from csa2glmha.export.lowering.rewrite import deploy, to_half
@@ -26,6 +28,7 @@ from csa2glmha.export.trial import Trial, try_file
 from csa2glmha.export.verify import Check, SizeParity, case_of, cases_for, check_example
 from csa2glmha.families.registry import is_lowered
 from csa2glmha.networks import RestorationModel
+from csa2glmha.networks.foreign import ForeignNetwork
 
 #: The newest that ONNX Runtime implements since 1.18; newer files give warnings or errors in 1.20, which is
 #: two years old.
@@ -159,6 +162,8 @@ def export_onnx(
     described = {**(metadata or {}), "precision": precision, "runtime": target.title}
     if network.scale != 1:
         described["scale"] = str(network.scale)
+    if isinstance(network, ForeignNetwork) and len(network.input_names) > 1:
+        described[TAKES] = dumps(takes(network))
     if target.name == "tensorrt" and shape is None:
         described[PROFILE] = profile_of(network)
     with atomic_path(path) as temporary:

@@ -20,6 +20,7 @@ from csa2glmha.core.errors import CheckpointError, DataError, UsageError
 from csa2glmha.core.files import reachable
 from csa2glmha.core.text import first_line
 from csa2glmha.data.inputs.kind import CASSI, IMAGES, NetworkFacts
+from csa2glmha.export.further import taken
 from csa2glmha.export.openvino import OpenVinoSession
 from csa2glmha.families.registry import inputs_of
 from csa2glmha.networks.foreign import CLASSES
@@ -173,6 +174,7 @@ class OnnxModel:
     def facts(self) -> NetworkFacts:
         """What its kind of inputs must know."""
         metadata, count = self.metadata, len(self.input_names)
+        names, shapes = taken(metadata, count)
         return NetworkFacts(
             metadata.get("architecture") or "this model",
             CLASSES if self.classifies else declared_inputs(metadata, count),
@@ -182,6 +184,8 @@ class OnnxModel:
             size=self.fixed_size,
             metadata=metadata,
             scale=declared_scale(metadata),
+            arguments=names,
+            shapes=shapes,
         )
 
     @property

@@ -106,6 +106,14 @@ def build_from_state(state: Mapping[str, Tensor], source: str) -> RestorationMod
         raise CheckpointError(f"{error}{_own_code_hint(state)}") from error
 
 
+def family_of_weights(state: Mapping[str, Tensor]) -> str | None:
+    """The family whose network these weights fit, key by key and shape by shape; None: there is none."""
+    try:
+        return build_from_state(dict(state), "").architecture
+    except CheckpointError:
+        return None
+
+
 def readers_of(model: nn.Module) -> tuple[Reader, ...]:
     """How attention modules in it are read: as its family says; of all families where it is of none."""
     own = [family.readers for family in families.FAMILIES if family.name == _name_of(model)]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
 from pathlib import Path
 
 from csa2glmha.checkpoint.student import load_model
@@ -12,7 +11,7 @@ from csa2glmha.config.network import NetworkOptions
 from csa2glmha.core.device import resolve_device
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.progress import say
-from csa2glmha.data.inputs.kind import IMAGES, InputKind, NetworkFacts, facts_of
+from csa2glmha.data.inputs.kind import InputKind, NetworkFacts, facts_of
 from csa2glmha.data.open import input_kind
 from csa2glmha.export.runtime import CPU_PROVIDER, RUNTIMES, OnnxModel, provider_name
 from csa2glmha.inference.fitted import FittedOnnx
@@ -26,45 +25,35 @@ class OpenModel:
 
     Attributes:
         run: the model.
-        architecture: its name; "" if an ONNX file does not say.
-        channels, bands: of its (first) input and its output.
-        size: height and width, if it holds for one size only.
+        facts: what its kind of inputs must know.
         network: the PyTorch network; None for an ONNX file.
-        metadata: what the file says of itself.
         foreign: an ONNX file that another program made.
-        inputs: the kind of its inputs, by name.
-        count: of its inputs.
-        scale: height and width of its output over those of its input.
     """
 
     run: Restore
-    architecture: str
-    channels: int
-    bands: int
-    size: tuple[int, int] | None
+    facts: NetworkFacts
     network: RestorationModel | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
     foreign: bool = False
-    inputs: str = IMAGES
-    count: int = 1
-    scale: Fraction = Fraction(1)
 
     @property
-    def facts(self) -> NetworkFacts:
-        """What its kind of inputs must know; the inputs of a network in PyTorch are counted there."""
-        if self.network is not None:
-            return facts_of(self.network, self.metadata)
-        name = self.architecture or "this model"
-        return NetworkFacts(
-            name,
-            self.inputs,
-            self.channels,
-            self.bands,
-            self.count,
-            size=self.size,
-            metadata=self.metadata,
-            scale=self.scale,
-        )
+    def channels(self) -> int:
+        """Of its (first) input."""
+        return self.facts.channels
+
+    @property
+    def bands(self) -> int:
+        """Channels of its output, or classes."""
+        return self.facts.bands
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width, if it holds for one size only."""
+        return self.facts.size
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says of itself."""
+        return self.facts.metadata
 
     @property
     def kind(self) -> InputKind:
@@ -100,32 +89,11 @@ def open_model(
             raise UsageError(f"--weights {weights}: {path} is an ONNX file and has one set; leave it out")
         runtime = _open_onnx(path, device)
         fitted = FittedOnnx(runtime)
-        return OpenModel(
-            lambda inputs: fitted(inputs)[0],
-            runtime.metadata.get("architecture", ""),
-            runtime.in_channels,
-            runtime.out_channels,
-            runtime.fixed_size,
-            metadata=runtime.metadata,
-            foreign=runtime.foreign,
-            inputs=runtime.facts.inputs,
-            count=runtime.facts.count,
-            scale=runtime.facts.scale,
-        )
+        return OpenModel(lambda inputs: fitted(inputs)[0], runtime.facts, foreign=runtime.foreign)
     if device in RUNTIMES:
         raise UsageError(f"--runtime {device}: runs ONNX files; {path} is none, export it first")
     loaded = load_model(path, weights, network)
     for note in loaded.checkpoint.notes:
         say(note)
     model = loaded.model.to(resolve_device(device))
-    return OpenModel(
-        restore(model),
-        model.architecture,
-        model.in_channels,
-        model.out_channels,
-        model.fixed_size,
-        model,
-        loaded.checkpoint.metadata,
-        inputs=model.inputs,
-        count=len(model.input_names),
-    )
+    return OpenModel(restore(model), facts_of(model, loaded.checkpoint.metadata), model)

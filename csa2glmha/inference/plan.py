@@ -26,8 +26,8 @@ from csa2glmha.inference.memory import (
 )
 from csa2glmha.inference.model import OpenModel
 from csa2glmha.inference.split import shared_layers
-from csa2glmha.inference.tiles import restore_globally, restore_separately
-from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple, scaled
+from csa2glmha.inference.tiles import padded, restore_globally, restore_separately
+from csa2glmha.networks import RestorationModel, scaled
 
 GLOBAL, PLAIN = "global", "plain"
 #: Sides of tiles to choose from, where the user leaves it open.
@@ -145,10 +145,7 @@ class Restorer:
         size = self.options.size
         if self._fits_whole(height, width) if size is None else max(height, width) <= size:
             return self.model.run(inputs)
-        if all(each.ndim != 4 or each.shape[-2:] == (height, width) for each in inputs):
-            inputs = tuple(
-                reflect_pad_to_multiple(each, self._multiple) if each.ndim == 4 else each for each in inputs
-            )
+        inputs = padded(inputs, self._multiple)
         if self.model.network is None or self.options.mode == PLAIN or not self._shares:
             output = self._plain(name, inputs)
         else:

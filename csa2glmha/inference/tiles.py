@@ -12,7 +12,8 @@ from torch import Tensor
 from csa2glmha.data.batches import Inputs
 from csa2glmha.inference.grid import Tile
 from csa2glmha.inference.lockstep import lockstep
-from csa2glmha.networks import RestorationModel, run, scaled
+from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple, run, scaled
+from csa2glmha.networks.foreign import is_map
 
 
 def nothing() -> None:
@@ -106,13 +107,26 @@ def restore_globally(
         return _one_by_one(partial(maps.alone, network), inputs, tiles, on_tile)
 
 
+def padded(inputs: Inputs, multiple: int) -> Inputs:
+    """Image and maps padded to a multiple; as they are, where a map is of another size than the image."""
+    maps = [is_map(tuple(each.shape)) for each in inputs]
+    if any(
+        whole and each.shape[-2:] != inputs[0].shape[-2:] for each, whole in zip(inputs, maps, strict=True)
+    ):
+        return inputs
+    return tuple(
+        reflect_pad_to_multiple(each, multiple) if whole else each
+        for each, whole in zip(inputs, maps, strict=True)
+    )
+
+
 def cut(inputs: Inputs, tile: Tile) -> Inputs:
     """The inputs for one tile; those that are no maps are whole."""
     height, width = inputs[0].shape[-2:]
     top, left = tile.rows.start, tile.columns.start
 
     def part(each: Tensor) -> Tensor:
-        if each.ndim != 4:
+        if not is_map(tuple(each.shape)):
             return each
         if each.shape[-2] < height:  # a reduced map
             times = height // each.shape[-2]

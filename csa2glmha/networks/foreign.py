@@ -21,6 +21,7 @@ from csa2glmha.networks.model import (
     LARGEST_SCALE,
     LOGITS,
     RestorationModel,
+    reflect_pad_to,
     reflect_pad_to_multiple,
     scaled,
 )
@@ -217,7 +218,7 @@ class ForeignNetwork(RestorationModel):
             return torch.cat([self.forward(*single) for single in zip(*singles, strict=True)])
         values, multiple = RANGES[face.value_range], face.multiple
         if multiple > 1 and face.fixed_size is None:
-            inputs = tuple(_padded(each, inputs[0], multiple) for each in inputs)
+            inputs = self._padded(inputs)
         inputs = tuple(map(values.enter, inputs))
         output = chosen_output(self.network(*inputs), face.output_index)
         if face.output == LOGITS:
@@ -226,6 +227,16 @@ class ForeignNetwork(RestorationModel):
         if multiple > 1 and face.fixed_size is None:
             output = output[..., : scaled(height, face.scale), : scaled(width, face.scale)]
         return output
+
+    def _padded(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The image padded to a size that the network takes, and further maps to what belongs to that."""
+        image = reflect_pad_to_multiple(inputs[0], self.interface.multiple)
+        first, *shapes = self.interface.shapes
+        found = [image]
+        for shape, given in zip(shapes, inputs[1:], strict=True):
+            sides = alike(shape, first, tuple(image.shape))[2:]
+            found.append(reflect_pad_to(given, *sides) if is_map(shape) else given)
+        return tuple(found)
 
 
 def users_own(model: nn.Module) -> nn.Module:
@@ -241,16 +252,14 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _padded(given: Tensor, first: Tensor, multiple: int) -> Tensor:
-    """Further inputs are padded where they are as large as the first."""
-    if given is not first and (given.ndim != 4 or given.shape[-2:] != first.shape[-2:]):
-        return given
-    return reflect_pad_to_multiple(given, multiple)
+def is_map(shape: Shape) -> bool:
+    """Whether an input of this shape is as large as the image, or a part of it: four axes, and pixels."""
+    return len(shape) == 4 and shape[2:] != (1, 1)
 
 
 def alike(shape: Shape, first: Shape, image: Shape) -> Shape:
     """The shape that stands to ``image`` as it stands to ``first`` now."""
-    if len(shape) != 4:
+    if not is_map(shape):
         return (image[0], *shape[1:])
     sides = zip(shape[2:], image[2:], first[2:], strict=True)
     return (image[0], shape[1], *(side * now // then for side, now, then in sides))

@@ -101,9 +101,13 @@ def reflect_pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     Written as an index look-up rather than ``F.pad``: it holds for images smaller than the padding
     (the reflection bounces), and it stays valid for any size in an exported graph.
     """
-    for dim in (2, 3):
+    return reflect_pad_to(x, *((side + multiple - 1) // multiple * multiple for side in x.shape[2:]))
+
+
+def reflect_pad_to(x: Tensor, height: int, width: int) -> Tensor:
+    """As :func:`reflect_pad_to_multiple`, to a height and width that are no less than those of ``x``."""
+    for dim, padded in ((2, height), (3, width)):
         size = x.shape[dim]
-        padded = (size + multiple - 1) // multiple * multiple
         if not torch.compiler.is_exporting() and padded == size:
             continue
         # A triangle wave of period 2 (size - 1): 0 1 2 ... size-1 size-2 ... 1 0 1 ...

@@ -265,14 +265,30 @@ def _check(network: nn.Module, builder: str, face: Interface) -> bool:
 
 def _takes_batches(network: nn.Module, face: Interface, inputs: tuple[Tensor, ...], first: Tensor) -> bool:
     """Whether two images at once give what each of them gives alone."""
-    if len(first) != 1:
-        return True
-    other = tuple(each.flip(-1) / 2 for each in inputs)  # darker, so that means differ as well
+    return len(first) != 1 or takes_batches(
+        lambda given: chosen_output(network(*given), face.output_index), inputs, first
+    )
+
+
+def takes_batches(
+    call: Callable[[tuple[Tensor, ...]], Tensor], inputs: tuple[Tensor, ...], first: Tensor
+) -> bool:
+    """Whether two images at once give what each of them gives alone.
+
+    Args:
+        call: of the network, on its inputs.
+        inputs: with a batch axis of one.
+        first: the output for them.
+    """
+    other = tuple(_darker(each) for each in inputs)  # so that means differ as well
     try:
-        second = chosen_output(network(*other), face.output_index)
-        together = tuple(torch.cat(pair) for pair in zip(inputs, other, strict=True))
-        both = chosen_output(network(*together), face.output_index)
+        second = call(other)
+        both = call(tuple(torch.cat(pair) for pair in zip(inputs, other, strict=True)))
     except Exception:  # the network's own: it is made for one
         return False
     alone = torch.cat((first, second))
     return both.shape == alone.shape and bool((both - alone).abs().max() <= _ALIKE * alone.abs().max())
+
+
+def _darker(given: Tensor) -> Tensor:
+    return given.flip(-1) / 2 if given.is_floating_point() else given.flip(-1)

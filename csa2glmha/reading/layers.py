@@ -70,7 +70,7 @@ def why_none(model: RestorationModel) -> str:
     """What is said of a network in which there are no layers to convert."""
     if isinstance(model, ForeignNetwork):
         return nothing_to_convert(model.architecture, model.refused)
-    return f"the attention of {model.architecture} cannot be converted yet"
+    return f"no reader is written for the attention of {model.architecture}: it is not converted"
 
 
 def by_reason(refused: Iterable[tuple[str, str]]) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -193,16 +195,19 @@ def _picture(report: Report) -> list[str]:
 
 def _usage(report: Report) -> list[str]:
     shapes = [tuple(shape) for shape in report.complexity.input_shapes_after]
+    builder = _builder(report)
+    own = "" if builder is None else f", network={json.dumps(builder)}"
     return [
         "## Use",
         "",
+        *_code(builder),
         f"Shapes are B, C, H, W. Values are in [0, 1]{', images are RGB' if shapes[0][1] == 3 else ''}.",
         "",
         "```python",
         "import csa2glmha, torch",
         "",
         f"shapes = {shapes}",
-        'model = csa2glmha.load("student.safetensors")  # or "hf://OWNER/NAME/student.safetensors"',
+        f'model = csa2glmha.load("student.safetensors"{own})  # or "hf://OWNER/NAME/student.safetensors"',
         "with torch.no_grad():",
         "    output = model(*[torch.rand(shape) for shape in shapes])",
         "```",
@@ -223,10 +228,34 @@ def _usage(report: Report) -> list[str]:
     ]
 
 
+def _builder(report: Report) -> str | None:
+    """What built a network of no known family, without the path to its file."""
+    builder = report.options.get("network")
+    return None if builder is None else Path(str(builder)).name
+
+
+def _code(builder: str | None) -> list[str]:
+    """What is needed beside the files of a network of no known family."""
+    if builder is None:
+        return []
+    return [
+        f"student.safetensors needs the network's own code, `{builder}`, which is run; model.onnx does not.",
+        "",
+    ]
+
+
 def _whole_folders(report: Report) -> str:
+    further = report.options.get("inputs")
+    names = [str(each).partition("=")[0] for each in further] if isinstance(further, list) else []
+    words = [word for name in names for word in ("--input", f"{name}=FOLDER")]
     if report.classifies:
-        return "Classes of whole folders of images: `csa2glmha run model.onnx photos -o classes`."
-    return "Whole folders of images, of any size: `csa2glmha run student.safetensors photos -o restored`."
+        what, command = "Classes of whole folders of images", ["model.onnx", "photos", "-o", "classes"]
+    else:
+        builder = _builder(report)
+        own = [] if builder is None else ["--network", shlex.quote(builder)]
+        command = ["student.safetensors", "photos", "-o", "restored", *own]
+        what = "Whole folders of images, of any size"
+    return f"{what}: `{' '.join(['csa2glmha', 'run', *command, *words])}`."
 
 
 def _making(report: Report) -> list[str]:

@@ -42,5 +42,12 @@ def _option(name: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [flag_of(name, value)]
     if isinstance(value, tuple):
-        return [word for each in value for word in (flag_of(name), str(each))]
+        values = [_of_file(str(each)) if name == "inputs" else str(each) for each in value]
+        return [word for each in values for word in (flag_of(name), each)]
     return [flag_of(name), Path(str(value)).name if name in _PATHS or name == "network" else str(value)]
+
+
+def _of_file(given: str) -> str:
+    """NAME=FOLDER without the path to the folder; numbers stay."""
+    name, _, value = given.partition("=")
+    return f"{name}={Path(value).name}"

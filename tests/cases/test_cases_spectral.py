@@ -16,6 +16,7 @@ from csa2glmha.commands.run import run_files
 from csa2glmha.config.options import make_options
 from csa2glmha.core.errors import DataError
 from csa2glmha.data.inputs.cassi import initial_cube
+from csa2glmha.data.inputs.kind import NetworkFacts
 from csa2glmha.data.inputs.masks import load_mask
 from csa2glmha.data.inputs.scenes import open_scenes
 from csa2glmha.data.inputs.spectral import SpectralPairs
@@ -48,7 +49,7 @@ def test_cubes_that_h5py_wrote(cases: Path) -> None:
 def inputs_of(folder: Path, mask: Path, **choices: object) -> list[torch.Tensor]:
     """What `run` feeds MST with."""
     bands = 28
-    model = OpenModel(lambda inputs: inputs[0][0], "mst", bands, bands, None, inputs="cassi", count=2)
+    model = OpenModel(lambda inputs: inputs[0][0], NetworkFacts("mst", "cassi", bands, bands, 2))
     kind = model.kind.open_files(model.facts, make_options(mask=mask, **choices), ".npy")
     jobs = find_jobs([folder], folder / "out", kind.formats, overwrite=True).jobs
     read = kind.reader([job.sources for job in jobs])

@@ -164,10 +164,16 @@ def test_a_network_of_two_inputs(no_export: None, capsys: pytest.CaptureFixture[
     command = ["convert", "-", *own, *shapes, "--rank", "2", *DATA, *TRAINED, "-o", "guided"]
     line = complaint(*command, capsys=capsys, code=2)
     assert "takes guide beside the image: give --input guide=FOLDER" in line
-    more = ["--input", "guide=guides"]
+    more = ["--input", f"guide={Path.cwd() / 'guides'}"]
     code, _, err = run(*command, *more, capsys=capsys)
     assert code == 0, err
     student = "guided/student.safetensors"
+    card = Path("guided", "README.md").read_text()
+    assert 'csa2glmha.load("student.safetensors", network="archs.py:Guided")' in card
+    use = (
+        "csa2glmha run student.safetensors photos -o restored --network archs.py:Guided --input guide=FOLDER"
+    )
+    assert use in card and "--input guide=guides" in card and "`archs.py:Guided`, which is run" in card
     for name, tiles in (("whole", []), ("tiles", ["--tile", "28", "--overlap", "8"])):
         code, _, err = run("run", student, "photos", "-o", name, *own, *more, *tiles, capsys=capsys)
         assert code == 0, err

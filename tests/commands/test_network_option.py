@@ -347,7 +347,10 @@ def test_what_is_wrong_with_the_options_is_told(
 
 def test_weights_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     line = complaint("inspect", "enlarging.pth", *OWN, capsys=capsys, code=1)
-    assert "1 tensors have an unexpected shape, first last.weight" in line or "first last." in line
+    assert "have an unexpected shape, first last." in line
+    assert "if it was trained with other arguments than the defaults, give them with --network-arg" in line
+    line = complaint("inspect", "enlarging.pth", *OWN, "--network-arg", "scale=3", capsys=capsys, code=1)
+    assert "the network was built with --network-arg scale=3: give what it was trained with" in line
     state = builders.build().state_dict()
     state["other.weight"] = state.pop("first.weight")
     torch.save(state, "renamed.pth")
@@ -370,3 +373,19 @@ def test_python_own_modules_are_not_replaced_by_files_of_the_folder(
     code, _, err = run("inspect", "-", "--network", f"{place / 'archs.py'}:build", capsys=capsys)
     assert code == 0, err
     assert sys.path == before
+
+
+def test_a_known_family_needs_no_code(
+    folder: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "known.py").write_text("""from csa2glmha import load
+
+def build(file):
+    return load(file)
+""")
+    own = ["--network", "known.py:build", "--network-arg", f"file={checkpoint}"]
+    code, out, err = run("inspect", checkpoint, *own, capsys=capsys)
+    assert code == 0, err
+    assert "holds a restormer, which needs no --network" in out
+    code, out, err = run("inspect", "my weights.pth", *OWN, capsys=capsys)
+    assert code == 0 and "needs no --network" not in out + err

@@ -233,3 +233,21 @@ def test_feed_forward_networks_get_narrower(tiny_restormer: Restormer, tmp_path:
     result.save(tmp_path / "student.safetensors")
     loaded = csa2glmha.load(tmp_path / "student.safetensors")
     assert torch.equal(loaded(BATCHES[0]), result.student(BATCHES[0]))
+
+
+@pytest.mark.parametrize("mixes", [True, False])
+def test_images_that_a_network_mixes_are_given_one_at_a_time(
+    mixes: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many a step as asked for; one that takes single images only would fail on them together."""
+    network = builders.Single(mixes)
+    found = csa2glmha.compress(network, BATCHES, rank=2, distill=2, batch=2)
+    assert "Single makes other outputs of several images at once: it is given one at a time" in (
+        capsys.readouterr().err
+    )
+    said = csa2glmha.compress(network, BATCHES, rank=2, distill=2, batch=1, accumulate=2)
+    assert "one at a time" not in capsys.readouterr().err
+    other = said.student.state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in found.student.state_dict().items())
+    settings = DistillSettings(steps=2, batch=2)
+    assert csa2glmha.compress(network, BATCHES, rank=2, distill=settings, progress=False).record is not None

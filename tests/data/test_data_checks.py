@@ -22,6 +22,7 @@ from csa2glmha.core.errors import DataError, ExportError, UsageError
 from csa2glmha.data.batches import Inputs
 from csa2glmha.data.image_set import ImageSet
 from csa2glmha.data.images import MemoryImages, write_image
+from csa2glmha.data.inputs.kind import NetworkFacts
 from csa2glmha.data.sources import ImageData, open_images
 from csa2glmha.distill.engine import _Training
 from csa2glmha.export.runtime import OnnxModel
@@ -61,7 +62,7 @@ def test_evaluate_tells_first_that_there_is_no_ground_truth(
     # Two different views, degraded: neither is what should come out.
     for side in ("left", "right"):
         photos(tmp_path / side, 2)
-    opened = OpenModel(not_run, "restormer", 6, 3, None)
+    opened = OpenModel(not_run, NetworkFacts("restormer", "images", 6, 3))
     with pytest.raises(UsageError, match="no ground truth to compare with"):
         evaluate_file(
             Path("m.pth"),
@@ -79,7 +80,7 @@ def test_evaluate_tells_first_that_there_is_no_ground_truth(
 def test_evaluate_refuses_first(
     monkeypatch: pytest.MonkeyPatch, channels: int, crop: int | None, channel: str, match: str
 ) -> None:
-    opened = OpenModel(not_run, "restormer", channels, channels, None)
+    opened = OpenModel(not_run, NetworkFacts("restormer", "images", channels, channels))
     with pytest.raises(UsageError, match=match):
         evaluate_file(
             Path("m.pth"), make_options(degrade="noise:5"), None, crop, channel, lambda *_, **__: opened
@@ -91,7 +92,7 @@ def test_evaluate_says_and_records_what_is_odd(
 ) -> None:
     folder = photos(tmp_path / "photos", 1)
     (folder / "b.gif").write_bytes(b"GIF89a")
-    opened = OpenModel(lambda inputs: inputs[0][0], "restormer", 3, 3, None)
+    opened = OpenModel(lambda inputs: inputs[0][0], NetworkFacts("restormer", "images", 3, 3))
     found = evaluate_file(
         Path("m.pth"),
         make_options(data=folder, degrade="noise:5"),

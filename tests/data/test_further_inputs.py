@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 
 from csa2glmha.config.options import WorkOptions, make_options
-from csa2glmha.core.errors import Csa2GlmhaError, UsageError
+from csa2glmha.core.errors import Csa2GlmhaError, DataError, UsageError
 from csa2glmha.data import write_image
 from csa2glmha.data.batches import Data
 from csa2glmha.data.inputs.kind import NetworkFacts
@@ -88,18 +89,79 @@ def test_one_value_for_all_and_images_of_a_run(folder: Path) -> None:
         ({}, "it takes first beside the image: give --input first=FOLDER"),
         ({"frist": 1}, "--input frist: it has no such input beside the image; it takes first"),
         ({"first": "nowhere"}, "nowhere"),
-        ({"first": "numbers"}, "holds 2, and first for 0.png is to be 1x40x52"),
+        ({"first": "nan"}, "--input first=nan: give a finite number"),
+        ({"first": "numbers"}, "holds (2), and first for 0.png is to be 1x40x52"),
         ({"first": "empty"}, "--input first: there is no file for"),
     ],
 )
 def test_what_is_wrong_is_told(given: dict[str, object], said: str, folder: Path) -> None:
     (folder / "empty").mkdir(exist_ok=True)
-    paths = {name: folder / value if isinstance(value, str) else value for name, value in given.items()}
+    paths = {
+        name: value if isinstance(value, int) or value == "nan" else folder / value
+        for name, value in given.items()
+    }
     with pytest.raises(Csa2GlmhaError) as error:
         opened(folder, facts(MAP), inputs=paths, degrade="none")
     assert said in str(error.value).replace("1.png", "0.png").replace("2.png", "0.png").replace(
         "3.png", "0.png"
     )
+
+
+FLOATS = torch.rand(2, 40, 52, generator=torch.Generator().manual_seed(9)).numpy()
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    if path.suffix == ".mat":
+        scipy.io.savemat(path, arrays)
+    else:
+        np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "given", "shape"),
+    [
+        ("one.npz", {"depth": FLOATS}, "", (1, 2, 32, 48)),
+        ("last.npz", {"depth": FLOATS.transpose(1, 2, 0)}, "", (1, 2, 32, 48)),
+        ("shaped.npz", {"name": np.ones(3), "depth": FLOATS[None]}, "", (1, 2, 32, 48)),
+        ("two.npz", {"near": FLOATS, "far": FLOATS + 1}, ":near", (1, 2, 32, 48)),
+        ("last.mat", {"depth": FLOATS.transpose(1, 2, 0)}, "", (1, 2, 32, 48)),
+        ("two.mat", {"near": FLOATS[0], "far": FLOATS[1]}, ":near", MAP),
+        ("row.mat", {"row": np.array([3.0, 4.0]), "map": FLOATS[0]}, "", VECTOR),
+        ("number.mat", {"level": np.array([[0.5]])}, "", (1, 1)),
+    ],
+)
+def test_arrays_of_files_of_several(
+    name: str, arrays: dict[str, np.ndarray], given: str, shape: tuple[int, ...], tmp_path: Path, folder: Path
+) -> None:
+    """The one that fits is taken, whatever it is called; MATLAB has channels last and rows of numbers."""
+    write_arrays(tmp_path / name, **arrays)
+    network = facts(shape)
+    more = {"first": f"{tmp_path / name}{given}"}
+    files = input_kind(network).open_files(network, options(folder, inputs=more), ".npy")
+    _, found = files.reader([])((folder / "images" / "3.png",), 10**9).inputs
+    wanted = {4: FLOATS[: shape[1]], 2: np.array([3.0, 4.0] if shape[1] == 2 else [0.5])}[len(shape)]
+    assert torch.equal(found[0], torch.from_numpy(wanted.astype(np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "given", "said"),
+    [
+        ({"near": FLOATS, "far": FLOATS}, "", "near (2x40x52), far (2x40x52), of which several fit"),
+        ({"near": FLOATS, "far": FLOATS}, ":depth", "has no array depth, but near (2x40x52)"),
+        ({"near": FLOATS[:, 1:]}, "", "holds near (2x39x52), and first for"),
+        ({"near": FLOATS * np.inf}, "", "holds values that are not finite"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_told(
+    arrays: dict[str, np.ndarray], given: str, said: str, tmp_path: Path, folder: Path
+) -> None:
+    write_arrays(tmp_path / "maps.npz", **arrays)
+    network = facts((1, 2, 32, 48))
+    more = {"first": f"{tmp_path / 'maps.npz'}{given}"}
+    files = input_kind(network).open_files(network, options(folder, inputs=more), ".npy")
+    with pytest.raises(DataError) as error:
+        files.reader([])((folder / "images" / "3.png",), 10**9)
+    assert said in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["first", "first=", "=1", "a b=1"])

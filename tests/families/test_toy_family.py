@@ -97,7 +97,7 @@ def test_without_readers_it_is_shown_and_nothing_is_converted(toy: Toy, tmp_path
     assert attention_layers(toy) == {}
     found = inspect_model(tmp_path / "toy.pth", Ranks(k=8, v=8), 16)
     assert found["layers"] == []
-    assert "the attention of toy cannot be converted yet" in describe(found)
+    assert "no reader is written for the attention of toy" in describe(found)
 
 
 @pytest.mark.parametrize("command", [run_conversion, analyze_file])
@@ -105,7 +105,7 @@ def test_without_readers_convert_and_analyze_refuse_it_by_name(
     toy: Toy, tmp_path: Path, command: Callable[[Path, ConvertOptions], Any]
 ) -> None:
     torch.save(toy.state_dict(), tmp_path / "toy.pth")
-    with pytest.raises(UsageError, match=r"toy\.pth: the attention of toy cannot be converted yet"):
+    with pytest.raises(UsageError, match=r"toy\.pth: no reader is written for the attention of toy"):
         command(tmp_path / "toy.pth", make_options(output=tmp_path / "out"))
     assert [each.name for each in tmp_path.iterdir()] == ["toy.pth"]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,12 +16,9 @@ from csa2glmha.data.batches import Batch, Data, Example, Inputs, TrainingBatches
 from csa2glmha.data.crops import ImageSource
 from csa2glmha.data.degrade import Degradation
 from csa2glmha.data.folders import list_files, stem
-from csa2glmha.data.images import SUFFIXES, read_image
+from csa2glmha.data.inputs.given_files import SUFFIXES, WANTED, Shape, read_given
 from csa2glmha.data.sources import ImageData
-
-#: The suffix of arrays that are read, beside images.
-_ARRAY = ".npy"
-Shape = tuple[int, ...]
+from csa2glmha.networks.foreign import is_map
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class FurtherInput:
         image: shape of the image of that example.
         value: for each of its numbers, where it is the same for every image.
         files: by the names of images without suffix, "" for all of them.
+        key: the name of the array in files of several.
     """
 
     name: str
@@ -40,11 +39,12 @@ class FurtherInput:
     image: Shape
     value: float | None = None
     files: Mapping[str, Path] | None = None
+    key: str | None = None
 
     @property
     def shrinks(self) -> int | None:
         """How many times smaller than the image it is; None: it is no map."""
-        if len(self.shape) != 4:
+        if not is_map(self.shape):
             return None
         times = {before // after for before, after in zip(self.image[2:], self.shape[2:], strict=True)}
         fits = all(
@@ -68,12 +68,7 @@ class FurtherInput:
             shape = (shape[0], height // self.shrinks, width // self.shrinks)
         if self.value is not None:
             return torch.full(shape, self.value)
-        path = self._file(name)
-        found = _read(path, shape)
-        if tuple(found.shape) != shape:
-            given, wanted = ("x".join(map(str, each)) for each in (found.shape, shape))
-            raise DataError(f"{str(path)!r}: holds {given}, and {self.name} for {name} is to be {wanted}")
-        return found
+        return read_given(self._file(name), self.key, shape, f"{self.name} for {name}")
 
     def _file(self, name: str) -> Path:
         assert self.files is not None
@@ -85,7 +80,7 @@ class FurtherInput:
         if "" in self.files:
             return self.files[""]
         raise DataError(
-            f"--input {self.name}: there is no file for {name}; give images or .npy files of the same names"
+            f"--input {self.name}: there is no file for {name}; give {WANTED} of the same name for each image"
         )
 
 
@@ -112,11 +107,11 @@ def further_inputs(
     for name, shape in zip(wanted, shapes[1:], strict=True):
         if name not in given:
             raise UsageError(
-                f"{network} takes {name} beside the image: give --input {name}=FOLDER with an image or .npy "
-                "file for each image, or one file or number for all"
+                f"{network} takes {name} beside the image: give --input {name}=FOLDER with {WANTED} for "
+                "each image, or one file or number for all"
             )
         plain = FurtherInput(name, tuple(shape), tuple(shapes[0]))
-        if len(shape) == 4 and plain.shrinks is None:
+        if is_map(plain.shape) and plain.shrinks is None:
             raise UsageError(
                 f"--input {name}: {'x'.join(map(str, shape))} is no whole part of the image's size"
             )
@@ -125,34 +120,28 @@ def further_inputs(
 
 
 def _opened(plain: FurtherInput, given: str) -> FurtherInput:
-    try:
-        return FurtherInput(plain.name, plain.shape, plain.image, value=float(given))
-    except ValueError:
-        pass
-    path = Path(given)
+    with contextlib.suppress(ValueError):
+        value = float(given)
+        if not math.isfinite(value):
+            raise UsageError(f"--input {plain.name}={given}: give a finite number")
+        return replace(plain, value=value)
+    path, key = _keyed(given)
     if path.is_file():
-        return FurtherInput(plain.name, plain.shape, plain.image, files={"": path})
-    suffixes = (*SUFFIXES, _ARRAY)
-    listed = list_files(path, suffixes, f"--input {plain.name}", "images or .npy files")
-    files = {stem(name): each for name, each in listed}
-    return FurtherInput(plain.name, plain.shape, plain.image, files=files)
+        if path.suffix.lower() not in SUFFIXES:
+            raise DataError(
+                f"--input {plain.name}: {str(path)!r} is of no format that is read; give {WANTED}"
+            )
+        return replace(plain, files={"": path}, key=key)
+    listed = list_files(path, SUFFIXES, f"--input {plain.name}", f"{WANTED} for each image")
+    return replace(plain, files={stem(name): each for name, each in listed}, key=key)
 
 
-def _read(path: Path, shape: Shape) -> Tensor:
-    if path.suffix.lower() != _ARRAY:
-        if len(shape) != 3 or shape[0] not in (1, 3):
-            raise DataError(f"{str(path)!r}: is an image; give a .npy file of {'x'.join(map(str, shape))}")
-        return read_image(path, shape[0])
-    try:
-        array = np.load(path, allow_pickle=False).astype(np.float32)
-    except (OSError, ValueError, EOFError, TypeError) as error:
-        raise DataError(f"{str(path)!r}: cannot be read as a .npy file of numbers ({error})") from error
-    if not np.isfinite(array).all():
-        raise DataError(f"{str(path)!r}: holds values that are not finite")
-    found = torch.from_numpy(array)
-    if len(shape) == 3 and found.ndim == 2:
-        return found[None]
-    return found[0] if found.ndim == len(shape) + 1 and len(found) == 1 else found
+def _keyed(given: str) -> tuple[Path, str | None]:
+    """A file or folder, and the name of an array in it, as in "depth.mat:near"."""
+    where, colon, key = given.rpartition(":")
+    if colon and where and not Path(given).exists() and Path(where).exists():
+        return Path(where), key
+    return Path(given), None
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from csa2glmha.data.sources import (
 )
 from csa2glmha.data.views import DUAL_PIXEL_CHANNELS
 from csa2glmha.metrics.outputs import IMAGES, SPECTRA, Outputs
+from csa2glmha.networks.foreign import alike
 
 
 class ImageInputs:
@@ -64,8 +65,10 @@ class ImageInputs:
     def shapes(
         self, network: NetworkFacts, height: int, width: int, batch: int = 1
     ) -> tuple[tuple[int, ...], ...]:
-        """One input."""
-        return ((batch, network.channels, height, width),)
+        """That of the image, and what goes with it, as much larger or smaller as in the example."""
+        image = (batch, network.channels, height, width)
+        first, *more = network.shapes or (image,)
+        return (image, *(alike(shape, first, image) for shape in more))
 
     def open_data(self, network: NetworkFacts, options: WorkOptions) -> Data:
         """Images, some of them held out."""

@@ -30,8 +30,8 @@ def refuse_further_inputs(name: str, count: int) -> None:
     """Raise UsageError for a network that an image alone is not enough for."""
     if count > 1:
         raise UsageError(
-            f"{name} takes {count} inputs, and a folder of images is one; give the student or checkpoint "
-            "with --network, which takes the others by --input"
+            f"{name} takes {count} inputs and does not say how large they are; export it again, or give the "
+            "student or checkpoint with --network"
         )
 
 
