@@ -42,7 +42,6 @@ def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("own", "given"), [(GUIDED, "guide=guides"), (WEIGHED, "numbers=numbers.npy")], ids=["maps", "numbers"]
 )
