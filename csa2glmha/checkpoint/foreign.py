@@ -26,7 +26,7 @@ from csa2glmha.networks.probe import probe
 from csa2glmha.reading.own import read_foreign
 
 #: The entry of a student's metadata on a network that is built elsewhere, and what of it is for each layer.
-NETWORK, REPLACEMENTS = "network", "replacements"
+NETWORK, REPLACEMENTS, RECORDED_FEED_FORWARDS = "network", "replacements", "feed_forwards"
 
 OptionsT = TypeVar("OptionsT", bound=NetworkOptions)
 

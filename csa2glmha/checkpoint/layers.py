@@ -9,12 +9,13 @@ from typing import Any
 from torch import nn
 
 from csa2glmha.attention.stored import read_config
-from csa2glmha.checkpoint.foreign import NETWORK, REPLACEMENTS
+from csa2glmha.checkpoint.foreign import NETWORK, RECORDED_FEED_FORWARDS, REPLACEMENTS
 from csa2glmha.networks.foreign import Interface, shapes_from, users_own
 from csa2glmha.networks.skipped import skip, skipped_layers
 from csa2glmha.reading.feedforwards import narrow_to, narrowed_widths
 from csa2glmha.reading.layers import AttentionLayer, attention_layers, glmha_layers, replace_layers
 from csa2glmha.reading.own import read_on_noise
+from csa2glmha.reading.recorded_feedforward import RecordedFeedForward, carried_by, carry
 from csa2glmha.reading.replacement import Replacement, put_replacement, replacement_of
 
 
@@ -34,10 +35,13 @@ def described_skips(student: nn.Module) -> list[str]:
 
 
 def described_replacements(student: nn.Module) -> dict[str, Any]:
-    """What else is needed to put the layers in, where the teacher was recorded; otherwise nothing."""
+    """What else is needed to put in layers and widths where the teacher was recorded; otherwise nothing."""
     layers = glmha_layers(users_own(student)).items()
     made = {name: each.to_json() for name, layer in layers if (each := replacement_of(layer)) is not None}
-    return {REPLACEMENTS: made} if made else {}
+    recorded = carried_by(users_own(student)) or {}
+    wide = {name: each.to_json() for name, each in recorded.items()}
+    entries = {REPLACEMENTS: made, RECORDED_FEED_FORWARDS: wide}
+    return {name: each for name, each in entries.items() if each}
 
 
 def put_layers(model: nn.Module, metadata: Mapping[str, str]) -> None:
@@ -70,6 +74,7 @@ def put_layers(model: nn.Module, metadata: Mapping[str, str]) -> None:
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from None
     replace_layers(model, configs)
+    _carry_feed_forwards(model, told.get(RECORDED_FEED_FORWARDS))
     narrow_to(model, dict(json.loads(metadata["feed_forwards"])))
     skip(model, _names(json.loads(metadata["skipped"])))
 
@@ -78,6 +83,20 @@ def _names(value: object) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise ValueError("skipped: this is no list of names")
     return value
+
+
+def _carry_feed_forwards(model: nn.Module, told: Mapping[str, object] | None) -> None:
+    """Let a network carry where its feed-forward networks are, as the file says; None: it does not say."""
+    if told is None:
+        return
+    found = {}
+    for name, value in told.items():
+        try:
+            found[name] = RecordedFeedForward.from_json(value)
+            found[name].put_into(model)
+        except ValueError as error:
+            raise ValueError(f"feed-forward network {name!r}: {error}") from None
+    carry(model, found)
 
 
 def _read(model: nn.Module, told: Mapping[str, Any]) -> dict[str, AttentionLayer]:

@@ -12,7 +12,8 @@ A student file is safetensors; its metadata says how to rebuild the network:
     network           JSON, of a network that is built elsewhere: the "class" that it is of; where it was
                       named by its builder also "builder", "arguments", the SHA-256 of its "sources", its
                       "interface" and its "global_operators"; where its attention was found by recording the
-                      "replacements", layer name to csa2glmha.reading.replacement.Replacement
+                      "replacements", layer name to csa2glmha.reading.replacement.Replacement, and
+                      "feed_forwards", name to csa2glmha.reading.recorded_feedforward.RecordedFeedForward
     teacher_sha256    of the checkpoint it was made from
     teacher_values_sha256    in place of that: of the weights of a teacher that came from no file
     teacher_source    address of that on the Hugging Face Hub, with the commit, if it came from there

@@ -86,9 +86,15 @@ def inspect_model(
         return found
     layers = attention_layers(model)
     found["attention_share"] = sum(now.modules[name].macs for name in layers) / max(now.macs, 1)
+    wide = feed_forwards(model).values()
+    _, macs = now.params_and_macs(name for layer in wide for name in layer.modules)
+    found["feed_forward_share"], found["feed_forward_networks"] = macs / max(now.macs, 1), len(wide)
     if isinstance(model, ForeignNetwork):
         found["forms"] = dict(Counter(map(form_in_words, layers.values())))
         found["refused"] = [{"name": name, "reason": reason} for name, reason in model.refused]
+        found["refused_feed_forwards"] = [
+            {"name": name, "reason": reason} for name, reason in model.refused_feed_forwards
+        ]
         found["global_operators"] = list(model.global_operators)
     if not layers:
         if not isinstance(model, ForeignNetwork) or not model.refused:  # what is refused is told below
@@ -234,7 +240,7 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def _attention_lines(found: dict[str, Any]) -> list[str]:
-    """Whether it is worth it: what share the attention has, what was found of it and what is refused."""
+    """Whether it is worth it: what share attention and feed-forward networks have, and what is refused."""
     if "attention_share" not in found:
         return []
     counts = "; ".join(f"{count} with {form}" for form, count in found.get("forms", {}).items())
@@ -243,12 +249,13 @@ def _attention_lines(found: dict[str, Any]) -> list[str]:
         f"attention that can be converted: {found['attention_share']:.0%} of the MACs, "
         f"{len(found['layers'])} layers{held}"
     ]
-    refused: dict[str, list[str]] = {}
-    for each in found.get("refused", []):
-        refused.setdefault(each["reason"], []).append(each["name"] or "the network")
-    for reason, names in refused.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        lines.append(one_line(f"refused: {names[0]}{more}: {reason}"))
+    lines += _by_reason("refused", found.get("refused", []))
+    wide = found["feed_forward_networks"]
+    if wide:
+        share = found["feed_forward_share"]
+        networks = "1 network" if wide == 1 else f"{wide} networks"
+        lines.append(f"feed-forward networks that can be narrowed: {share:.0%} of the MACs, {networks}")
+    lines += _by_reason("not to be narrowed", found.get("refused_feed_forwards", []))
     operators = found.get("global_operators", [])
     if operators:
         more = f" and {len(operators) - 3} more" if len(operators) > 3 else ""
@@ -256,6 +263,18 @@ def _attention_lines(found: dict[str, Any]) -> list[str]:
             one_line(f"also sees all pixels, so that tiles differ: {'; '.join(operators[:3])}{more}")
         )
     return [f"  {line}" for line in lines]
+
+
+def _by_reason(what: str, refused: list[dict[str, str]]) -> list[str]:
+    """A line for each reason, with one of the names that it is said of."""
+    names: dict[str, list[str]] = {}
+    for each in refused:
+        names.setdefault(each["reason"], []).append(each["name"] or "the network")
+    lines = []
+    for reason, having in names.items():
+        more = f" and {len(having) - 1} more" if len(having) > 1 else ""
+        lines.append(one_line(f"{what}: {having[0]}{more}: {reason}"))
+    return lines
 
 
 def _teacher_row(layer: dict[str, Any]) -> tuple[str, ...]:

@@ -138,7 +138,7 @@ def read_unknown(teacher: nn.Module, data: Data, options: ConvertOptions) -> Non
     if not readings.layers:
         refused = [(each.name, each.reason) for each in readings.refused]
         raise UsageError(nothing_to_convert(type(teacher).__name__, refused))
-    for line in refusals(readings):
+    for line in refusals(readings, widths=options.ffn_share < 1):
         say(line)
 
 

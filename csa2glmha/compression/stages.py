@@ -21,7 +21,8 @@ from csa2glmha.initialize.feedforward import narrow_feed_forwards
 from csa2glmha.metrics.comparisons import compare_images
 from csa2glmha.metrics.complexity import BY_VALUES, count_complexity
 from csa2glmha.metrics.evaluate import evaluate, restore
-from csa2glmha.reading.layers import attention_layers
+from csa2glmha.networks.foreign import ForeignNetwork
+from csa2glmha.reading.layers import attention_layers, by_reason
 from csa2glmha.search.plan import measured_ranks
 
 
@@ -103,6 +104,9 @@ class Narrow(Always[Run[Any]]):
     def __call__(self, run: Run[Any]) -> None:
         """Changes ``student``; sets ``width_errors``."""
         assert run.inputs is not None
+        if isinstance(run.teacher, ForeignNetwork):
+            for line in by_reason(run.teacher.refused_feed_forwards):
+                say(f"not narrowed: {line}")
         run.width_errors = narrow_feed_forwards(run.teacher, run.student, run.plan.widths, run.inputs)
 
 

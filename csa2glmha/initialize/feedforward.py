@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csa2glmha.core.progress import manual_progress, progress
+from csa2glmha.core.progress import manual_progress, progress, say
+from csa2glmha.core.text import listed
 from csa2glmha.data.batches import Inputs
 from csa2glmha.feedforward.choose import Removal, refitted, removal_order
 from csa2glmha.feedforward.form import FeedForward
@@ -29,7 +30,7 @@ def hidden_moments(
         batches: calibration inputs, a few images each.
 
     Returns:
-        (n, n) of each layer, float64 on the CPU.
+        (n, n) of each layer that ran, float64 on the CPU.
 
     Raises:
         DataError: a hidden channel is not finite.
@@ -117,4 +118,8 @@ def narrow_feed_forwards(
     """
     layers = {name: layer for name, layer in feed_forwards(teacher).items() if name in widths}
     moments = hidden_moments(teacher, layers, batches)
+    idle = [name for name in layers if name not in moments]
+    if idle:
+        say(f"not narrowed: {listed(idle, 3)}: no calibration image reaches it")
+    widths = {name: width for name, width in widths.items() if name in moments}
     return narrow(feed_forwards(student), widths, moments, removals(layers, moments))

@@ -137,10 +137,12 @@ class ForeignNetwork(RestorationModel):
 
     Attributes:
         refused: attention that cannot be converted: module and reason.
+        refused_feed_forwards: feed-forward networks that cannot be narrowed, likewise.
         global_operators: what else sees all pixels at once, in words.
     """
 
     refused: tuple[tuple[str, str], ...] = ()
+    refused_feed_forwards: tuple[tuple[str, str], ...] = ()
     global_operators: tuple[str, ...] = ()
 
     def __init__(self, network: nn.Module, interface: Interface, origin: Origin) -> None:

@@ -9,16 +9,25 @@ from torch import nn
 from csa2glmha.families.registry import feed_forward_readers_of
 from csa2glmha.feedforward.form import FeedForward
 from csa2glmha.networks.foreign import users_own
+from csa2glmha.reading.recorded_feedforward import carried_by
 
 
 def feed_forwards(model: nn.Module) -> dict[str, FeedForward]:
     """Every feed-forward network of ``model`` by qualified name, in order of definition.
 
-    Those are found whose kind the model's family knows; of a module of no family, the kinds of all.
+    Of a network that was recorded, those are found that the recording has shown. Of others, those whose kind
+    the model's family knows; of a module of no family, the kinds of all.
+
+    The name is that of the module that is one. Where the code of a larger module runs it beside other things,
+    it is that of its contraction.
     """
+    own = users_own(model)
+    recorded = carried_by(own)
+    if recorded is not None:
+        return {name: each.put_into(own) for name, each in recorded.items()}
     readers = feed_forward_readers_of(model)
     found: dict[str, FeedForward] = {}
-    for name, module in users_own(model).named_modules():
+    for name, module in own.named_modules():
         reader = next((each for each in readers if isinstance(module, each.module_type)), None)
         if reader is not None:
             found[name] = reader.read(module, name)

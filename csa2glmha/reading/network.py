@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from csa2glmha.feedforward.form import FeedForward
 from csa2glmha.reading.call import enclosing_call
 from csa2glmha.reading.check import TOLERANCE, difference
 from csa2glmha.reading.find import Pair, across_channels, find_attention
+from csa2glmha.reading.find_feedforwards import find_feed_forwards
 from csa2glmha.reading.linear import Unreadable
 from csa2glmha.reading.operators import GlobalOperator, global_operators
+from csa2glmha.reading.recorded_feedforward import RecordedFeedForward, carry
 from csa2glmha.reading.recorded_layer import (
     RecordedLayer,
     canonical_layer,
@@ -24,11 +27,12 @@ from csa2glmha.reading.recorded_layer import (
     read_layer,
 )
 from csa2glmha.reading.recording import Call, Recording, record
+from csa2glmha.reading.trial import refused_by_trial
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """One attention across channels that is not read.
+    """One attention across channels that is not read, or a feed-forward network.
 
     Attributes:
         name: of the module that it is in.
@@ -51,6 +55,8 @@ class Readings:
             share of its largest number; None where there are no layers.
         other_size: shapes of the inputs at that size; None: the network runs at one size only.
         random: modules that draw random numbers.
+        feed_forwards: feed-forward networks that can be narrowed, by name, in order of definition.
+        refused_feed_forwards: others.
     """
 
     layers: dict[str, RecordedLayer]
@@ -59,10 +65,13 @@ class Readings:
     difference: float | None = None
     other_size: tuple[tuple[int, ...], ...] | None = None
     random: tuple[str, ...] = ()
+    feed_forwards: dict[str, FeedForward] = field(default_factory=dict)
+    refused_feed_forwards: tuple[Refusal, ...] = ()
 
     def carried_by(self, module: nn.Module) -> None:
         """Let the network that was read carry the readers, as its copies do: layers are found by them."""
         vars(module)["recorded_readers"] = {name: layer.reader for name, layer in self.layers.items()}
+        carry(module, {name: RecordedFeedForward.of(each) for name, each in self.feed_forwards.items()})
 
 
 def read_network(
@@ -71,9 +80,9 @@ def read_network(
     kwargs: Mapping[str, Any] | None = None,
     other: Sequence[Any] | None = None,
 ) -> Readings:
-    """Find, read and check the channel attention of any network.
+    """Find, read and check the channel attention of any network, and its feed-forward networks.
 
-    It is run three times. What it raises is raised.
+    It is run a few times. What it raises is raised.
 
     Args:
         module: the network; it is not changed.
@@ -105,6 +114,9 @@ def read_network(
             )
             refused += [Refusal(name, reason) for name in layers]
             layers = {}
+    found = find_feed_forwards(module, recording, second, layers.keys())
+    tried = inputs if second is None else other
+    wide = found.refused | refused_by_trial(module, found.layers, tried, kwargs)
     return Readings(
         layers,
         tuple(refused),
@@ -112,6 +124,8 @@ def read_network(
         error,
         None if second is None else _shapes(other),
         _random(recording),
+        {name: layer for name, layer in found.layers.items() if name not in wide},
+        tuple(Refusal(name, reason) for name, reason in wide.items()),
     )
 
 

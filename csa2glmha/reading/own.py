@@ -1,6 +1,7 @@
-"""Reading the attention of a network of no family, by running it once; it carries what was found.
+"""Reading a network of no family, by running it; it carries what was found.
 
-From then on :func:`csa2glmha.reading.layers.attention_layers` finds its layers, in copies of it as well.
+From then on :func:`csa2glmha.reading.layers.attention_layers` finds its attention, and
+:func:`csa2glmha.reading.feedforwards.feed_forwards` its feed-forward networks, in copies of it as well.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def read_foreign(model: ForeignNetwork) -> None:
         model.refused = (("", f"it cannot be recorded: {described(error)}"),)
         return
     model.refused = tuple((each.name, each.reason) for each in found.refused)
+    model.refused_feed_forwards = tuple((each.name, each.reason) for each in found.refused_feed_forwards)
     model.global_operators = tuple(
         f"{each.kind} in {each.module or 'the network itself'}" for each in found.operators
     )
@@ -80,7 +82,16 @@ def narrowed(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     )
 
 
-def refusals(readings: Readings) -> tuple[str, ...]:
-    """A line for each reason for which attention across channels was not read."""
+def refusals(readings: Readings, widths: bool = False) -> tuple[str, ...]:
+    """A line for each reason for which attention across channels was not read.
+
+    Args:
+        readings: of the network.
+        widths: also for those for which feed-forward networks cannot be narrowed.
+    """
     refused = ((each.name, each.reason) for each in readings.refused)
-    return tuple(f"not converted: {each}" for each in by_reason(refused))
+    wide = ((each.name, each.reason) for each in readings.refused_feed_forwards if widths)
+    return (
+        *(f"not converted: {each}" for each in by_reason(refused)),
+        *(f"not narrowed: {each}" for each in by_reason(wide)),
+    )
