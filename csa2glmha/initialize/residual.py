@@ -102,7 +102,9 @@ def skippable(model: nn.Module, inputs: Inputs) -> list[str]:
         inputs: any that it takes.
     """
     own = users_own(model)
-    names = [*attention_layers(model), *feed_forwards(model)]
+    # Where a feed-forward network is no module, its expansion would run all the same.
+    wide = (name for name, layer in feed_forwards(model).items() if layer.parts.whole)
+    names = [*attention_layers(model), *wide]
     order = residual_order({name: own.get_submodule(name) for name in names}, lambda: run(model, inputs))
     return [name for name, added in order.items() if added]
 

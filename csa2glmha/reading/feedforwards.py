@@ -9,7 +9,7 @@ from torch import nn
 from csa2glmha.families.registry import feed_forward_readers_of
 from csa2glmha.feedforward.form import FeedForward
 from csa2glmha.networks.foreign import users_own
-from csa2glmha.reading.recorded_feedforward import carried_by
+from csa2glmha.reading.recorded_feedforward import RecordedFeedForward, carried_by
 
 
 def feed_forwards(model: nn.Module) -> dict[str, FeedForward]:
@@ -24,7 +24,7 @@ def feed_forwards(model: nn.Module) -> dict[str, FeedForward]:
     own = users_own(model)
     recorded = carried_by(own)
     if recorded is not None:
-        return {name: each.put_into(own) for name, each in recorded.items()}
+        return {name: layer for name, each in recorded.items() if (layer := _there(each, own)) is not None}
     readers = feed_forward_readers_of(model)
     found: dict[str, FeedForward] = {}
     for name, module in own.named_modules():
@@ -32,6 +32,14 @@ def feed_forwards(model: nn.Module) -> dict[str, FeedForward]:
         if reader is not None:
             found[name] = reader.read(module, name)
     return found
+
+
+def _there(recorded: RecordedFeedForward, own: nn.Module) -> FeedForward | None:
+    """A recorded one in its network; None: another module has taken its place."""
+    try:
+        return recorded.put_into(own)
+    except ValueError:
+        return None
 
 
 def narrowed_widths(model: nn.Module) -> dict[str, int]:

@@ -65,11 +65,12 @@ class Mlp(nn.Module):
         return self.drop(self.fc2(self.drop(F.gelu(self.fc1(tokens)))))
 
 
-class SpreadMlp(Mlp):
+class SpreadMlp(nn.Module):
     """The same with a depthwise convolution in between, for which tokens become maps."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__(channels)
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(channels, HIDDEN), nn.Linear(HIDDEN, channels)
         self.near = depthwise(HIDDEN, 5, bias=True)
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:

@@ -18,6 +18,8 @@ from csa2glmha.initialize.configure import plan_widths
 from csa2glmha.initialize.feedforward import hidden_moments, narrow_feed_forwards, removals
 from csa2glmha.initialize.outputs import outputs_of
 from csa2glmha.initialize.refit import refit
+from csa2glmha.initialize.residual import skippable
+from csa2glmha.networks.skipped import skip
 from csa2glmha.reading.check import difference
 from csa2glmha.reading.feedforwards import feed_forwards, narrow_to, narrowed_widths
 from csa2glmha.reading.network import read_network
@@ -206,6 +208,28 @@ def test_a_recording_of_restormer_gives_what_its_family_gives(tiny_restormer: nn
         refit(teacher, student, outputs_of(student, teacher), batches)
     one, other = (student.state_dict() for student in students)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_one_that_a_student_goes_without_is_none_any_more(tmp_path: Path) -> None:
+    def block(channels: int) -> nn.Module:
+        return feedforwards.Attended(channels, feedforwards.Gated)
+
+    student = recorded(block)
+    assert skippable(student, (image(),)) == [
+        "blocks.0.attn",
+        "blocks.0.ffn",
+        "blocks.1.attn",
+        "blocks.1.ffn",
+    ]
+    skip(student, ["blocks.0.ffn"])
+    narrow_to(student, {"blocks.1.ffn": 8})
+    assert list(feed_forwards(student)) == ["blocks.1.ffn"]
+    path = tmp_path / "student.safetensors"
+    save_student(path, student, student_metadata(student, "0" * 64, 0, {}))
+    loaded = csa2glmha.load(path, network=Network(block, seed=7))
+    assert narrowed_widths(loaded) == {"blocks.1.ffn": 8}
+    assert torch.equal(output(loaded, image()), output(student, image()))
+    assert skippable(recorded(feedforwards.Beside), (image(),)) == []
 
 
 def test_nonsense_in_a_file_is_one_line(tmp_path: Path) -> None:
