@@ -392,8 +392,8 @@ def export(
         show_line(trial.describe())
     for note in result.notes:
         show_line(f"note: {note}")
-    if result.simplified:
-        show_line(f"onnxsim: {result.nodes[0]} nodes before, {result.nodes[1]} after")
+    kept = "kept" if result.simplified else "no smaller, left as it was"
+    show_line(f"onnxsim: {result.nodes[0]} nodes before, {result.nodes[1]} after: {kept}")
     if loss is not None:
         show(loss.describe(precision))
     megabytes = result.size_bytes / 1e6

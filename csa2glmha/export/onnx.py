@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -20,7 +20,8 @@ from csa2glmha.export.further import TAKES, takes
 from csa2glmha.export.graph import Spelling
 from csa2glmha.export.half import in_half
 from csa2glmha.export.lowering.rewrite import deploy, to_half
-from csa2glmha.export.plain import convert, fixed_axes, input_axes, simplify
+from csa2glmha.export.output_size import tie_output
+from csa2glmha.export.plain import convert, fixed_axes, input_axes, is_smaller, simplify
 from csa2glmha.export.shapes import UntranslatableError
 from csa2glmha.export.targets import DEFAULT_TARGET, Target
 from csa2glmha.export.tensorrt import PROFILE, profile_of
@@ -70,7 +71,7 @@ class ExportReport:
         notes: warnings for the user, one line each.
         parity: the agreement with PyTorch, one entry per input size tried.
         size_bytes: of the file.
-        nodes: in the graph before onnxsim and in the file.
+        nodes: in the exporter's graph and in onnxsim's; see ``simplified``.
         tried: what the runtime that the file is for made of it.
         ir_version: of the file's own format.
         runtime: that it is for, as people know it.
@@ -95,7 +96,6 @@ class _Written:
 
     opset: int
     ir_version: int
-    rewritten: bool
     simplified: bool
     nodes: tuple[int, int]
     parity: tuple[SizeParity, ...]
@@ -123,7 +123,8 @@ def export_onnx(
     The inputs have the names of ``model.input_names``, the output has that of ``model.output_name``; padding
     and cropping are in the graph, and all operators are standard ones. The network is rewritten for
     deployment (:func:`~csa2glmha.export.lowering.rewrite.deploy`); where that cannot be, or on request, it is
-    exported plainly, and simplified by onnxsim where that works. The file appears under ``path`` only if the
+    exported plainly. Either graph is simplified by onnxsim where that makes it smaller. The output's height
+    and width follow from a fixed input by ONNX's shape inference. The file appears under ``path`` only if the
     ONNX checker and PyTorch's outputs at three input sizes agree with it. The model itself is not changed.
 
     Args:
@@ -170,19 +171,18 @@ def export_onnx(
         form = Form(opset or target.opset, precision, half_io, target.spelling)
         deployed = None if plain else _deployed(network, form, axes, notes)
         described["rewritten"] = str(deployed is not None).lower()
-        if deployed is not None:
-            written = _write(deployed, temporary, described, check, True, shape is not None, notes)
-        else:
-            lowest = min(max(target.opset, LOWEST_PLAIN_OPSET), PLAIN_OPSET)
-            plainly = convert(network, check.cases[0].inputs, opset or lowest, shape is None)
-            if precision == "fp16":
-                plainly = in_half(plainly, half_io)
-            written = _write(plainly, temporary, described, check, False, True, notes)
+        if deployed is None:
+            plain_opset = opset or min(max(target.opset, LOWEST_PLAIN_OPSET), PLAIN_OPSET)
+            form = replace(form, opset=plain_opset)
+        proto = deployed or _plainly(network, form, check.cases[0].inputs, shape is None)
+        proto = tie_output(proto, network) if shape is None else proto
+        written = _write(proto, temporary, described, check, notes)
         tried = try_file(temporary, target, check)
     if opset is not None and written.opset != opset:
         notes.append(f"the exporter could not give opset {opset}, the file has opset {written.opset}")
     return ExportReport(
         path,
+        rewritten=deployed is not None,
         notes=tuple(notes),
         size_bytes=path.stat().st_size,
         tried=tried,
@@ -209,6 +209,14 @@ def _deployed(
         return None
 
 
+def _plainly(
+    network: RestorationModel, form: Form, inputs: tuple[Tensor, ...], open_sizes: bool
+) -> onnx.ModelProto:
+    """The network as PyTorch's exporter has it."""
+    proto = convert(network, inputs, form.opset, open_sizes)
+    return in_half(proto, form.half_io) if form.precision == "fp16" else proto
+
+
 def deployed_graph(
     network: RestorationModel, form: Form, axes: Sequence[Sequence[int | str]] | None = None
 ) -> onnx.ModelProto:
@@ -232,30 +240,24 @@ def deployed_graph(
 
 
 def _write(
-    proto: onnx.ModelProto,
-    path: Path,
-    metadata: Mapping[str, str],
-    check: Check,
-    rewritten: bool,
-    simplified: bool,
-    notes: list[str],
+    proto: onnx.ModelProto, path: Path, metadata: Mapping[str, str], check: Check, notes: list[str]
 ) -> _Written:
-    """Write a graph, simplified by onnxsim where that is asked for and works."""
-    before = len(proto.graph.node)
-    if simplified:
-        try:
-            simple = simplify(proto)
-            parity = check.write(simple, path, metadata)
-            nodes = (before, len(simple.graph.node))
-            return _Written(_opset(simple), simple.ir_version, rewritten, True, nodes, parity)
-        except ExportError as error:
-            notes.append(f"the ONNX graph was left unsimplified: {error}")
-    parity = check.write(proto, path, metadata)
-    return _Written(_opset(proto), proto.ir_version, rewritten, False, (before, before), parity)
+    """Write a graph, or onnxsim's where that is smaller and agrees with PyTorch."""
+    before = after = len(proto.graph.node)
+    try:
+        simple = simplify(proto)
+        after = len(simple.graph.node)
+        if is_smaller(simple, proto):
+            return _written(simple, True, (before, after), check.write(simple, path, metadata))
+    except ExportError as error:
+        notes.append(f"the ONNX graph was left unsimplified: {error}")
+    return _written(proto, False, (before, after), check.write(proto, path, metadata))
 
 
-def _opset(proto: onnx.ModelProto) -> int:
-    return int(proto.opset_import[0].version)
+def _written(
+    proto: onnx.ModelProto, simplified: bool, nodes: tuple[int, int], parity: tuple[SizeParity, ...]
+) -> _Written:
+    return _Written(int(proto.opset_import[0].version), proto.ir_version, simplified, nodes, parity)
 
 
 def check_opset(opset: int | None, plain: bool) -> None:

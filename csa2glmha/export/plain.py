@@ -21,6 +21,8 @@ from csa2glmha.export.graph import oldest_format
 from csa2glmha.networks import RestorationModel
 
 _SIMPLIFY_SECONDS = 600
+#: That a graph with fewer operators may take: folded constants are larger than what they are computed from.
+_MORE_ROOM = 1.1
 #: In what PyTorch's exporter says of control flow that depends on values.
 _DEPENDENT = ("data-dependent", "unbacked symbols")
 
@@ -146,6 +148,16 @@ def _name_output(proto: onnx.ModelProto, before: str) -> None:
             dimension.dim_param = name
 
 
+def is_smaller(simple: onnx.ModelProto, proto: onnx.ModelProto) -> bool:
+    """Whether onnxsim's graph is worth having: it has fewer operators, or as many and takes less room.
+
+    It can make a graph larger: it writes out what was shared, and folds small constants into large ones.
+    """
+    nodes, before = len(simple.graph.node), len(proto.graph.node)
+    room, room_before = simple.ByteSize(), proto.ByteSize()
+    return room < room_before if nodes == before else nodes < before and room <= _MORE_ROOM * room_before
+
+
 def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
     """onnxsim's version of ``proto``, which stays as it is.
 
@@ -158,7 +170,7 @@ def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder, "plain.onnx"), Path(folder, "simplified.onnx")
             source.write_bytes(proto.SerializeToString())
-            run_module("onnxsim", [str(source), str(target)], _SIMPLIFY_SECONDS)
+            run_module("csa2glmha.export.onnxsim_process", [str(source), str(target)], _SIMPLIFY_SECONDS)
             return clean(onnx.load(target))
     except OSError as error:
         raise ExportError(f"onnxsim failed: {error.strerror or error}; temporary files: $TMPDIR") from error

@@ -30,7 +30,8 @@ class Onnx(Part):
     Attributes:
         runtime: that it is for.
         ir_version: of the file's own format.
-        nodes: in the graph before onnxsim, and in the file.
+        nodes: in the exporter's graph, and in onnxsim's.
+        simplified: the file holds onnxsim's.
         tried: in the runtime that it is for; parity is of ONNX Runtime.
     """
 

@@ -89,9 +89,8 @@ class Restormer(EncodingNetwork):
     def forward(self, image: Tensor) -> Tensor:
         """Restore (B, in_channels, H, W); returns (B, out_channels, H, W)."""
         height, width = image.shape[-2:]
-        image = reflect_pad_to_multiple(image, self.size_multiple)
         # Features go as soon as nothing needs them: where tiles share maps, many of them wait with theirs.
-        x = self.patch_embed(image)
+        x = self.patch_embed(reflect_pad_to_multiple(image, self.size_multiple))
         embedded = None if self.skip_conv is None else x
         x = level1 = self.encoder_level1(x)
         x = level2 = self.encoder_level2(self.down1_2(x))
@@ -108,7 +107,6 @@ class Restormer(EncodingNetwork):
         x = self.decoder_level1(x)
         x = self.refinement(x)
         if self.skip_conv is not None:
-            x = self.output(x + self.skip_conv(embedded))
-        else:
-            x = self.output(x) + image
-        return x[..., :height, :width]
+            return self.output(x + self.skip_conv(embedded))[..., :height, :width]
+        # Cut before the sum: a file's reader sees by it that the output is as large as the image.
+        return self.output(x)[..., :height, :width] + image

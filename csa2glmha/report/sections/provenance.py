@@ -71,7 +71,8 @@ def _file(onnx: Onnx) -> str:
     simplified = "simplified" if onnx.simplified else "not simplified"
     if onnx.nodes is not None:
         before, after = onnx.nodes
-        simplified = f"{after} nodes, {simplified}" + (f" ({before} before)" if onnx.simplified else "")
+        kept = "kept" if onnx.simplified else "no smaller, left as it was"
+        simplified = f"{before} nodes, {after} after onnxsim ({kept})"
     return f"{onnx.file}{made_for}: {', '.join([*parts, simplified])}."
 
 
