@@ -144,8 +144,7 @@ def _read(
         raise Unreadable("its contraction makes hidden channels, too")
     _check_weight(calls[0], weight.tensor, own, consumers)
     cuts = (weight, *first.cuts)
-    around = _around(calls[0], first, cuts)
-    output = _output(recording, around, calls[0], first)
+    around, output = _whole(recording, _around(calls[0], first, cuts), calls[0], first)
     parts = Parts(path, cuts, output is not None, output or "maps")
     return FeedForward(around.module, parts, around.path)
 
@@ -194,6 +193,25 @@ def _layout(contraction: Contraction) -> Layout:
     if contraction.axis == 1:
         return "maps"
     return "tokens" if len(contraction.features.shape) == 3 else "channels last"
+
+
+def _whole(
+    recording: Recording, around: Call, contraction: Contraction, hidden: Hidden
+) -> tuple[Call, Layout | None]:
+    """The module that is the feed-forward network, with the layout of its output; None: there is none.
+
+    Modules around it that do no more than bring its output into another layout are a part of it: what they
+    give is what a stream gets. Of those that give the same, it is the innermost.
+    """
+    found: list[tuple[Call, Layout]] = []
+    call: Call | None = around
+    while call is not None:
+        layout = _output(recording, call, contraction, hidden)
+        if layout is None:
+            break
+        found.append((call, layout))
+        call = call.parent
+    return next((each for each in found if each[0].result is found[-1][0].result), (around, None))
 
 
 def _output(recording: Recording, around: Call, contraction: Contraction, hidden: Hidden) -> Layout | None:

@@ -93,7 +93,7 @@ class OnTokens(nn.Module):
         return tokens.transpose(1, 2).reshape(x.shape)
 
 
-class Spectral(nn.Module):
+class SpectralFeedForward(nn.Module):
     """MST's: convolution, GELU, depthwise convolution, GELU, convolution, for channels last."""
 
     def __init__(self, channels: int) -> None:
@@ -105,11 +105,32 @@ class Spectral(nn.Module):
             nn.GELU(),
             nn.Conv2d(HIDDEN, channels, 1, bias=False),
         )
-        self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        last = self.norm(x.permute(0, 2, 3, 1))
-        return self.net(last.permute(0, 3, 1, 2))
+        return self.net(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class PreNorm(nn.Module):
+    """A layer norm before something."""
+
+    def __init__(self, channels: int, fn: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.fn = nn.LayerNorm(channels), fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(self.norm(x))
+
+
+class Spectral(nn.Module):
+    """The same around a shortcut, all of it with channels last."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.ffn = PreNorm(channels, SpectralFeedForward(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        return (x + self.ffn(x)).permute(0, 3, 1, 2)
 
 
 class Normed(nn.Module):

@@ -38,7 +38,7 @@ FORMS: dict[str, tuple[Block, dict[str, tuple[str, bool]]]] = {
         lambda c: feedforwards.OnTokens(feedforwards.SpreadMlp(c), sized=True),
         {"mlp": ("tokens", True)},
     ),
-    "spectral": (feedforwards.Spectral, {"net": ("maps", True)}),
+    "spectral": (feedforwards.Spectral, {"ffn.fn": ("channels last", True)}),
     "normed": (feedforwards.Normed, {"body": ("maps", True)}),
     "beside": (feedforwards.Beside, {"back1": ("maps", False), "back2": ("maps", False)}),
     "twice": (feedforwards.Twice, {"ffn": ("maps", True)}),
