@@ -189,6 +189,8 @@ class _Walk:
                 self.see(value, of_operand(channels, value.shape, operation))
         elif is_product(operation) or name.startswith("_scaled_dot_product"):
             raise NoHidden("they are the result of an attention")
+        elif all(value.constant for value in made):
+            raise Unreadable("weights that make its hidden channels are made of other tensors")
         else:
             raise Unreadable(f"{words(operation)} of its hidden channels")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+
+
+def test_a_dry_run_counts_narrower_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["convert", "weights.pth", *OWN, "--rank", "2", *DATA, "--dry-run"]
+    left = []
+    for width in ("full", "0.67"):
+        code, out, err = run(*command, "--ffn", width, capsys=capsys)
+        assert code == 0, err
+        left.append(float(re.findall(r"MAC \(([0-9.]+)\)", out)[0]))
+    assert left[1] < left[0] - 0.1
 
 
 @pytest.fixture(scope="module")

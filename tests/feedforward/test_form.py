@@ -8,15 +8,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.families import FAMILIES
 from csa2glmha.feedforward.form import FeedForward, FeedForwardReader, kept_channels
 from csa2glmha.feedforward.refit import AnchoredMoments
+from csa2glmha.initialize import initialise_student
+from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.initialize.feedforward import hidden_moments, narrow, removals
 from csa2glmha.initialize.outputs import FeedForwardOutput, Output, outputs_of
 from csa2glmha.initialize.refit import refit
 from csa2glmha.initialize.residual import ResidualSums, expecting, residual_order
 from csa2glmha.networks import run
 from csa2glmha.reading.feedforwards import feed_forwards
+from csa2glmha.reading.layers import attention_layers
+from csa2glmha.reading.own import read_own
+from tests.networks import Block as NetworkBlock
+from tests.networks import Network, forms, image
 from tests.subjects import SUBJECTS, Subject
 
 
@@ -202,6 +209,31 @@ def test_refit_is_least_squares_on_the_students_own_stream() -> None:
         goal = (target - stream - last.back.bias.view(-1, 1, 1)).transpose(0, 1).flatten(1).double()
         expected = torch.linalg.lstsq(features.T, goal.T).solution.T
     torch.testing.assert_close(last.back.weight[:, :, 0, 0].double(), expected, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        forms.MapAttention,
+        lambda channels: forms.TokenBlock(forms.TokenAttention(channels)),
+        lambda channels: forms.TokenBlock(forms.SpreadTokenAttention(channels)),
+        forms.LitBlock,
+    ],
+    ids=["maps", "tokens", "tokens with kernels", "channels last"],
+)
+def test_attention_is_refitted_in_every_layout(block: NetworkBlock) -> None:
+    teacher = Network(block).eval()
+    read_own(teacher, (image(),))
+    inputs = [(image(16, 24, seed),) for seed in (1, 2, 3)]
+    student, _ = initialise_student(teacher, plan_layers(attention_layers(teacher), Ranks(k=2, v=2)), inputs)
+
+    def error() -> float:
+        return float(sum((output(student, x) - output(teacher, x)).square().mean() for x in inputs))
+
+    before = error()
+    fits = refit(teacher, student, outputs_of(student, teacher), inputs)
+    assert len(fits) == 2 and all(fit.after < fit.before for fit in fits.values())
+    assert error() < before
 
 
 def test_weights_stay_where_the_data_say_nothing() -> None:

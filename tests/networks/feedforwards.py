@@ -224,6 +224,30 @@ class Rolled(Gated):
         return self.project_out(F.gelu(gate.roll(HIDDEN // 3, 1)) * value)
 
 
+class Neighbours(Gated):
+    """Each hidden channel is the product of two that others are made of, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.dwconv(self.project_in(x))[:, :HIDDEN]
+        return self.project_out(maps * maps.roll(1, 1))
+
+
+class Fused(Gated):
+    """Its expansion makes another map, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = self.project_in(x)
+        return self.project_out(F.gelu(wide[:, :HIDDEN])) + wide[:, -x.shape[1] :]
+
+
+class WeightNormed(Gated):
+    """The weight of its expansion is made of a direction and a length."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.project_in = nn.utils.parametrizations.weight_norm(self.project_in)
+
+
 class SharedWeights(nn.Module):
     """Two feed-forward networks with one expansion for both, of which one does more with it."""
 

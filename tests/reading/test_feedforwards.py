@@ -57,6 +57,9 @@ REFUSED: dict[str, tuple[Block, str, str]] = {
     "rolled": (feedforwards.Rolled, "project_out", "in an order that is not known"),
     "tied": (feedforwards.TiedWeights, "ffn.project_out", "'{}ffn.project_out.weight' is used elsewhere"),
     "leaking": (feedforwards.Leaking, "project_out", "its hidden channels also go into a mean"),
+    "neighbours": (feedforwards.Neighbours, "project_out", "one channel of it is made into several hidden"),
+    "fused": (feedforwards.Fused, "project_out", "only a part of '{}project_in."),
+    "weight norm": (feedforwards.WeightNormed, "project_out", "are made of other tensors"),
     "spatial": (feedforwards.Spatial, "", ""),
 }
 
