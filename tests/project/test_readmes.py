@@ -24,6 +24,7 @@ from csa2glmha import cli as command_line
 from csa2glmha.cli import cli
 from csa2glmha.config import options as all_options
 from csa2glmha.config.options import ConvertOptions
+from csa2glmha.search import choices
 from csa2glmha.sweep import points as sweep_points
 from tests.conftest import MakeRestormer
 from tests.networks import builders
@@ -127,6 +128,10 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (command_line, sweep_points):
         monkeypatch.setattr(module, "make_options", shortened)
+    # A search measures every choice of every layer: some of each kind will do.
+    monkeypatch.setattr(choices, "KEY_RANKS", (8,))
+    monkeypatch.setattr(choices, "QUERY_AND_KEY_RANKS", ())
+    monkeypatch.setattr(choices, "VALUE_RANKS", (8, 4, 2))
 
 
 def run_line(line: str, place: Path, changed: Callable[[list[str]], list[str]] = list) -> None:
