@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -33,6 +34,8 @@ from csa2glmha.core.progress import telling
 from csa2glmha.data.batches import Inputs
 from csa2glmha.data.images import write_image
 from csa2glmha.families.restormer.network import Restormer
+from csa2glmha.initialize import student as initial
+from csa2glmha.initialize.factorize import factorize
 from tests.hub_server import Hub, serve
 from tests.subjects import SUBJECTS
 
@@ -175,6 +178,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = F.interpolate(small, (60, 70), mode="bicubic").clamp(0, 1)[0]
         write_image(folder / f"photo {index}.png", image)
     return folder
+
+
+@pytest.fixture(scope="module")
+def quick_factors() -> Iterator[None]:
+    """Factors after a few steps, for tests of everything but how close they are."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(initial, "factorize", functools.partial(factorize, iterations=5))
+        yield
 
 
 @pytest.fixture

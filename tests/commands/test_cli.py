@@ -27,6 +27,8 @@ from tests.command_line import complaint, run
 from tests.conftest import TINY_RESTORMER
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 TINY = TINY_RESTORMER | {"norm_bias": False}
 QUICK = ["--calibration-crops", "2", "--calibration-size", "32", "--input-size", "32", "--no-latency"]
 #: Windows has neither limits on file sizes nor signals that a process can be sent and catch.

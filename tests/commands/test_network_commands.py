@@ -20,6 +20,8 @@ from tests.commands.test_cli import QUICK, complaint, run
 from tests.conftest import smooth_images
 from tests.networks import builders
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 OWN = ["--network", "archs.py:Signed", "--network-arg", "low=0", "--network-arg", "high=255"]
 RANGE = ["--range", "0-255"]
 DATA = ["--data", "photos", "--degrade", "noise:25"]

@@ -20,6 +20,8 @@ from csa2glmha.networks import RestorationModel
 from tests.commands.test_cli import QUICK, complaint, run
 from tests.networks import builders
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 SHORT = ["--distill-steps", "2", "--crop", "32", "--batch", "2", *QUICK]
 
 

@@ -23,6 +23,8 @@ from csa2glmha.data.sources import ImageData
 from csa2glmha.report.schema_search import Sweep
 from csa2glmha.sweep.points import parse_points
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 QUICK = ["--calibration-crops", "4", "--calibration-size", "32", "--input-size", "32", "--crop", "32"]
 QUICK += ["--distill-steps", "2", "--degrade", "noise:25"]
 

@@ -16,6 +16,8 @@ from tests.compression.test_memory import BATCHES, LOW, Around
 from tests.compression.test_reported import Gray
 from tests.networks.builders import Weighed
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 
 @pytest.mark.parametrize("around", [False, True], ids=["known family", "any network"])
 def test_a_file_agrees_with_the_student_at_any_size(

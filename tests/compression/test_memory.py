@@ -25,6 +25,8 @@ from csa2glmha.reading.feedforwards import feed_forwards, narrowed_widths
 from tests.conftest import smooth_images
 from tests.networks import builders
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 BATCHES = [torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
 
 #: Ranks that are found in no time.

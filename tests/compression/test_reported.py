@@ -15,6 +15,8 @@ from csa2glmha.families.restormer.network import Restormer
 from csa2glmha.report.stored import read_record
 from tests.compression.test_memory import BATCHES, LOW
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 
 def linked(folder: Path) -> set[str]:
     """What report.md shows of other files."""

@@ -18,6 +18,8 @@ from csa2glmha.families.restormer.network import Restormer
 from tests.compression.test_memory import BATCHES, LOW, Around
 from tests.conftest import MakeRestormer
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 
 @pytest.fixture
 def saved(tiny_restormer: Restormer, tmp_path: Path) -> tuple[Path, Tensor]:

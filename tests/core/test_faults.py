@@ -28,6 +28,8 @@ from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.reading.layers import attention_layers
 from tests.command_line import run
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 # --- numbers
 
 

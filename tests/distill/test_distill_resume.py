@@ -30,6 +30,8 @@ from tests.conftest import MakeRestormer
 from tests.distilling import Crops, Pair, assert_same, make_held_out, settings, weights
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 resource = pytest.importorskip("resource", reason="runs are interrupted by signals and limits of Unix")
 
 SETTINGS = {"steps": 40, "learning_rate": 3e-4}

@@ -29,6 +29,8 @@ from csa2glmha.sweep import points as sweep_points
 from tests.conftest import MakeRestormer
 from tests.networks import builders
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [

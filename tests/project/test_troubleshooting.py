@@ -23,6 +23,8 @@ from csa2glmha.core.locks import exclusive_folder
 from csa2glmha.data import write_image
 from tests.conftest import MakeRestormer
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 PAGE = Path(__file__).parents[2] / "recipes" / "README.md"
 QUICK = ["--calibration-crops", "2", "--calibration-size", "16", "--crop", "16", "--batch", "1"]
 QUICK += ["--distill-steps", "1", "--input-size", "32", "--no-latency"]
