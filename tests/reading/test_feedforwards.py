@@ -183,6 +183,17 @@ def test_one_that_cannot_be_narrowed_leaves_the_others() -> None:
     assert [each.name for each in readings.refused_feed_forwards] == ["blocks.0"]
 
 
+def test_random_numbers_are_no_reason() -> None:
+    class Noisy(feedforwards.Gated):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + 0.1 * torch.randn_like(x))
+
+    state = torch.get_rng_state()
+    readings = read_network(Network(Noisy), (image(),))
+    assert len(readings.feed_forwards) == 2 and not readings.refused_feed_forwards
+    torch.set_rng_state(state)
+
+
 def test_the_projection_behind_an_attention_is_none() -> None:
     from tests.networks import forms
 
