@@ -10,6 +10,7 @@ from typing import Any
 
 from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.checkpoint.student import TEACHER_VALUES, LoadedModel, load_model
+from csa2glmha.commands.found import found_lines
 from csa2glmha.config.network import NetworkOptions
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.hub import display_name
@@ -207,7 +208,7 @@ def describe(found: dict[str, Any]) -> str:
         *(f"  {one_line(f'{key}: {value}')}" for key, value in found["hyperparameters"].items()),
         *(f"  {one_line(f'{key}: {value}')}" for key, value in found.get("student", {}).items()),
         *(f"  note: {one_line(note)}" for note in found["notes"]),
-        *_attention_lines(found),
+        *found_lines(found),
         "",
     ]
     if not found["layers"]:
@@ -237,44 +238,6 @@ def describe(found: dict[str, Any]) -> str:
     if found["kind"] == "teacher":
         lines.append(f"then: what ranks {found['estimate']['ranks']} would leave")
     return "\n".join([*lines, render_table(rows, header)])
-
-
-def _attention_lines(found: dict[str, Any]) -> list[str]:
-    """Whether it is worth it: what share attention and feed-forward networks have, and what is refused."""
-    if "attention_share" not in found:
-        return []
-    counts = "; ".join(f"{count} with {form}" for form, count in found.get("forms", {}).items())
-    held = f" ({counts})" if counts else ""
-    lines = [
-        f"attention that can be converted: {found['attention_share']:.0%} of the MACs, "
-        f"{len(found['layers'])} layers{held}"
-    ]
-    lines += _by_reason("refused", found.get("refused", []))
-    wide = found["feed_forward_networks"]
-    if wide:
-        share = found["feed_forward_share"]
-        networks = "1 network" if wide == 1 else f"{wide} networks"
-        lines.append(f"feed-forward networks that can be narrowed: {share:.0%} of the MACs, {networks}")
-    lines += _by_reason("not to be narrowed", found.get("refused_feed_forwards", []))
-    operators = found.get("global_operators", [])
-    if operators:
-        more = f" and {len(operators) - 3} more" if len(operators) > 3 else ""
-        lines.append(
-            one_line(f"also sees all pixels, so that tiles differ: {'; '.join(operators[:3])}{more}")
-        )
-    return [f"  {line}" for line in lines]
-
-
-def _by_reason(what: str, refused: list[dict[str, str]]) -> list[str]:
-    """A line for each reason, with one of the names that it is said of."""
-    names: dict[str, list[str]] = {}
-    for each in refused:
-        names.setdefault(each["reason"], []).append(each["name"] or "the network")
-    lines = []
-    for reason, having in names.items():
-        more = f" and {len(having) - 1} more" if len(having) > 1 else ""
-        lines.append(one_line(f"{what}: {having[0]}{more}: {reason}"))
-    return lines
 
 
 def _teacher_row(layer: dict[str, Any]) -> tuple[str, ...]:
