@@ -18,21 +18,10 @@ from csa2glmha.reading.hidden_axes import along, cut_of, line_of, merged, of_ope
 from csa2glmha.reading.linear import Unreadable, words
 from csa2glmha.reading.operands import channel_axis, codes, is_product, is_projection
 from csa2glmha.reading.recording import Operation, Value
-from csa2glmha.reading.trails import ELEMENTWISE, MOVES, Step
+from csa2glmha.reading.trails import BATCH_NORMS, BY_NUMBER, MOVES, Step
 
-_NORMS = frozenset(
-    (
-        "layer_norm",
-        "native_layer_norm",
-        "native_group_norm",
-        "native_batch_norm",
-        "_native_batch_norm_legit_no_training",
-        "cudnn_batch_norm",
-    )
-)
-_SOFTMAX = frozenset(("_softmax", "softmax", "_safe_softmax"))
 #: Operators that make each number of the numbers at its place alone.
-_EACH = (ELEMENTWISE - _NORMS - _SOFTMAX) | frozenset(
+_EACH = BY_NUMBER | frozenset(
     (
         "expand",
         "_prelu_kernel",
@@ -67,9 +56,6 @@ _MAPS = frozenset(
         "upsample_bicubic2d",
     )
 )
-_BATCH_NORMS = frozenset(("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"))
-
-
 #: Operators that leave fewer numbers: behind them is another thing than hidden channels.
 _REDUCTIONS = frozenset(("mean", "sum", "amax", "max", "_adaptive_avg_pool2d", "var", "var_mean", "std"))
 
@@ -171,7 +157,7 @@ class _Walk:
             self._project(operation, made[operation.outputs[0]])
         elif name in MOVES and name != "expand":
             self._move(operation, made)
-        elif name in _BATCH_NORMS:
+        elif name in BATCH_NORMS:
             self._batch_norm(operation, made[operation.outputs[0]])
         elif name in _MAPS:
             source = operation.inputs[0]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from csa2glmha.attention.layout import Layout
-from csa2glmha.core.problems import first_problem
-from csa2glmha.core.strict_json import dumps
 from csa2glmha.feedforward.form import FeedForward, Parts
 from csa2glmha.feedforward.tensors import Cut
 from csa2glmha.reading.wiring import Index, Part
@@ -48,22 +45,6 @@ class RecordedFeedForward(Part):
             whole=parts.whole,
             output=parts.output,
         )
-
-    @classmethod
-    def from_json(cls, value: object) -> RecordedFeedForward:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            ValueError: in one line, why it is none.
-        """
-        try:
-            return cls.model_validate_json(dumps(value))
-        except ValidationError as error:
-            raise ValueError(first_problem(error)) from None
-
-    def to_json(self) -> dict[str, object]:
-        """JSON values, for a student's file."""
-        return self.model_dump(mode="json", exclude_defaults=True)
 
     def put_into(self, model: nn.Module) -> FeedForward:
         """The feed-forward network in a model that has these modules.

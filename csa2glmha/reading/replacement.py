@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from csa2glmha.attention.canonical import ChannelAttention
 from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.attention.glmha import GLMHA
 from csa2glmha.attention.guided import GuidedAttention
-from csa2glmha.core.problems import first_problem
-from csa2glmha.core.strict_json import dumps
 from csa2glmha.reading.given_map import GivenMap
 from csa2glmha.reading.left_out import LeftOut
 from csa2glmha.reading.wired import MapOnlyGLMHA, RecordedGLMHA, RecordedPointwiseGLMHA, branch_of
@@ -68,18 +65,6 @@ class Replacement(Part):
             signature=in_words(signature_of(module)),
             wiring=wiring,
         )
-
-    @classmethod
-    def from_json(cls, value: object) -> Replacement:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            ValueError: in one line, why it is none.
-        """
-        try:
-            return cls.model_validate_json(dumps(value))
-        except ValidationError as error:
-            raise ValueError(first_problem(error)) from None
 
     def to_json(self) -> dict[str, object]:
         """JSON values, for a student's file."""

@@ -57,8 +57,13 @@ MOVES = frozenset(
         "stack",
     ]
 )
-#: Operators that work number by number, besides those with a constant.
-ELEMENTWISE = frozenset(
+#: Batch norms, here with statistics of their own.
+BATCH_NORMS = frozenset(("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"))
+_NORMS = BATCH_NORMS | frozenset(("layer_norm", "native_layer_norm", "native_group_norm"))
+#: What turns logits into weights.
+SOFTMAX = frozenset(("_softmax", "softmax", "_safe_softmax"))
+#: Operators that make each number of the numbers at its place alone.
+BY_NUMBER = frozenset(
     [
         "mul",
         "div",
@@ -90,22 +95,13 @@ ELEMENTWISE = frozenset(
         "dropout",
         "native_dropout",
         "celu",
-        "layer_norm",
-        "native_layer_norm",
-        "native_group_norm",
-        "native_batch_norm",
-        "_native_batch_norm_legit_no_training",
-        "cudnn_batch_norm",
-        "_softmax",
-        "softmax",
-        "_safe_softmax",
         "hardsigmoid",
         "log1p",
         "erf",
     ]
 )
-#: What turns logits into weights.
-SOFTMAX = frozenset(("_softmax", "softmax", "_safe_softmax"))
+#: Those, and norms: what may lie between a projection and its product.
+ELEMENTWISE = BY_NUMBER | _NORMS | SOFTMAX
 #: More than this lies between no projection and its product.
 LONGEST = 80
 

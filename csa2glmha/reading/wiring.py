@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from csa2glmha.attention.layout import Layout, to_maps
+from csa2glmha.core.problems import first_problem
+from csa2glmha.core.strict_json import dumps
 from csa2glmha.reading.operands import codes
 from csa2glmha.reading.recording import Call, Value
 
@@ -21,12 +23,29 @@ FLAT = ("tokens", "channel rows")
 
 #: More arguments and channels than any module has.
 Index = Annotated[int, Field(ge=0, le=2**20)]
+PartT = TypeVar("PartT", bound="Part")
 
 
 class Part(BaseModel):
     """A part of what a student's file says of a layer: stored as JSON, and checked when it is read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @classmethod
+    def from_json(cls: type[PartT], value: object) -> PartT:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: in one line, why it is none.
+        """
+        try:
+            return cls.model_validate_json(dumps(value))
+        except ValidationError as error:
+            raise ValueError(first_problem(error)) from None
+
+    def to_json(self) -> dict[str, object]:
+        """JSON values, for a student's file."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 class Place(Part):

@@ -54,10 +54,8 @@ def code_of(*arguments: str) -> object:
     return ended.value.code
 
 
-@pytest.fixture(scope="module")
-def resumed(folder: Path) -> Path:
-    """A conversion that Ctrl-C ended in its training, and that went on."""
-    command = ["convert", "weights.pth", *OWN, *RANGE, "--rank", "2", *DATA, *TRAINED, "-o", "out"]
+def interrupted_and_resumed(command: list[str], folder: Path) -> None:
+    """A conversion that Ctrl-C ends in the fourth step of its training, and that goes on."""
     whole = TrainingCrops.batch
 
     def interrupted(self: TrainingCrops, step: int, first: int, count: int) -> object:
@@ -67,13 +65,21 @@ def resumed(folder: Path) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        exported = replaced(Export(lambda *_, **__: None), CONVERSION_STAGES)
-        patch.setattr(convert, "CONVERSION_STAGES", exported)
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(TrainingCrops, "batch", interrupted)
             assert code_of(*command) == 130
         assert (folder / "out" / "state").is_dir()
         assert code_of(*command, "--resume") == 0
+
+
+@pytest.fixture(scope="module")
+def resumed(folder: Path) -> Path:
+    """A student of such a conversion, without its ONNX file."""
+    command = ["convert", "weights.pth", *OWN, *RANGE, "--rank", "2", *DATA, *TRAINED, "-o", "out"]
+    with pytest.MonkeyPatch.context() as patch:
+        exported = replaced(Export(lambda *_, **__: None), CONVERSION_STAGES)
+        patch.setattr(convert, "CONVERSION_STAGES", exported)
+        interrupted_and_resumed(command, folder)
     return folder / "out"
 
 

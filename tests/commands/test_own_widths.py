@@ -11,9 +11,8 @@ import torch
 
 import csa2glmha
 from csa2glmha.data import write_image
-from csa2glmha.data.crops import TrainingCrops
 from tests.commands.test_cli import QUICK, run
-from tests.commands.test_network_commands import code_of
+from tests.commands.test_network_commands import interrupted_and_resumed
 from tests.conftest import smooth_images
 from tests.networks import feedforwards, image
 
@@ -53,19 +52,7 @@ def test_a_dry_run_counts_narrower_networks(capsys: pytest.CaptureFixture[str]) 
 def resumed(folder: Path) -> Path:
     """A conversion that Ctrl-C ended in its training, and that went on."""
     command = ["convert", "weights.pth", *OWN, "--rank", "2", "--ffn", "0.67", *DATA, *TRAINED, "-o", "out"]
-    whole = TrainingCrops.batch
-
-    def interrupted(self: TrainingCrops, step: int, first: int, count: int) -> object:
-        if step >= 3:
-            raise KeyboardInterrupt
-        return whole(self, step, first, count)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(TrainingCrops, "batch", interrupted)
-            assert code_of(*command) == 130
-        assert code_of(*command, "--resume") == 0
+    interrupted_and_resumed(command, folder)
     return folder / "out"
 
 
