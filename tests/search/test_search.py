@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from csa2glmha.bench import compare
-from csa2glmha.bench.rounds import Patience, time_in_turns
+from csa2glmha.bench.compare import TEACHER, FileTimings
+from csa2glmha.bench.rounds import Latency, Ratio
 from csa2glmha.checkpoint import read_checkpoint
+from csa2glmha.commands import convert as pipeline
 from csa2glmha.commands.convert import convert
+from csa2glmha.compression.files import TimeFiles, replaced
 from csa2glmha.config.budget import Budget, parse_amount
 from csa2glmha.config.options import make_options
 from csa2glmha.config.ranks import Ranks
@@ -54,6 +56,8 @@ from csa2glmha.search.stopwatch import Times
 from csa2glmha.search.trials import search_drop, search_latency
 from tests.command_line import run
 from tests.conftest import smooth_images
+
+pytestmark = pytest.mark.usefixtures("quick_factors")
 
 FRAME = (32, 32)
 
@@ -493,14 +497,20 @@ def test_convert_within_time(wide_checkpoint: Path, measured: Path, monkeypatch:
             return count_configs(self.teacher, configs, shapes).macs / whole
 
     monkeypatch.setattr(plan, "Stopwatch", MadeUp)
-    few = Patience(seconds=0.0)
-    monkeypatch.setattr(compare, "time_in_turns", lambda runs, _, *more: time_in_turns(runs, few, *more))
+    shares = {TEACHER: 1.0, "student": 0.5}
+    compared = FileTimings(
+        {name: Latency.of([share]) for name, share in shares.items()},
+        {name: Ratio(share, 0.0, 1.0) for name, share in shares.items()},
+        True,
+    )
+    stages = replaced(TimeFiles(lambda *_, **__: compared), pipeline.CONVERSION_STAGES)
+    monkeypatch.setattr(pipeline, "CONVERSION_STAGES", stages)
     found = convert(wide_checkpoint, latency=0.8, output=measured / "time", **QUICK)
     before, after = (found.report["complexity"][when]["macs"] for when in ("before", "after"))
     assert after <= 0.8 * before * 1.002
     reached = found.report["search"]["reached"]
     assert reached["time_share"] <= 0.8 * 1.01 and reached["milliseconds"] <= 0.8 * 1.01 * before / 1e5
-    assert found.report["latency_ms"]["student"]["ratio"] > 0
+    assert found.report["latency_ms"]["student"]["ratio"] == 0.5
     with pytest.raises(UsageError, match=r"--latency 0\.1: cannot be reached.*ms of"):
         convert(wide_checkpoint, latency=0.1, output=measured / "none", **QUICK)
 
