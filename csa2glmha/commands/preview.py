@@ -13,11 +13,12 @@ from csa2glmha.compression.workspace import FILES_FOR, ONNX_FILE
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.data.batches import Data
 from csa2glmha.inference.memory import available_bytes, training_needs, used_bytes, whole_needs
-from csa2glmha.metrics.complexity import BY_VALUES, count_complexity, format_macs, format_params
+from csa2glmha.metrics.complexity import BY_VALUES, Complexity, count_complexity, format_macs, format_params
 from csa2glmha.networks import RestorationModel, run
 from csa2glmha.reading.feedforwards import narrow_to
 from csa2glmha.reading.layers import attention_layers, replace_layers
 from csa2glmha.report.document import render_table
+from csa2glmha.search.methods import methods
 from csa2glmha.search.plan import CROPS, RankSearch
 
 # Passes of one crop through the teacher that the stages take. Foretold and measured seconds on two cores, for
@@ -163,25 +164,37 @@ def _stages(
         stages.append(Stage("feed-forward widths", options.calibration_crops * _WIDTH_PASSES * each))
     if options.refit and not plan.exact:
         stages.append(Stage("refit of output projections", options.calibration_crops * _REFIT_PASSES * each))
+    trained = _training_seconds(data, options, each, pixels) if plan.distilled else 0.0
     if plan.distilled:
-        if options.distill_steps is None:
-            seconds = options.distill_minutes * 60
-        else:
-            sample = data.training(options.crop, options.seed).batch(0, 0, 1).inputs[0]
-            share = sample.shape[-1] * sample.shape[-2] / pixels
-            crops = options.batch * options.accumulate
-            steps = options.distill_steps * crops * _STEP_PASSES * share
-            seconds = (steps + _HELD_OUT_PASSES) * each
-        stages.append(Stage("distillation", seconds))
+        stages.append(Stage("distillation", trained))
     height, width = data.frame(options.input_size)
     whole = each * height * width / pixels
     candidates = 3 if plan.distilled else 2
     stages.append(Stage("evaluation", data.held_out_images * candidates * whole))
+    if options.baselines:
+        initialised = options.calibration_crops * _INITIALISE_PASSES * each
+        compared = data.held_out_images * candidates * whole
+        count = sum(method.possible for method in methods(teacher, plan.widths, _counted))
+        stages.append(Stage("other methods", count * (initialised + trained + compared)))
     stages.append(Stage("ONNX export", len(_onnx_files(options)) * (3 * whole + 2)))
     if options.timing:
         layers = len(attention_layers(teacher))
         stages.append(Stage("timing", _TIMING_SECONDS + layers * _EXPORT_SECONDS_A_LAYER + 5 * whole))
     return stages
+
+
+def _training_seconds(data: Data, options: ConvertOptions, each: float, pixels: int) -> float:
+    """Of the distillation; ``each``: seconds that a crop of so many pixels takes the teacher."""
+    if options.distill_steps is None:
+        return options.distill_minutes * 60
+    sample = data.training(options.crop, options.seed).batch(0, 0, 1).inputs[0]
+    share = sample.shape[-1] * sample.shape[-2] / pixels
+    crops = options.batch * options.accumulate
+    return (options.distill_steps * crops * _STEP_PASSES * share + _HELD_OUT_PASSES) * each
+
+
+def _counted(network: RestorationModel) -> Complexity:
+    return count_complexity(network, *network.input_shapes(network.size_multiple, network.size_multiple))
 
 
 def _onnx_files(options: ConvertOptions) -> list[str]:

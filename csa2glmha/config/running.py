@@ -13,7 +13,9 @@ class MeasureOptions(Options):
     """What the report compares and times, and at which size."""
 
     baselines: Annotated[bool, Affects.REPORT] = Field(
-        False, description="Also make other methods' students, at equal MACs and steps, and compare."
+        False,
+        description="Also make other methods' students, at equal MACs and steps, and compare: three for the "
+        "attention and, where feed-forward networks get narrower, four that prune those.",
     )
     # MST's random mask has this size, and budgets are counted at it.
     input_size: Annotated[int, Affects.MEASUREMENTS] = Field(

@@ -163,11 +163,18 @@ class BaselineQuality(Part):
 
 
 class Baseline(Part):
-    """Another method's student at about the same MACs, before and after the same distillation."""
+    """Another method's student at about the same MACs, before and after the same distillation.
+
+    Attributes:
+        rank: of keys and values, where the method has one.
+        ffn: the share of the hidden channels of feed-forward networks that a pruning method keeps.
+        macs, params: of a method that cannot go so far, those of its smallest student, which was not made.
+    """
 
     name: str
     description: str
     rank: int | None = None
+    ffn: Figure = None
     macs: Count
     params: Count
     before: BaselineQuality | None

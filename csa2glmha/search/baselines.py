@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
 import copy
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,26 +13,12 @@ from csa2glmha.core.progress import say
 from csa2glmha.data.batches import Data, Example, Inputs
 from csa2glmha.distill import StateFolder
 from csa2glmha.distill.job import DistillJob, find_state
-from csa2glmha.initialize.baselines import (
-    COMPACT,
-    DESCRIPTIONS,
-    STATIC,
-    SVD,
-    baseline_configs,
-    initialise_baseline,
-    supported,
-)
-from csa2glmha.metrics.complexity import count_complexity
+from csa2glmha.metrics.complexity import Complexity, count_complexity
 from csa2glmha.metrics.evaluate import Restore, evaluate, restore
 from csa2glmha.metrics.logits import KL, TOP1
 from csa2glmha.networks import RestorationModel
-from csa2glmha.reading.layers import attention_layers
-from csa2glmha.search.costs import Finish, count_configs
-
-#: The methods, in the order of the report.
-KINDS = (SVD, STATIC, COMPACT)
-#: Ranks that are tried for the same multiply-accumulates.
-RANKS = (2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48)
+from csa2glmha.search.costs import Finish
+from csa2glmha.search.methods import Method, Setting, methods
 
 
 @dataclass(frozen=True)
@@ -49,6 +33,7 @@ class BaselineJob:
         identity: what a state to resume from must share, beside the method.
         output: folder of the results.
         finish: what is done to a student before it is evaluated.
+        widths: hidden channels of the student's feed-forward networks that lost some.
     """
 
     teacher: RestorationModel
@@ -59,17 +44,18 @@ class BaselineJob:
     identity: Mapping[str, Any]
     output: Path
     finish: Finish[RestorationModel]
+    widths: Mapping[str, int]
 
     @property
-    def state_folders(self) -> dict[str, Path]:
-        """Where the states of each method's distillation are."""
-        return {kind: self.output / f"state-{kind}" for kind in KINDS}
+    def methods(self) -> list[Method]:
+        """The methods to compare with, in the order of the report."""
+        return methods(self.teacher, self.widths, self._counted)
 
     def clear(self) -> None:
         """Delete the states. They are kept until the report is written: a run that is killed before that goes
         on without training again."""
-        for folder in self.state_folders.values():
-            StateFolder(folder, {}).clear()
+        for method in self.methods:
+            StateFolder(self._states_of(method), {}).clear()
 
     def run(self, macs: int) -> list[dict[str, Any]]:
         """Make, distil and evaluate every method that the teacher's layers allow.
@@ -78,76 +64,71 @@ class BaselineJob:
             macs: of the student, which the methods are to come close to.
         """
         found = []
-        layers = attention_layers(self.teacher)
-        for kind in KINDS:
-            if supported(layers, kind):
-                found.append(self._one(kind, macs))
-            else:
-                say(f"baseline {kind}: these layers have no such form, left out")
+        for method in self.methods:
+            if not method.possible:
+                say(f"baseline {method.name}: these layers have no such form, left out")
+                continue
+            setting = method.setting(macs)
+            say(f"baseline {method.name}: {method.description}; {setting.words}")
+            found.append(_entry(method, setting) | self._measured(method, setting))
         return found
 
-    def _one(self, kind: str, macs: int) -> dict[str, Any]:
-        rank = self._rank(kind, macs)
-        say(f"baseline {kind}: {DESCRIPTIONS[kind]}, rank {rank}")
-        student, _ = initialise_baseline(self.teacher, kind, rank, self.batches)
+    def _states_of(self, method: Method) -> Path:
+        return self.output / f"state-{method.name}"
+
+    def _counted(self, student: RestorationModel) -> Complexity:
+        student = self.finish(student)
+        return count_complexity(student, *student.input_shapes(*self.data.frame(self.options.input_size)))
+
+    def _measured(self, method: Method, setting: Setting) -> dict[str, Any]:
+        """What a method's student needs, and how good it is; nothing is made where it is out of reach."""
+        if setting.least is not None:
+            return _needs(setting.least) | {"before": None, "after": None}
+        student = method.student(setting, self.batches)
         candidates: dict[str, Restore] = {"teacher": restore(self.teacher)}
         candidates["before"] = restore(self.finish(copy.deepcopy(student)))
         distilled = self.options.distill and self.options.distill_steps != 0
         if distilled:
-            folder = self.state_folders[kind]
-            identity = {**self.identity, "the method": kind, "its rank": rank}
-            states = StateFolder(folder, identity, self.options.state_minutes, say)
-            state = find_state(states, self.options)
-            if state is None:
-                states.clear()
-            log = self.output / f"distill-{kind}.jsonl"
-            DistillJob(self.options, self.data, states, log).run(student, self.teacher, state)
-        student = self.finish(student).eval()
-        candidates["after"] = restore(student)
+            self._distil(method, setting, student)
+        counted = self._counted(student)
+        candidates["after"] = restore(self.finish(student).eval())
         evaluated = evaluate(candidates, self.examples, "teacher", self.data.outputs)
-        shapes = student.input_shapes(*self.data.frame(self.options.input_size))
-        counted = count_complexity(student, *shapes)
+        own = evaluated["teacher"].to_json()
+        before, after = (_quality(own, evaluated[name].to_json()) for name in ("before", "after"))
+        return _needs(counted) | {"before": before, "after": after if distilled else None}
 
-        def quality(name: str) -> dict[str, Any]:
-            own, found = evaluated["teacher"].to_json(), evaluated[name].to_json()
-            to_teacher = found.get("teacher", {})
+    def _distil(self, method: Method, setting: Setting, student: RestorationModel) -> None:
+        identity = {**self.identity, "the method": method.name, "its rank": setting.rank}
+        if setting.widths:
+            identity["its widths"] = dict(setting.widths)
+        states = StateFolder(self._states_of(method), identity, self.options.state_minutes, say)
+        state = find_state(states, self.options)
+        if state is None:
+            states.clear()
+        log = self.output / f"distill-{method.name}.jsonl"
+        DistillJob(self.options, self.data, states, log).run(student, self.teacher, state)
 
-            def change(metric: str) -> float | None:
-                before, after = (each.get("ground_truth", {}).get(metric) for each in (own, found))
-                known = isinstance(before, float) and isinstance(after, float)
-                return after - before if known else None
 
-            figures = {"psnr_to_teacher": to_teacher.get("psnr"), "psnr_drop": change("psnr")}
-            if KL in to_teacher:
-                figures |= {"kl_to_teacher": to_teacher[KL], "top1_to_teacher": to_teacher[TOP1]}
-                figures["top1_change"] = change(TOP1)
-            return figures
+def _entry(method: Method, setting: Setting) -> dict[str, Any]:
+    entry = {"name": method.name, "description": f"{method.description}; {setting.words}"}
+    return entry | {"rank": setting.rank, "ffn": setting.share}
 
-        return {
-            "name": kind,
-            "description": f"{DESCRIPTIONS[kind]}; rank {rank}",
-            "rank": rank,
-            "macs": counted.macs,
-            "params": counted.params,
-            "before": quality("before"),
-            "after": quality("after") if distilled else None,
-        }
 
-    def _rank(self, kind: str, macs: int) -> int:
-        """The rank whose multiply-accumulates come closest; they grow with it."""
-        layers = attention_layers(self.teacher)
-        widest = max(layer.form.head_channels for layer in layers.values())
-        frame = self.data.frame(self.options.input_size)
+def _needs(counted: Complexity) -> dict[str, int]:
+    return {"macs": counted.macs, "params": counted.params}
 
-        def shapes(model: RestorationModel) -> tuple[tuple[int, ...], ...]:
-            return model.input_shapes(*frame)
 
-        @functools.cache
-        def macs_of(rank: int) -> int:
-            configs = baseline_configs(layers, kind, rank)
-            return count_configs(self.teacher, configs, shapes, self.finish).macs
+def _quality(own: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """How close a network is to the teacher, and how much worse than it; both as evaluations in JSON."""
+    to_teacher = found.get("teacher", {})
 
-        ranks = [rank for rank in RANKS if rank < widest]
-        above = bisect.bisect_left(ranks, macs, key=macs_of)
-        nearest = ranks[max(above - 1, 0) : above + 1]
-        return min(nearest, key=lambda rank: abs(macs_of(rank) - macs), default=widest)
+    def change(metric: str) -> float | None:
+        before, after = (each.get("ground_truth", {}).get(metric) for each in (own, found))
+        known = isinstance(before, float) and isinstance(after, float)
+        return after - before if known else None
+
+    figures = {"psnr_to_teacher": to_teacher.get("psnr"), "psnr_drop": change("psnr")}
+    if KL in to_teacher:
+        figures |= {"kl_to_teacher": to_teacher[KL], "top1_to_teacher": to_teacher[TOP1]}
+        figures["top1_change"] = change(TOP1)
+    return figures

@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from csa2glmha.cli import cli
+from csa2glmha.commands import preview
 from csa2glmha.commands.preview import Preview, Stage, describe_preview, in_words
 from csa2glmha.core.stages import Stages
 from csa2glmha.inference.memory import training_needs, whole_needs
@@ -53,6 +54,19 @@ def test_a_dry_run_tells_the_stages_and_writes_nothing(
         "output: denoiser-rank4-ffn0.5" in text and "memory: about" in text and "nothing was written" in text
     )
     assert [path.name for path in teacher.parent.iterdir()] == ["denoiser.pth"]
+
+
+@pytest.mark.parametrize(("widths", "others"), [((), 3), (("--ffn", "0.5"), 7)])
+def test_a_dry_run_counts_other_methods(
+    widths: tuple[str, ...], others: int, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(teacher.parent)
+    monkeypatch.setattr(preview, "_seconds_a_crop", lambda *_: 0.0)  # training alone takes time
+    trained = ("--baselines", "--distill-minutes", "10", "--degrade", "noise:25")
+    code, text = dry(teacher, "--rank", "4", *widths, *trained)
+    assert code == 0
+    (line,) = (line for line in text.splitlines() if ". other methods" in line)
+    assert line.split()[-2:] == [str(10 * others), "min"]
 
 
 def test_a_lossless_conversion_has_nothing_to_train(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:

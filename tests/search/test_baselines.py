@@ -24,9 +24,13 @@ from csa2glmha.initialize.baselines import (
     supported,
 )
 from csa2glmha.initialize.configure import plan_layers
+from csa2glmha.initialize.pruning import MAGNITUDE, WANDA
 from csa2glmha.initialize.student import initialise_student
+from csa2glmha.metrics.complexity import Complexity, count_complexity
 from csa2glmha.networks import RestorationModel
+from csa2glmha.reading.feedforwards import feed_forwards, narrowed_widths
 from csa2glmha.reading.layers import attention_layers, glmha_layers
+from csa2glmha.search.methods import Method, methods
 from tests.conftest import TINY_RESTORMER, smooth_images
 from tests.subjects import SUBJECTS
 
@@ -100,21 +104,65 @@ def test_glmha_starts_closer_than_any_of_them() -> None:
         assert error(student, teacher) < error(initialise_baseline(teacher, kind, 4, BATCHES)[0], teacher)
 
 
+def counted(network: RestorationModel) -> Complexity:
+    return count_complexity(network, *network.input_shapes(32, 32))
+
+
+def named(teacher: RestorationModel, widths: dict[str, int]) -> dict[str, Method]:
+    return {method.name: method for method in methods(teacher, widths, counted)}
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7])
+def test_pruning_meets_the_operations(share: float) -> None:
+    teacher = make("restormer")
+    whole = counted(teacher).macs
+    found = named(teacher, {"encoder_level1.0.ffn": 8})[WANDA]
+    setting = found.setting(round(share * whole))
+    assert counted(found.student(setting, BATCHES)).macs == pytest.approx(share * whole, rel=0.01)
+    shares = [setting.widths[name] / layer.hidden for name, layer in feed_forwards(teacher).items()]
+    assert max(shares) - min(shares) < 0.05 and setting.share == pytest.approx(shares[0], abs=0.03)
+    assert setting.rank is None and not glmha_layers(found.student(setting, BATCHES))
+
+
+def test_pruning_says_what_it_cannot_reach() -> None:
+    teacher = make("restormer")
+    found = named(teacher, {"encoder_level1.0.ffn": 8})[MAGNITUDE]
+    least = found.setting(0).least
+    assert least is not None and least.macs < 0.6 * counted(teacher).macs
+    assert found.setting(least.macs - 1).least is not None
+    assert found.setting(least.macs).least is None
+    assert set(found.setting(least.macs).widths.values()) == {1}
+
+
+def test_feed_forwards_are_pruned_where_the_student_has_narrowed_its_own() -> None:
+    teacher = make("restormer")
+    assert list(named(teacher, {})) == [SVD, STATIC, COMPACT]
+    widths = {"encoder_level1.0.ffn": 8, "latent.0.ffn": 16}
+    found = named(teacher, widths)
+    assert list(found)[3:] == [MAGNITUDE, f"{MAGNITUDE}-refit", WANDA, f"{WANDA}-refit"]
+    # Other methods for the attention have the student's widths.
+    student = found[SVD].student(found[SVD].setting(counted(teacher).macs // 2), BATCHES)
+    assert narrowed_widths(student) == widths
+
+
 @pytest.fixture(scope="module")
-def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[int]]:
+def killed_and_resumed(
+    quick_factors: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any], list[int]]:
     """A conversion that was killed when all was trained, and resumed; its folder, its report, and how many
     training steps had been taken when it was killed and at its end."""
     folder = tmp_path_factory.mktemp("baselines")
     torch.save(make("restormer").state_dict(), folder / "tiny.pth")
     options: dict[str, Any] = {
         "rank": 8,
+        "ffn": 0.75,
         "baselines": True,
         "output": folder / "out",
         "latency": False,
-        "calibration_crops": 4,
-        "calibration_size": 32,
-        "input_size": 32,
-        "crop": 32,
+        "calibration_crops": 2,
+        "calibration_size": 16,
+        "input_size": 16,
+        "crop": 16,
         "distill_steps": 2,
         "degrade": "noise:25",
     }
@@ -144,17 +192,27 @@ def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 def test_conversion_with_baselines(killed_and_resumed: tuple[Path, dict[str, Any], list[int]]) -> None:
     output, report, _ = killed_and_resumed
     macs = report["complexity"]["after"]["macs"]
-    assert [each["name"] for each in report["baselines"]] == [SVD, STATIC, COMPACT]
-    for each in report["baselines"]:
+    low_rank, pruned = report["baselines"][:3], report["baselines"][3:]
+    assert [each["name"] for each in low_rank] == [SVD, STATIC, COMPACT]
+    for each in low_rank:
         # Compact attention makes smaller products, so it may have a higher rank.
-        assert each["rank"] >= 8 and each["macs"] == pytest.approx(macs, rel=0.03)
+        assert each["rank"] >= 8 and "ffn" not in each
+        assert "as narrow as this student's" in each["description"]
+    for each in pruned:
+        assert "rank" not in each and 0 < each["ffn"] < 0.75  # the attention stays
+    for each in report["baselines"]:
+        assert each["macs"] == pytest.approx(macs, rel=0.03)
         assert each["before"]["psnr_to_teacher"] > 0 and each["after"]["psnr_to_teacher"] > 0
         assert each["after"]["psnr_drop"] is not None
-    assert "Linformer" in (output / "report.html").read_text()
+    by_name = {each["name"]: each["before"]["psnr_to_teacher"] for each in pruned}
+    assert list(by_name) == [MAGNITUDE, f"{MAGNITUDE}-refit", WANDA, f"{WANDA}-refit"]
+    assert by_name[f"{WANDA}-refit"] > by_name[MAGNITUDE]
+    page = (output / "report.html").read_text()
+    assert "Linformer" in page and "weights times activations pruned, the rest refitted" in page
     assert not list(output.glob("state*"))
 
 
 def test_a_method_that_was_distilled_is_not_distilled_again(
     killed_and_resumed: tuple[Path, dict[str, Any], list[int]],
 ) -> None:
-    assert killed_and_resumed[2] == [8, 8]  # of the student and three methods, and no more
+    assert killed_and_resumed[2] == [16, 16]  # of the student and seven methods, and no more

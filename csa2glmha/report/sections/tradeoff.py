@@ -216,9 +216,10 @@ def _own(report: Report) -> Baseline:
             top1_change=report.change_of(network, TOP1),
         )
 
+    narrower = bool(report.feed_forwards)
     return Baseline(
         name="GLMHA, this student",
-        description="guided low-rank attention",
+        description="guided low-rank attention" + (", narrower feed-forward networks" if narrower else ""),
         macs=report.complexity.after.macs,
         params=report.complexity.after.params,
         before=quality("initialisation"),
