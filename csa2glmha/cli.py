@@ -390,10 +390,13 @@ def export(
         show_line(f"{taken}: largest difference {size.max_abs:.1e} ({size.relative:.1e} of the range)")
     for trial in result.tried:
         show_line(trial.describe())
+    show_line(f"loads in: {'; '.join(need.describe() for need in result.needs)}")
     for note in result.notes:
         show_line(f"note: {note}")
     kept = "kept" if result.simplified else "no smaller, left as it was"
     show_line(f"onnxsim: {result.nodes[0]} nodes before, {result.nodes[1]} after: {kept}")
+    if result.headroom is not None:
+        show_line(result.headroom.describe())
     if loss is not None:
         show(loss.describe(precision))
     megabytes = result.size_bytes / 1e6

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from csa2glmha.checkpoint.student import LoadedModel, load_model, weight_bytes
 from csa2glmha.config.data import CalibrationOptions, DataOptions
 from csa2glmha.config.options import WorkOptions, flag_of
@@ -17,7 +19,9 @@ from csa2glmha.core.progress import say
 from csa2glmha.data.batches import Data
 from csa2glmha.data.images import bundled_images
 from csa2glmha.data.open import as_trained, open_data
+from csa2glmha.export.headroom import Headroom, measure_headroom
 from csa2glmha.export.metadata import metadata_of
+from csa2glmha.export.needs import needs_of
 from csa2glmha.export.onnx import PRECISIONS, ExportReport, check_opset, export_onnx
 from csa2glmha.export.quantize import quantize
 from csa2glmha.export.runtime import OnnxModel
@@ -135,6 +139,8 @@ def _written(
         else:
             report = _export(loaded, draft, choices)
         loss = _loss(loaded, draft, data, options)
+        if choices.precision == "fp16":
+            report = replace(report, headroom=_headroom(draft, data, options) or report.headroom)
         with atomic_path(output) as temporary:
             temporary.write_bytes(draft.read_bytes())
     return replace(report, path=output), loss
@@ -226,7 +232,15 @@ def _export_int8(
     say(f"calibrating int8 on {options.calibration_crops} crops: {data.source}")
     count = quantize(exact, output, crops)
     note = f"{count} convolutions in int8, the rest in float32"
-    return replace(report, parity=(), notes=(*report.notes, note), size_bytes=output.stat().st_size)
+    needs = needs_of(onnx.load(output))
+    notes, size = (*report.notes, note), output.stat().st_size
+    return replace(report, parity=(), notes=notes, size_bytes=size, needs=needs)
+
+
+def _headroom(file: Path, data: Data, options: WorkOptions) -> Headroom | None:
+    """On the same images as :func:`_loss`."""
+    examples = data.examples(options.input_size, options.seed)[:EVALUATED_IMAGES]
+    return measure_headroom(file, [example.inputs for example in examples])
 
 
 def _loss(loaded: LoadedModel, file: Path, data: Data, options: WorkOptions) -> PrecisionLoss:

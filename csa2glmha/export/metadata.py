@@ -14,6 +14,7 @@ from csa2glmha.core.hub import repository_of, source_of, teacher_source
 from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import first_line, one_line
 from csa2glmha.core.version import __version__
+from csa2glmha.export.needs import needs_of
 
 LICENSE_NOTE = (
     "The weights derive from the checkpoint whose SHA-256 is teacher_sha256; "
@@ -96,7 +97,7 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
     # What the parser raises belongs to a package of which onnx does not say that it uses it.
     except Exception as error:
         raise CheckpointError(f"{path}: not an ONNX file ({first_line(error)}); export it again") from error
-    graph = proto.graph
+    graph, needs = proto.graph, needs_of(proto)
     if not graph.node:
         raise CheckpointError(f"{path}: holds no ONNX graph; export it again")
     operators: dict[str, int] = {}
@@ -107,6 +108,8 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         "kind": "onnx",
         "opset": next((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), None),
         "ir_version": proto.ir_version,
+        "needs": {need.runtime: need.version for need in needs},
+        "needs_in_words": [need.describe() for need in needs],
         "bytes": path.stat().st_size,
         "inputs": {value.name: _shape(value) for value in graph.input},
         "outputs": {value.name: _shape(value) for value in graph.output},
@@ -123,7 +126,11 @@ def describe_onnx(found: dict[str, Any]) -> str:
     custom = ", ".join(found["custom_operators"]) or "none"
     return "\n".join(
         [
-            one_line(f"{found['file']}: ONNX, opset {found['opset']}, {found['bytes'] / 1e6:.1f} MB"),
+            one_line(
+                f"{found['file']}: ONNX, opset {found['opset']}, IR version {found['ir_version']}, "
+                f"{found['bytes'] / 1e6:.1f} MB"
+            ),
+            f"  {one_line('loads in: ' + '; '.join(found['needs_in_words']))}",
             *(f"  {_tensor('input', name, shape)}" for name, shape in found["inputs"].items()),
             *(f"  {_tensor('output', name, shape)}" for name, shape in found["outputs"].items()),
             f"  {one_line(f'operators: {count} ({most}, ...); custom ones: {custom}')}",

@@ -19,7 +19,9 @@ from csa2glmha.export import translate
 from csa2glmha.export.further import TAKES, takes
 from csa2glmha.export.graph import Spelling
 from csa2glmha.export.half import in_half
+from csa2glmha.export.headroom import Headroom, measure_headroom
 from csa2glmha.export.lowering.rewrite import deploy, to_half
+from csa2glmha.export.needs import Need, needs_of
 from csa2glmha.export.output_size import tie_output
 from csa2glmha.export.plain import convert, fixed_axes, input_axes, is_smaller, simplify
 from csa2glmha.export.shapes import UntranslatableError
@@ -75,6 +77,8 @@ class ExportReport:
         tried: what the runtime that the file is for made of it.
         ir_version: of the file's own format.
         runtime: that it is for, as people know it.
+        needs: the first version of each runtime that loads it.
+        headroom: of a file in half precision.
     """
 
     path: Path
@@ -88,6 +92,8 @@ class ExportReport:
     tried: tuple[Trial, ...] = ()
     ir_version: int = 0
     runtime: str = DEFAULT_TARGET.title
+    needs: tuple[Need, ...] = ()
+    headroom: Headroom | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,7 @@ class _Written:
     simplified: bool
     nodes: tuple[int, int]
     parity: tuple[SizeParity, ...]
+    needs: tuple[Need, ...]
 
 
 def export_onnx(
@@ -178,6 +185,8 @@ def export_onnx(
         proto = tie_output(proto, network) if shape is None else proto
         written = _write(proto, temporary, described, check, notes)
         tried = try_file(temporary, target, check)
+        inputs = [case.inputs for case in cases]
+        headroom = measure_headroom(temporary, inputs) if precision == "fp16" else None
     if opset is not None and written.opset != opset:
         notes.append(f"the exporter could not give opset {opset}, the file has opset {written.opset}")
     return ExportReport(
@@ -187,6 +196,7 @@ def export_onnx(
         size_bytes=path.stat().st_size,
         tried=tried,
         runtime=target.title,
+        headroom=headroom,
         **vars(written),
     )
 
@@ -257,7 +267,8 @@ def _write(
 def _written(
     proto: onnx.ModelProto, simplified: bool, nodes: tuple[int, int], parity: tuple[SizeParity, ...]
 ) -> _Written:
-    return _Written(int(proto.opset_import[0].version), proto.ir_version, simplified, nodes, parity)
+    opset, needs = int(proto.opset_import[0].version), needs_of(proto)
+    return _Written(opset, proto.ir_version, simplified, nodes, parity, needs)
 
 
 def check_opset(opset: int | None, plain: bool) -> None:

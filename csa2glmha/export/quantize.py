@@ -43,7 +43,7 @@ def quantize(source: Path, target: Path, inputs: Sequence[Inputs]) -> int:
     if not chosen:
         raise ExportError("no convolution of this network bears eight bits; use --precision fp16")
     names = [value.name for value in proto.graph.input]
-    disabled = logging.root.manager.disable
+    disabled, handlers = logging.root.manager.disable, list(logging.root.handlers)
     logging.disable(logging.WARNING)  # it recommends a preprocessing that this graph has behind it
     try:
         quantize_static(
@@ -62,6 +62,7 @@ def quantize(source: Path, target: Path, inputs: Sequence[Inputs]) -> int:
         raise ExportError(f"static quantisation failed: {first_line(error)}; use --precision fp16") from error
     finally:
         logging.disable(disabled)
+        logging.root.handlers[:] = handlers  # it adds one, and all that we say would be said twice
     quantised = onnx.load(target)
     # The quantiser declares its own operators' domain, of which it uses none here.
     used = {node.domain or "" for node in quantised.graph.node}

@@ -24,6 +24,14 @@ class Trial(Part):
     note: str | None = None
 
 
+class Need(Part):
+    """The first version of a runtime that loads a file; as :class:`csa2glmha.export.needs.Need`."""
+
+    runtime: str
+    version: str | None = None
+    note: str | None = None
+
+
 class Onnx(Part):
     """An exported file; earlier reports do not say all of it.
 
@@ -43,6 +51,7 @@ class Onnx(Part):
     nodes: tuple[int, int] | None = None
     simplified: bool
     notes: tuple[str, ...] = ()
+    needs: tuple[Need, ...] | None = None
     parity: tuple[Parity, ...]
     tried: tuple[Trial, ...] | None = None
 

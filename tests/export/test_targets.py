@@ -32,12 +32,6 @@ needs_openvino = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def unsimplified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without onnxsim, which takes seconds in a process of its own."""
-    monkeypatch.setattr("csa2glmha.export.onnx.simplify", lambda proto: proto)
-
-
 @pytest.fixture(scope="module")
 def student(make_restormer: MakeRestormer) -> RestorationModel:
     return randomised(make_restormer(heads=(1, 2, 2, 4)), Ranks(None, 4, 4))

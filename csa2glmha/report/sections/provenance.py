@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from csa2glmha.core.strict_json import dumps
-from csa2glmha.export import trial
+from csa2glmha.export import needs, trial
 from csa2glmha.report.blocks import Block, Facts, Fold, Group, Heading, Note, Table
 from csa2glmha.report.schema import Report
-from csa2glmha.report.schema_files import Onnx, Timing, Trial
+from csa2glmha.report.schema_files import Need, Onnx, Timing, Trial
 from csa2glmha.report.sections.numbers import TIMES, short
 
 
@@ -73,7 +73,13 @@ def _file(onnx: Onnx) -> str:
         before, after = onnx.nodes
         kept = "kept" if onnx.simplified else "no smaller, left as it was"
         simplified = f"{before} nodes, {after} after onnxsim ({kept})"
-    return f"{onnx.file}{made_for}: {', '.join([*parts, simplified])}."
+    needed = [_need(each).describe() for each in onnx.needs or ()]
+    loads = f" Loads in {'; '.join(needed)}." if needed else ""
+    return f"{onnx.file}{made_for}: {', '.join([*parts, simplified])}.{loads}"
+
+
+def _need(part: Need) -> needs.Need:
+    return needs.Need(part.runtime, part.version, part.note or "")
 
 
 def _trial(part: Trial) -> trial.Trial:
