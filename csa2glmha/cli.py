@@ -581,7 +581,14 @@ def bench(
     metavar="R,R,...",
     help="Ranks; also auto:0.75 (searched within that share of the MACs), auto:max-drop=0.05.",
 )
-@settings("rank_q", "attention", *INITIAL, *DATA, "calibration_crops", "calibration_size")
+@click.option(
+    "--ffn",
+    default="full",
+    show_default=True,
+    metavar="SHARE,...",
+    help="Shares of feed-forward channels to keep, such as full,0.75,0.5: each with every rank but auto.",
+)
+@settings("rank_q", "attention", "refit", *DATA, "calibration_crops", "calibration_size")
 @settings(*(name for name in TRAINING if name != "resume"), "distill", "input_size", "timing")
 @settings(*NETWORK, "weights", "device", "seed")
 @click.option(
@@ -592,20 +599,22 @@ def bench(
 def sweep(
     checkpoint: Model,
     ranks: str,
+    ffn: str,
     timing: bool | None,
     output: Path | None,
     overwrite: bool,
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Convert CHECKPOINT to several ranks and compare them in one table and one plot.
+    """Convert CHECKPOINT to several ranks, and widths of feed-forward networks, and compare them in one table
+    and one plot.
 
     An interrupted sweep goes on when it is repeated; points that are done are not done again.
     """
     from csa2glmha.commands.sweep import describe_sweep, run_sweep
     from csa2glmha.sweep.points import parse_points
 
-    points = parse_points(ranks, given_only(given))
+    points = parse_points(ranks, given_only(given), ffn)
     file = local_file(checkpoint)
     output = output or Path(f"{points[0].options.stem_of(file)}-sweep")
     found = run_sweep(file, points, output, overwrite=overwrite, latency=timing is not False)

@@ -129,7 +129,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "evaluate": ("csa2glmha evaluate denoiser-rank8/model.onnx --data photos --degrade noise:25",),
     "run": ("csa2glmha run denoiser-rank8/model.onnx photos -o restored",),
     "bench": ("csa2glmha bench original.onnx denoiser-rank8/model.onnx --threads 1",),
-    "sweep": ("csa2glmha sweep denoiser.pth --ranks 4,8,full --data photos --degrade noise:25",),
+    "sweep": (
+        "csa2glmha sweep denoiser.pth --ranks 4,8,full --data photos --degrade noise:25",
+        "csa2glmha sweep denoiser.pth --ranks 8,16 --ffn full,0.75 --data photos --degrade noise:25",
+    ),
     "demo": ("csa2glmha demo -o demo-output",),
     "push": ("csa2glmha push denoiser-rank8 some-lab/denoiser-rank8",),
 }

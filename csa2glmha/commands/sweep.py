@@ -166,6 +166,7 @@ def _pareto(
         yield ParetoPoint(
             label=point.label,
             kind=point.kind,
+            ffn=None if point.options.ffn_share == 1 else point.options.ffn_share,
             macs=after.macs,
             macs_ratio=after.macs / before.macs,
             params=after.params,

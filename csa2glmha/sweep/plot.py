@@ -11,7 +11,10 @@ from csa2glmha.metrics.outputs import KL_SCALE, PSNR_SCALE
 from csa2glmha.report.schema_search import ParetoPoint
 from csa2glmha.report.sections.scales import is_exact, with_unit
 
+#: Line, colour and name of each kind.
 STYLES = {"uniform": ("o-", "#1b4965", "one rank"), "auto": ("D--", "#e4572e", "searched ranks")}
+#: Lines and colours of one rank with narrower feed-forward networks, one after the other.
+NARROWER = (("s-", "#2a9d8f"), ("^-", "#8e6c8a"), ("v-", "#bc8034"), ("P-", "#5b8c5a"))
 
 
 def plot_pareto(path: Path, points: Sequence[ParetoPoint]) -> None:
@@ -29,12 +32,12 @@ def plot_pareto(path: Path, points: Sequence[ParetoPoint]) -> None:
     figure = Figure(figsize=(5.2 * len(costs), 4), dpi=110, layout="constrained")
     plots = figure.subplots(1, len(costs), squeeze=False)[0]
     for index, (plot, label) in enumerate(zip(plots, costs, strict=True)):
-        for kind, (line, colour, title) in STYLES.items():
+        for (kind, share), (line, colour, title) in _series(points).items():
             known = sorted(
                 (cost, agreement, point.label)
                 for point in points
                 for cost in [point.time_ratio if index else point.macs_ratio]
-                if point.kind == kind
+                if (point.kind, point.ffn) == (kind, share)
                 and cost is not None
                 and (agreement := point.to_teacher) is not None
                 # A lossless student is at infinity, as far as rounding goes.
@@ -64,3 +67,14 @@ def plot_pareto(path: Path, points: Sequence[ParetoPoint]) -> None:
     if plots[0].get_legend_handles_labels()[0]:
         plots[0].legend(fontsize=8, frameon=False)
     figure.savefig(path, format=path.suffix.lstrip("."))
+
+
+def _series(points: Sequence[ParetoPoint]) -> dict[tuple[str, float | None], tuple[str, str, str]]:
+    """The points that a line joins, by kind and share of feed-forward channels, with how it looks."""
+    found: dict[tuple[str, float | None], tuple[str, str, str]] = {}
+    found |= {(kind, None): style for kind, style in STYLES.items()}
+    shares = sorted({point.ffn for point in points if point.ffn is not None}, reverse=True)
+    for number, share in enumerate(shares):
+        line, colour = NARROWER[number % len(NARROWER)]
+        found["uniform", share] = line, colour, f"one rank, --ffn {share:g}"
+    return found

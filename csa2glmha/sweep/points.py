@@ -1,4 +1,4 @@
-"""What a sweep converts to: ranks, and budgets for the rank search."""
+"""What a sweep converts to: ranks with shares of feed-forward channels, and budgets for the rank search."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from csa2glmha.config.options import ConvertOptions, make_options
 from csa2glmha.core.errors import UsageError
 
 UNIFORM, AUTO = "uniform", "auto"
+FULL = "full"
 _AUTO = re.compile(r"auto(?::(?:macs=)?(?P<macs>[^=]+)|:params=(?P<params>.+)|:max-drop=(?P<drop>.+))", re.I)
 
 
@@ -18,7 +19,7 @@ class Point:
     """One conversion.
 
     Attributes:
-        label: as the user wrote it.
+        label: the rank as the user wrote it, and the share of feed-forward channels unless it is all of them.
         kind: UNIFORM, one rank for all layers, or AUTO, ranks that were searched for.
         options: of the conversion.
     """
@@ -33,27 +34,54 @@ class Point:
         return "rank-" + re.sub(r"[^A-Za-z0-9.]+", "-", self.label)
 
 
-def parse_points(text: str, options: dict[str, Any]) -> list[Point]:
-    """Read "4,8,full,auto:0.75,auto:max-drop=0.05".
+def parse_points(text: str, options: dict[str, Any], ffn: str = FULL) -> list[Point]:
+    """Read "4,8,full,auto:0.75,auto:max-drop=0.05" and "full,0.75".
 
     Args:
         text: ranks separated by commas; ``auto:SHARE`` searches for ranks within a share of the MACs, and
             ``auto:params=SHARE`` and ``auto:max-drop=DB`` likewise.
         options: of all conversions.
+        ffn: shares of the hidden channels of feed-forward networks to keep. Every rank is taken with each of
+            them, and what is searched for once.
 
     Raises:
         UsageError: an entry is none of these, there is none, or one is there twice.
     """
+    labels = _entries(text, "--ranks", "no ranks; give some such as 4,8,16,full")
+    shares = _shares(ffn)
+    points = []
+    for label in labels:
+        points += [
+            _point(label, share, options) for share in ([FULL] if label.startswith("auto") else shares)
+        ]
+    if shares != [FULL] and all(point.kind == AUTO for point in points):
+        raise UsageError(f"--ffn {ffn}: is for ranks that are given, and there is none; leave it out")
+    return points
+
+
+def _entries(text: str, flag: str, missing: str) -> list[str]:
+    """What stands between commas."""
     labels = [label.strip().lower() for label in text.split(",") if label.strip()]
     if not labels:
-        raise UsageError(f"--ranks {text!r}: no ranks; give some such as 4,8,16,full")
+        raise UsageError(f"{flag} {text!r}: {missing}")
     for label in labels:
         if labels.count(label) > 1:
-            raise UsageError(f"--ranks {text}: {label} is there twice")
-    return [_point(label, options) for label in labels]
+            raise UsageError(f"{flag} {text}: {label} is there twice")
+    return labels
 
 
-def _point(label: str, options: dict[str, Any]) -> Point:
+def _shares(text: str) -> list[str]:
+    """Of hidden channels, written alike where they are alike: ".75" is "0.75", "1" is "full"."""
+    found: list[str] = []
+    for entry in _entries(text, "--ffn", "no shares; give some such as full,0.75,0.5"):
+        share = make_options(ffn=entry).ffn_share
+        found.append(FULL if share == 1 else f"{share:g}")
+        if found.count(found[-1]) > 1:
+            raise UsageError(f"--ffn {text}: {found[-1]} is there twice")
+    return found
+
+
+def _point(label: str, ffn: str, options: dict[str, Any]) -> Point:
     match = _AUTO.fullmatch(label)
     if match is None:
         if label.startswith("auto"):
@@ -61,7 +89,8 @@ def _point(label: str, options: dict[str, Any]) -> Point:
                 f"--ranks {label}: the search takes a budget; give auto:0.75 (of the MACs), "
                 "auto:params=0.9 or auto:max-drop=0.05"
             )
-        return Point(label, UNIFORM, make_options(**options, rank=_number(label)))
+        name = label if ffn == FULL else f"{label} ffn {ffn}"
+        return Point(name, UNIFORM, make_options(**options, rank=_number(label), ffn=ffn))
     if match["drop"] is not None:
         return Point(label, AUTO, make_options(**options, rank="auto", max_drop=match["drop"]))
     kind = "macs" if match["macs"] is not None else "params"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from csa2glmha import cli
+from csa2glmha import cli, load
 from csa2glmha.bench.compare import FileTimings
 from csa2glmha.bench.rounds import Latency, Ratio
 from csa2glmha.commands import convert as pipeline
@@ -22,7 +22,9 @@ from csa2glmha.core.errors import UsageError
 from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import MemoryImages, write_image
 from csa2glmha.data.sources import ImageData
-from csa2glmha.report.schema_search import Sweep
+from csa2glmha.reading.feedforwards import narrowed_widths
+from csa2glmha.report.schema_search import ParetoPoint, Sweep
+from csa2glmha.sweep import plot
 from csa2glmha.sweep.points import parse_points
 
 pytestmark = pytest.mark.usefixtures("quick_factors")
@@ -85,6 +87,45 @@ def test_done_points_are_not_done_again(
     assert "rank 4 (1 of 2): done already" in err and "rank 8 (2 of 2): done" not in err
     assert [point["label"] for point in json.loads(out)["points"]] == ["teacher", "4", "8"]
     assert (swept / "rank-4" / "student.safetensors").stat().st_mtime_ns == before
+
+
+def test_every_rank_goes_with_every_width(
+    wide_checkpoint: Path,
+    swept: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "a sweep"
+    shutil.copytree(swept, output)
+    arguments = [str(wide_checkpoint), "--ranks", "4", "--ffn", "full,0.5", *QUICK, "-o", str(output)]
+    assert sweep(monkeypatch, *arguments) == 0
+    out, err = capsys.readouterr()
+    assert "rank 4 (1 of 2): done already" in err and "rank 4 ffn 0.5 (2 of 2)\n" in err
+    assert "4 ffn 0.5" in out
+    _, wide, narrow = json.loads((output / "sweep.json").read_text())["points"]
+    assert (narrow["label"], narrow["ffn"], narrow["folder"]) == ("4 ffn 0.5", 0.5, "rank-4-ffn-0.5")
+    assert "ffn" not in wide and narrow["macs"] < wide["macs"]
+    assert narrowed_widths(load(output / "rank-4-ffn-0.5" / "student.safetensors"))
+    # Repeated, it makes nothing again.
+    assert sweep(monkeypatch, *arguments) == 0
+    assert capsys.readouterr().err.count("done already") == 2
+
+
+def test_a_line_of_the_plot_is_one_width() -> None:
+    def point(label: str, kind: str, ffn: float | None) -> ParetoPoint:
+        costs: dict[str, Any] = {"macs": 1, "macs_ratio": 0.5, "params": 1, "time_ratio": None}
+        quality: dict[str, Any] = {"psnr_to_teacher": 40.0, "psnr_drop": 0.0}
+        return ParetoPoint(label=label, kind=kind, ffn=ffn, **costs, **quality)
+
+    widths = (None, 0.5, 0.75, 0.25, 0.9, 0.1)  # more than there are looks
+    series = plot._series([point("4", "uniform", ffn) for ffn in widths])
+    assert list(series) == [(kind, None) for kind in ("uniform", "auto")] + [
+        ("uniform", share) for share in (0.9, 0.75, 0.5, 0.25, 0.1)
+    ]
+    looks = [(line, colour) for line, colour, _ in series.values()]
+    assert len(set(looks[:6])) == 6
+    assert series["uniform", 0.75][2] == "one rank, --ffn 0.75"
 
 
 def test_points_of_other_options_are_kept(
@@ -249,6 +290,36 @@ def test_entries_of_the_list() -> None:
     ]
     assert points[0].options.rank == 4 and points[0].options.degrade == "noise:25"
     assert len({point.folder for point in points}) == 5
+
+
+def test_widths_in_the_list() -> None:
+    points = parse_points("4,full,auto:0.75", {}, "full,.75, 0.5")
+    assert [(point.label, point.options.ffn_share) for point in points] == [
+        ("4", 1.0),
+        ("4 ffn 0.75", 0.75),
+        ("4 ffn 0.5", 0.5),
+        ("full", 1.0),
+        ("full ffn 0.75", 0.75),
+        ("full ffn 0.5", 0.5),
+        ("auto:0.75", 1.0),
+    ]
+    assert len({point.folder for point in points}) == 7
+
+
+@pytest.mark.parametrize(
+    ("ranks", "ffn", "message"),
+    [
+        ("4", "", "no shares"),
+        ("4", "0.5,.5", "0.5 is there twice"),
+        ("4", "1,full", "full is there twice"),
+        ("4", "0.5,wide", "ffn wide: give a share between 0 and 1"),
+        ("4", "1.5", "ffn 1.5: give a share"),
+        ("auto:0.75", "full,0.5", "for ranks that are given, and there is none"),
+    ],
+)
+def test_widths_that_are_none(ranks: str, ffn: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_points(ranks, {}, ffn)
 
 
 @pytest.mark.parametrize(
