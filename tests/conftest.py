@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import subprocess
@@ -34,8 +33,8 @@ from csa2glmha.core.progress import telling
 from csa2glmha.data.batches import Inputs
 from csa2glmha.data.images import write_image
 from csa2glmha.families.restormer.network import Restormer
-from csa2glmha.initialize import student as initial
-from csa2glmha.initialize.factorize import factorize
+from csa2glmha.initialize import factors
+from csa2glmha.initialize.factorize import SeparableFactors, factorize
 from tests.hub_server import Hub, serve
 from tests.subjects import SUBJECTS
 
@@ -184,7 +183,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick_factors() -> Iterator[None]:
     """Factors after a few steps, for tests of everything but how close they are."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(initial, "factorize", functools.partial(factorize, iterations=5))
+
+        def quick(
+            kernels: Tensor, offsets: Tensor | None, left: Tensor, right: Tensor, rank: int, iterations: int
+        ) -> SeparableFactors:
+            return factorize(kernels, offsets, left, right, rank, min(iterations, 5))
+
+        patched.setattr(factors, "factorize", quick)
         yield
 
 

@@ -95,10 +95,10 @@ def _analyze_file(
     if not sensitivity:
         found |= measure(teacher, layers, inputs)
     else:
-        choices, statistics = all_choices(layers), gather_all(teacher, inputs)
-        found |= analyse(layers, statistics)
+        choices, known = all_choices(layers, {}, ()), gather_all(teacher, inputs)
+        found |= analyse(layers, known.statistics)
         cache = sensitivity_cache(output or Path(), loaded.checkpoint, options)
-        measured = measure_choices(teacher, data, options, choices, inputs, statistics, cache)
+        measured = measure_choices(teacher, data, options, choices, known, cache)
         found["sensitivity"] = sensitivity_report(choices, measured, CROPS, data.outputs).to_json()
     if output is not None:
         _write(found, output)

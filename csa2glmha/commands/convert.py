@@ -33,7 +33,7 @@ from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import convertible_layers
 from csa2glmha.report.schema import Report
 from csa2glmha.search.costs import Finish, unchanged
-from csa2glmha.search.plan import RankSearch, sensitivity_cache
+from csa2glmha.search.plan import SizeSearch, sensitivity_cache
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def plan_conversion(loaded: LoadedModel, options: ConvertOptions) -> Plan:
 
 def check_data(
     teacher: RestorationModel, data: Data, options: ConvertOptions
-) -> RankSearch[RestorationModel] | None:
+) -> SizeSearch[RestorationModel] | None:
     """Check what the options ask of the data; the search for ranks, if there is to be one.
 
     Raises:
@@ -134,7 +134,7 @@ def check_data(
     if budget is None:
         return None
     shapes = _shapes_at(data.frame(options.input_size))
-    return RankSearch.prepare(teacher, data, budget, options, shapes, _finish(data, options))
+    return SizeSearch.prepare(teacher, data, budget, options, shapes, _finish(data, options))
 
 
 def _shapes_at(frame: tuple[int, int]) -> Callable[[RestorationModel], Shapes]:
@@ -158,7 +158,7 @@ class Prepared:
     loaded: LoadedModel
     plan: Plan
     data: Data
-    search: RankSearch[RestorationModel] | None
+    search: SizeSearch[RestorationModel] | None
 
 
 def prepare_conversion(checkpoint: Path, options: ConvertOptions, workspace: Workspace) -> Prepared:
@@ -185,7 +185,7 @@ def begin(checkpoint: Path, options: ConvertOptions, workspace: Workspace) -> Fi
     """
     prepared = prepare_conversion(checkpoint, options, workspace)
     loaded, plan, data = prepared.loaded, prepared.plan, prepared.data
-    layers = {name: config.to_json() for name, config in plan.configs.items()}
+    layers = {name: config.to_json() for name, config in plan.sizes.configs.items()}
     source = {"the teacher": loaded.checkpoint.sha256, **weights_of(loaded)}
     identity = identity_of(options, data, {**source, "layers": layers})
     state = workspace.begin(identity, options, plan.distilled)

@@ -15,11 +15,12 @@ from csa2glmha.data.batches import Data
 from csa2glmha.inference.memory import available_bytes, training_needs, used_bytes, whole_needs
 from csa2glmha.metrics.complexity import BY_VALUES, Complexity, count_complexity, format_macs, format_params
 from csa2glmha.networks import RestorationModel, run
-from csa2glmha.reading.feedforwards import narrow_to
-from csa2glmha.reading.layers import attention_layers, replace_layers
+from csa2glmha.reading.layers import attention_layers
 from csa2glmha.report.document import render_table
 from csa2glmha.search.methods import methods
-from csa2glmha.search.plan import CROPS, RankSearch
+from csa2glmha.search.plan import CROPS, SizeSearch
+from csa2glmha.search.probes import VECTORS
+from csa2glmha.search.sensitivity import AT_ONCE
 
 # Passes of one crop through the teacher that the stages take. Foretold and measured seconds on two cores, for
 # Restormer of 0.8 and 2.6 M parameters and MST-S: initialisation 12 and 12, 23 and 25, 38 and 7 (it needs
@@ -29,6 +30,9 @@ _INITIALISE_PASSES = 5.0
 _WIDTH_PASSES = 2.0
 #: One pass of each network, the student's attention twice, and products of all features in double precision.
 _REFIT_PASSES = 5.0
+# Of a search: for the vectors of a crop, each of which goes back through the network; and for a choice, whose
+# factors take longer than its layer's run.
+_PROBE_PASSES, _CHOICE_PASSES = 2.0 * VECTORS, 3.0
 #: A training step: the teacher's pass, the student's, and back.
 _STEP_PASSES = 4.0
 #: Held-out crops, before, between and after.
@@ -69,7 +73,7 @@ def preview(
     plan: Plan,
     data: Data,
     options: ConvertOptions,
-    search: RankSearch[RestorationModel] | None,
+    search: SizeSearch[RestorationModel] | None,
     output: str,
 ) -> Preview:
     """Look ahead; one crop goes through the teacher to see how fast this machine is.
@@ -129,17 +133,16 @@ def _aim(
     macs: int,
     options: ConvertOptions,
 ) -> str:
-    widths = f", {options.ffn_share:g} of the feed-forward networks' channels" if plan.widths else ""
-    if not plan.configs:
+    widths = f", {options.ffn_share:g} of the feed-forward networks' channels" if plan.sizes.widths else ""
+    if options.measured:
         return f"ranks: {options.ranks_in_words()}, of every layer{widths}"
     student = copy.deepcopy(teacher)
-    replace_layers(student, plan.configs)
-    narrow_to(student, plan.widths)
+    plan.sizes.put_in(student)
     after = count_complexity(student, *shapes)
     saved = (
         f"{format_params(after.params)} parameters, {format_macs(after.macs)}MAC ({after.macs / macs:.2f})"
     )
-    layers = len(plan.configs)
+    layers = len(plan.sizes.configs)
     return f"ranks: {options.ranks_in_words()} in {layers} layers{widths}, which leaves {saved}"
 
 
@@ -148,7 +151,7 @@ def _stages(
     plan: Plan,
     data: Data,
     options: ConvertOptions,
-    search: RankSearch[RestorationModel] | None,
+    search: SizeSearch[RestorationModel] | None,
 ) -> list[Stage]:
     size = data.evaluation_size(options.calibration_size)
     each = _seconds_a_crop(teacher, size)
@@ -156,11 +159,12 @@ def _stages(
     stages = []
     if search is not None:
         trials = sum(len(choices) for choices in search.choices.values())
-        stages.append(Stage("search for ranks", trials * CROPS * each))
+        passes = len({name for name, _ in search.choices}) / AT_ONCE * CROPS * _PROBE_PASSES
+        stages.append(Stage("search", (passes + trials * _CHOICE_PASSES) * each))
     if not plan.exact:
         crops = options.calibration_crops
         stages.append(Stage("statistics and initialisation", crops * _INITIALISE_PASSES * each))
-    if plan.widths:
+    if plan.sizes.widths:
         stages.append(Stage("feed-forward widths", options.calibration_crops * _WIDTH_PASSES * each))
     if options.refit and not plan.exact:
         stages.append(Stage("refit of output projections", options.calibration_crops * _REFIT_PASSES * each))
@@ -174,7 +178,7 @@ def _stages(
     if options.baselines:
         initialised = options.calibration_crops * _INITIALISE_PASSES * each
         compared = data.held_out_images * candidates * whole
-        count = sum(method.possible for method in methods(teacher, plan.widths, _counted))
+        count = sum(method.possible for method in methods(teacher, plan.sizes.widths, _counted))
         stages.append(Stage("other methods", count * (initialised + trained + compared)))
     stages.append(Stage("ONNX export", len(_onnx_files(options)) * (3 * whole + 2)))
     if options.timing:

@@ -28,7 +28,7 @@ from csa2glmha.networks import RestorationModel, run
 from csa2glmha.networks.probe import takes_batches
 from csa2glmha.reading.layers import attention_layers, glmha_layers, nothing_to_convert
 from csa2glmha.reading.own import narrowed, read_on_part, refusals
-from csa2glmha.search.plan import RankSearch
+from csa2glmha.search.plan import SizeSearch
 
 #: Samples taken of an iterable, which may have no end.
 MOST_SAMPLES = 1024
@@ -195,7 +195,7 @@ def begin(
         return tuple(tuple(each.shape) for each in inputs)
 
     budget = options.budget
-    search = None if budget is None else RankSearch.prepare(teacher, data, budget, options, given_shapes)
+    search = None if budget is None else SizeSearch.prepare(teacher, data, budget, options, given_shapes)
     return Run(
         teacher=teacher,
         search=search,

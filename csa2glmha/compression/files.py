@@ -25,7 +25,7 @@ from csa2glmha.data.open import input_provenance
 from csa2glmha.distill.initial import Initial, load_initial, save_initial
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.reading.feedforwards import narrowed_widths
-from csa2glmha.reading.layers import glmha_layers
+from csa2glmha.reading.sizes import Sizes
 from csa2glmha.report.card import write_card
 from csa2glmha.report.document import write_report
 from csa2glmha.report.html import write_html
@@ -46,7 +46,7 @@ class Resume(Always[FileRun]):
         run.fits, run.width_errors, run.found = dict(initial.fits), dict(initial.width_errors), initial.found
         run.refitted = initial.refitted
         run.seconds |= initial.seconds
-        run.configs = {name: layer.config for name, layer in glmha_layers(initial.student).items()}
+        run.sizes = Sizes.of(initial.student)
         run.student = initial.student.to(run.device)
 
 

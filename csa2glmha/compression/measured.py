@@ -23,7 +23,7 @@ def measurements_of(run: Run[ModelT], teacher: Teacher, frame: tuple[int, int]) 
         teacher,
         run.options,
         run.data,
-        run.configs,
+        run.sizes,
         run.fits,
         widths_of(run),
         run.refitted,
@@ -44,10 +44,12 @@ def measurements_of(run: Run[ModelT], teacher: Teacher, frame: tuple[int, int]) 
 
 def widths_of(run: Run[ModelT]) -> dict[str, Width]:
     """All feed-forward networks, where some of them are narrower than the teacher's; otherwise none."""
-    student = feed_forwards(run.student)
+    student, skipped = feed_forwards(run.student), run.sizes.skipped
     widths = {
         name: Width(layer.hidden, student[name].hidden, run.width_errors.get(name, 0.0), layer.modules)
-        for name, layer in feed_forwards(run.teacher).items()
         if name in student
+        else Width(layer.hidden, 0, 1.0, layer.modules)
+        for name, layer in feed_forwards(run.teacher).items()
+        if name in student or name in skipped
     }
     return widths if any(width.after < width.before for width in widths.values()) else {}

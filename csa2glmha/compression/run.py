@@ -10,7 +10,6 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
-from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.compression.pictured import Pictured
 from csa2glmha.config.options import ConvertOptions
 from csa2glmha.core.errors import UsageError
@@ -20,14 +19,14 @@ from csa2glmha.distill import DistillResult, DistillSettings, State, StateFolder
 from csa2glmha.initialize import LayerFit
 from csa2glmha.initialize.configure import plan_layers, plan_widths
 from csa2glmha.initialize.refit import Refitted
-from csa2glmha.initialize.student import Statistics
 from csa2glmha.metrics.comparisons import Comparison
 from csa2glmha.metrics.complexity import Complexity
 from csa2glmha.metrics.evaluate import Evaluation
 from csa2glmha.reading.feedforwards import feed_forwards
 from csa2glmha.reading.layers import AttentionLayer
-from csa2glmha.search.plan import RankSearch
-from csa2glmha.search.sensitivity import SensitivityCache
+from csa2glmha.reading.sizes import Sizes
+from csa2glmha.search.plan import SizeSearch
+from csa2glmha.search.sensitivity import Known, SensitivityCache
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 Shapes = tuple[tuple[int, ...], ...]
@@ -38,14 +37,12 @@ class Plan:
     """What a conversion is to make, as far as model and options tell.
 
     Attributes:
-        configs: of every layer; empty where the ranks follow from measurements.
-        widths: hidden channels of the feed-forward networks that are to have fewer.
+        sizes: of the student, as far as they do not follow from measurements.
         exact: nothing is approximated.
         distilled: the student is trained.
     """
 
-    configs: dict[str, GLMHAConfig]
-    widths: dict[str, int]
+    sizes: Sizes
     exact: bool
     distilled: bool
 
@@ -64,9 +61,9 @@ class Plan:
                 f"no layer of this model gets cheaper at ranks {options.ranks}, since only the maps of its "
                 f"{len(layers)} layers would be made anew; give a lower rank"
             )
-        configs = {} if options.measured else planned
-        exact = not (options.measured or widths) and all(config.full for config in configs.values())
-        return cls(configs, widths, exact, not exact and options.distill and options.distill_steps != 0)
+        sizes = Sizes({} if options.measured else planned, widths)
+        exact = sizes.exact and not options.measured
+        return cls(sizes, exact, not exact and options.distill and options.distill_steps != 0)
 
 
 @dataclass(kw_only=True)
@@ -83,10 +80,10 @@ class Run(Generic[ModelT]):
         search, cache: for ranks, and of its measurements; None where ranks are given.
         settings: of the distillation; None: those of the options.
         states, state, log: of the training: where to keep states, the one to resume from, the record.
-        configs: configurations of the student's attention layers.
+        sizes: of the student.
         inputs: of the calibration; None where nothing is approximated.
         seconds: that the stages took.
-        statistics, student, fits, width_errors, refitted, found, distillation: what the stages made.
+        known, student, fits, width_errors, refitted, found, distillation: what the stages made.
         initial: the student before distillation; None where there is none.
         quality, before, after: what was measured.
         comparisons, pictured: what a few examples show; none where inputs or outputs are no images.
@@ -100,17 +97,17 @@ class Run(Generic[ModelT]):
     examples: list[Example]
     shapes: Callable[[ModelT], Shapes]
     finish: Callable[[ModelT], ModelT]
-    search: RankSearch[ModelT] | None = None
+    search: SizeSearch[ModelT] | None = None
     cache: SensitivityCache | None = None
     settings: DistillSettings | None = None
     states: StateFolder | None = None
     state: State | None = None
     log: Path | None = None
 
-    configs: dict[str, GLMHAConfig] = field(init=False)
+    sizes: Sizes = field(init=False)
     inputs: list[Inputs] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    statistics: Statistics | None = None
+    known: Known | None = None
     student: ModelT = field(init=False)
     fits: dict[str, LayerFit] = field(default_factory=dict)
     width_errors: dict[str, float] = field(default_factory=dict)
@@ -125,12 +122,12 @@ class Run(Generic[ModelT]):
     pictured: Pictured | None = None
 
     def __post_init__(self) -> None:
-        self.configs = dict(self.plan.configs)
+        self.sizes = self.plan.sizes
 
     @property
     def approximates(self) -> bool:
-        """Something is approximated, now that all ranks are known."""
-        return bool(self.plan.widths) or not all(config.full for config in self.configs.values())
+        """Something is approximated, now that all sizes are known."""
+        return not self.sizes.exact
 
     @property
     def trains(self) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from csa2glmha.analysis.measure import analyse_layer
 from csa2glmha.compression.pictured import Pictured
-from csa2glmha.compression.refitting import refit_where_better
 from csa2glmha.compression.run import Always, Run, Stage
 from csa2glmha.config.options import WorkOptions
 from csa2glmha.core.progress import say
@@ -15,15 +15,17 @@ from csa2glmha.core.text import listed
 from csa2glmha.data.batches import Data, Inputs
 from csa2glmha.distill.held_out import teacher_outputs
 from csa2glmha.distill.job import DistillJob, held_out_crops
+from csa2glmha.distill.refitting import refit_where_better
 from csa2glmha.initialize import initialise_student
-from csa2glmha.initialize.configure import layer_config, worthwhile
-from csa2glmha.initialize.feedforward import narrow_feed_forwards
+from csa2glmha.initialize.feedforward import Hidden, narrow
 from csa2glmha.metrics.comparisons import compare_images
 from csa2glmha.metrics.complexity import BY_VALUES, count_complexity
 from csa2glmha.metrics.evaluate import evaluate, restore
 from csa2glmha.networks.foreign import ForeignNetwork
+from csa2glmha.networks.skipped import skip
+from csa2glmha.reading.feedforwards import feed_forwards
 from csa2glmha.reading.layers import attention_layers, by_reason
-from csa2glmha.search.plan import measured_ranks
+from csa2glmha.search.plan import measured_sizes
 
 
 def calibration_inputs(data: Data, options: WorkOptions) -> list[Inputs]:
@@ -44,8 +46,8 @@ class Calibrate(Always[Run[Any]]):
         run.inputs = calibration_inputs(run.data, run.options)
 
 
-class MeasureRanks(Always[Run[Any]]):
-    """Choose the rank of every layer by a search, or by shares of energy."""
+class MeasureSizes(Always[Run[Any]]):
+    """Choose ranks, widths and depth by a search, or ranks by shares of energy."""
 
     name = "ranks"
 
@@ -58,14 +60,12 @@ class MeasureRanks(Always[Run[Any]]):
         return run.state is None and run.options.measured
 
     def __call__(self, run: Run[Any]) -> None:
-        """Sets ``configs``, ``statistics`` and ``found``."""
+        """Sets ``sizes``, ``known`` and ``found``."""
         assert run.inputs is not None
-        ranks, run.statistics, run.found = measured_ranks(
+        sizes, run.known, run.found = measured_sizes(
             run.teacher, run.options, run.inputs, run.search, run.cache
         )
-        layers = attention_layers(run.teacher)
-        configs = {name: layer_config(layers[name].form, each) for name, each in ranks.items()}
-        run.configs = worthwhile(layers, configs)
+        run.sizes = replace(sizes, widths={**run.plan.sizes.widths, **sizes.widths})
 
 
 class Initialise(Always[Run[Any]]):
@@ -79,27 +79,30 @@ class Initialise(Always[Run[Any]]):
 
     def __call__(self, run: Run[Any]) -> None:
         """Sets ``student`` and ``fits``."""
-        same = [name for name in attention_layers(run.teacher) if name not in run.configs]
+        configs, skipped = run.sizes.configs, run.sizes.skipped
+        same = [name for name in attention_layers(run.teacher) if name not in configs and name not in skipped]
         if same:
             say(f"not converted: {listed(same, 3)}: at these ranks they would be no cheaper")
+        statistics = None if run.known is None else run.known.statistics
         run.student, run.fits = initialise_student(
-            run.teacher, run.configs, run.inputs, run.statistics, analyse_layer
+            run.teacher, dict(configs), run.inputs, statistics, analyse_layer
         )
-        run.statistics = None  # large
+        if run.known is not None:
+            run.known = replace(run.known, statistics={})  # large
 
 
 class Narrow(Always[Run[Any]]):
-    """Leave out hidden channels of the feed-forward networks."""
+    """Leave out hidden channels of the feed-forward networks, and skipped layers."""
 
     name = "widths"
 
     def planned(self, run: Run[Any]) -> bool:
-        """Where some are to have fewer."""
-        return bool(run.plan.widths)
+        """Where some are to have fewer, or a search may find so."""
+        return bool(run.plan.sizes.widths) or (run.search is not None and run.options.ffn is None)
 
     def wanted(self, run: Run[Any]) -> bool:
         """Not where a state holds the student already."""
-        return run.state is None and self.planned(run)
+        return run.state is None and bool(run.sizes.widths or run.sizes.skipped)
 
     def __call__(self, run: Run[Any]) -> None:
         """Changes ``student``; sets ``width_errors``."""
@@ -107,7 +110,14 @@ class Narrow(Always[Run[Any]]):
         if isinstance(run.teacher, ForeignNetwork):
             for line in by_reason(run.teacher.refused_feed_forwards):
                 say(f"not narrowed: {line}")
-        run.width_errors = narrow_feed_forwards(run.teacher, run.student, run.plan.widths, run.inputs)
+        widths = run.sizes.widths
+        hidden = None if run.known is None else run.known.hidden
+        if hidden is None or not widths.keys() <= hidden.orders.keys():
+            layers = feed_forwards(run.teacher)
+            hidden = Hidden.of(run.teacher, {name: layers[name] for name in widths}, run.inputs)
+        run.width_errors = narrow(feed_forwards(run.student), widths, hidden)
+        skip(run.student, run.sizes.skipped)
+        run.known = None
 
 
 class Refit(Always[Run[Any]]):
@@ -191,4 +201,4 @@ class Compare(Always[Run[Any]]):
 
 
 #: How a student is made, up to its training.
-MAKING: tuple[Stage[Run[Any]], ...] = (Calibrate(), MeasureRanks(), Initialise(), Narrow(), Refit())
+MAKING: tuple[Stage[Run[Any]], ...] = (Calibrate(), MeasureSizes(), Initialise(), Narrow(), Refit())

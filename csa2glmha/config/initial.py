@@ -11,7 +11,9 @@ from csa2glmha.config.affects import Affects, Options
 
 
 def _share_or_full(value: Any) -> Any:
-    """A number between 0 and 1, or "full"."""
+    """A number between 0 and 1, "full", or None: it is not given."""
+    if value is None:
+        return None
     if isinstance(value, str) and value.strip().lower() == "full":
         return "full"
     try:
@@ -26,10 +28,10 @@ def _share_or_full(value: Any) -> Any:
 class InitialOptions(Options):
     """What else is made smaller before the distillation."""
 
-    ffn: Annotated[float | Literal["full"], BeforeValidator(_share_or_full), Affects.WEIGHTS] = Field(
-        "full",
+    ffn: Annotated[float | Literal["full"] | None, BeforeValidator(_share_or_full), Affects.WEIGHTS] = Field(
+        None,
         description="Share of the hidden channels of every feed-forward network to keep, such as 0.75, in "
-        "whole blocks of 8; or full.",
+        "whole blocks of 8; or full. Full unless given; --rank auto chooses it unless given.",
     )
 
     refit: Annotated[bool, Affects.WEIGHTS] = Field(
@@ -40,4 +42,4 @@ class InitialOptions(Options):
     @property
     def ffn_share(self) -> float:
         """The share of hidden channels that feed-forward networks keep; 1: all of them."""
-        return 1.0 if self.ffn == "full" else self.ffn
+        return self.ffn if isinstance(self.ffn, float) else 1.0

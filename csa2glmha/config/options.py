@@ -44,10 +44,11 @@ class ConvertOptions(WorkOptions, DeployOptions, InitialOptions, RankOptions):
         return migrated(values) if isinstance(values, Mapping) else values
 
     def check_widths(self) -> None:
-        """Raise UsageError for widths where ranks are searched for: a budget is for the attention then."""
+        """Raise UsageError for one width of all layers where each layer's is to be searched for."""
         if self.automatic and self.ffn_share < 1:
             raise UsageError(
-                f"--ffn {self.ffn}: --rank auto chooses ranks alone; leave --ffn out, or give --rank"
+                f"--ffn {self.ffn}: --rank auto chooses the widths, too; leave --ffn out, give --ffn full, "
+                "or give --rank"
             )
 
 

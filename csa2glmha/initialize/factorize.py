@@ -28,6 +28,8 @@ from tensorly.decomposition import parafac
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented, but not in its __all__
 
+#: Of the refinement, at most.
+ITERATIONS = 150
 #: Refinement ends where so many iterations lower the squared error by less than this share of it.
 STRIDE, LEAST_GAIN = 25, 0.005
 #: Relative ridge that keeps Gram matrices invertible.
@@ -77,7 +79,7 @@ def factorize(
     left_metric: Tensor,
     right_metric: Tensor,
     rank: int,
-    iterations: int = 150,
+    iterations: int = ITERATIONS,
 ) -> SeparableFactors:
     """Factorise every head's filter bank at the same rank.
 

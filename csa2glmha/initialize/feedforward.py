@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,39 +64,52 @@ def hidden_moments(
     return {name: moment / pixels[name] for name, moment in sums.items()}
 
 
-def removals(layers: Mapping[str, FeedForward], moments: Mapping[str, Tensor]) -> dict[str, Removal]:
-    """The order in which every layer's hidden channels go, and what that costs at each width."""
-    found = {}
-    for name in progress(moments, what="choosing channels", unit="layer"):
-        with naming(name):
-            found[name] = removal_order(moments[name], layers[name].weight)
-    return found
+@dataclass(frozen=True)
+class Hidden:
+    """What is known of the hidden channels of feed-forward networks, by name.
+
+    Attributes:
+        moments: second moments.
+        orders: in which the channels go, and what that costs at each width.
+    """
+
+    moments: Mapping[str, Tensor]
+    orders: Mapping[str, Removal]
+
+    @classmethod
+    def of(cls, model: nn.Module, layers: Mapping[str, FeedForward], batches: Sequence[Inputs]) -> Hidden:
+        """One pass of a network over its calibration inputs; see :func:`hidden_moments`."""
+        moments = hidden_moments(model, layers, batches)
+        orders = {}
+        for name in progress(moments, what="choosing channels", unit="layer"):
+            with naming(name):
+                orders[name] = removal_order(moments[name], layers[name].weight)
+        return cls(moments, orders)
 
 
 @torch.no_grad()
-def narrow(
-    layers: Mapping[str, FeedForward],
-    widths: Mapping[str, int],
-    moments: Mapping[str, Tensor],
-    orders: Mapping[str, Removal],
-) -> dict[str, float]:
+def narrow(layers: Mapping[str, FeedForward], widths: Mapping[str, int], hidden: Hidden) -> dict[str, float]:
     """Bring feed-forward networks to a width each, in place, with the contraction that fits best.
 
     Args:
         layers: of the student, by name.
         widths: hidden channels to keep of each that is to be narrower.
-        moments, orders: of :func:`hidden_moments` and :func:`removals`.
+        hidden: of the teacher's. Layers that no calibration image reached are not in it, and stay wide.
 
     Returns:
         The error of each layer's output, as a share of its energy.
     """
     errors = {}
+    idle = [name for name in widths if name not in hidden.orders]
+    if idle:
+        say(f"not narrowed: {listed(idle, 3)}: no calibration image reaches it")
+        widths = {name: width for name, width in widths.items() if name not in idle}
     for name, width in widths.items():
-        layer, order = layers[name], orders[name]
+        layer, order = layers[name], hidden.orders[name]
         if width >= layer.hidden:
             continue
         kept = order.kept(width)
-        weight = refitted(moments[name], layer.weight, kept)
+        weight = refitted(hidden.moments[name], layer.weight, kept)
         layer.keep(kept)
         layer.set_weight(weight)
         errors[name] = order.error(width)
@@ -117,9 +131,4 @@ def narrow_feed_forwards(
         The error of each one's output, as a share of its energy.
     """
     layers = {name: layer for name, layer in feed_forwards(teacher).items() if name in widths}
-    moments = hidden_moments(teacher, layers, batches)
-    idle = [name for name in layers if name not in moments]
-    if idle:
-        say(f"not narrowed: {listed(idle, 3)}: no calibration image reaches it")
-    widths = {name: width for name, width in widths.items() if name in moments}
-    return narrow(feed_forwards(student), widths, moments, removals(layers, moments))
+    return narrow(feed_forwards(student), widths, Hidden.of(teacher, layers, batches))

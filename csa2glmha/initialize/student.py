@@ -26,14 +26,14 @@ from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.attention.pointwise import PointwiseGLMHA
 from csa2glmha.core.progress import manual_progress, progress
 from csa2glmha.data.batches import Inputs
-from csa2glmha.initialize.compact import compact_factors
 from csa2glmha.initialize.corrections import set_corrections
-from csa2glmha.initialize.factorize import SeparableFactors, factorize
+from csa2glmha.initialize.factorize import ITERATIONS, SeparableFactors
+from csa2glmha.initialize.factors import Factors
 from csa2glmha.initialize.fit import LayerFit
 from csa2glmha.initialize.moments import LayerMoments
 from csa2glmha.initialize.overflow import check_finite, naming
 from csa2glmha.initialize.pointwise import fill_pointwise
-from csa2glmha.initialize.problems import Gathered, side_problem, teacher_filters, value_problem
+from csa2glmha.initialize.problems import Gathered
 from csa2glmha.initialize.statistics import LayerStatistics, LogitSamples
 from csa2glmha.networks import run
 from csa2glmha.networks.foreign import users_own
@@ -97,10 +97,12 @@ def initialise_layers(
     batches: Sequence[Inputs] | None,
     statistics: Statistics | None = None,
     analyse: Callable[[AttentionLayer, Gathered], dict[str, Any]] | None = None,
+    iterations: int = ITERATIONS,
 ) -> dict[str, list[Candidate]]:
     """Candidates for the place of every named layer, one for each of its configurations.
 
     Args: as :func:`initialise_student`; what ``analyse`` returns is in the first candidate's fit.
+        iterations: of the refinement of factors, at most.
 
     Returns:
         Candidates in the order of the configurations, in eval mode on the teacher's device.
@@ -131,8 +133,9 @@ def initialise_layers(
             with naming(name):
                 if analyse is not None and gathered is not None:
                     made[name][0].fit.analysis = analyse(layers[name], gathered)
+                factors = Factors(layers[name].form, gathered, iterations)
                 for candidate in made[name]:
-                    _fill_any(candidate, layers[name].form, gathered)
+                    _fill_any(candidate, factors)
                     check_finite(name, "its low-rank form is not finite", candidate.module.parameters())
         _correct(teacher, layers, made, wanted, batches)
     return made
@@ -217,17 +220,16 @@ def _empty_statistics(form: ChannelAttention, need: Needs) -> Gathered:
     return LayerStatistics.empty(form, need.queries, need.keys, values)
 
 
-def _fill_any(candidate: Candidate, form: ChannelAttention, gathered: Gathered | None) -> None:
+def _fill_any(candidate: Candidate, factors: Factors) -> None:
     """Set everything that the first pass determines."""
-    core = candidate.core
-    if candidate.config.full:
-        gathered = None
+    core, form = candidate.core, factors.form
     if isinstance(core, PointwiseGLMHA):
+        gathered = None if candidate.config.full else factors.gathered
         assert not isinstance(gathered, LayerStatistics)
         fill_pointwise(core, form, gathered, candidate.fit)
     else:
-        assert isinstance(core, GLMHA) and not isinstance(gathered, LayerMoments)
-        _fill(core, form, gathered, candidate.fit)
+        assert isinstance(core, GLMHA)
+        _fill(core, factors, candidate.fit)
 
 
 @contextmanager
@@ -260,9 +262,9 @@ def _run(model: nn.Module, batches: Sequence[Inputs], what: str) -> None:
             bar.update(len(inputs[0]))
 
 
-def _fill(core: GLMHA, form: ChannelAttention, statistics: LayerStatistics | None, fit: LayerFit) -> None:
+def _fill(core: GLMHA, factors: Factors, fit: LayerFit) -> None:
     """Set everything that the first pass determines."""
-    config = core.config
+    config, form = core.config, factors.form
     if not config.map_only:
         core.output.copy_(form.output)
     if core.output_bias is not None and form.output_bias is not None:
@@ -272,26 +274,12 @@ def _fill(core: GLMHA, form: ChannelAttention, statistics: LayerStatistics | Non
     keys: SeparableFactors | None
     values: SeparableFactors | None
     if config.compact:
-        assert statistics is not None
-        keys, values, fit.clusters = compact_factors(
-            statistics,
-            teacher_filters(form.keys, form),
-            teacher_filters(form.values, form),
-            config.rank_k,
-        )
+        keys, values, fit.clusters = factors.compact(config.rank_k)
     else:
-        keys, values = None, None
-        if 0 < config.rank_k < config.head_channels:
-            assert statistics is not None and statistics.keys is not None
-            keys = factorize(*side_problem(form.keys, form, statistics.keys), config.rank_k)
-        if config.rank_v < config.head_channels:
-            assert statistics is not None
-            values = factorize(*value_problem(statistics), config.rank_v)
-    queries = None
-    if 0 < config.rank_q < config.head_channels:
-        assert statistics is not None and statistics.queries is not None
-        queries = factorize(*side_problem(form.queries, form, statistics.queries), config.rank_q)
-    for generator, projection, factors, width in zip(
+        keys = factors.keys(config.rank_k)
+        values = factors.values(config.rank_v)
+    queries = factors.queries(config.rank_q)
+    for generator, projection, each, width in zip(
         core.generators(),
         (form.queries, form.keys, form.values),
         (queries, keys, values),
@@ -299,16 +287,16 @@ def _fill(core: GLMHA, form: ChannelAttention, statistics: LayerStatistics | Non
         strict=True,
     ):
         if width:
-            _set_generator(generator, projection, factors, form.heads)
-    for parameter, factors, errors in (
+            _set_generator(generator, projection, each, form.heads)
+    for parameter, each, errors in (
         (core.expand_queries, queries, fit.query_error),
         (core.expand_keys, keys, fit.key_error),
         (core.expand_values, values, fit.value_error),
     ):
-        if factors is not None:
-            errors.extend(factors.error.sqrt().tolist())
+        if each is not None:
+            errors.extend(each.error.sqrt().tolist())
             if parameter is not None:
-                parameter.copy_(factors.expand)
+                parameter.copy_(each.expand)
 
 
 def _set_generator(

@@ -114,6 +114,13 @@ class Outputs(Protocol):
         """What of errors is averaged over images, on the scale; finite wherever an error is not NaN."""
         ...
 
+    def probes(self, output: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Random vectors u of an output, (count, *output.shape) in float32.
+
+        Of a small change d of one image's output, the mean of (u . d)^2 is its error.
+        """
+        ...
+
     def score(self, figure: float) -> float:
         """An average of figures in decibels: the more the better, equal gains are equal ratios of errors."""
         ...
@@ -162,6 +169,10 @@ class ImageOutputs:
         """PSNR in dB, data range 1."""
         return -10 * errors.clamp(1e-20, 1e20).log10()
 
+    def probes(self, output: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Normal ones."""
+        return torch.randn((count, *output.shape), generator=generator) / math.sqrt(output[0].numel())
+
     def score(self, figure: float) -> float:
         """PSNR as it is."""
         return figure
@@ -204,6 +215,12 @@ class LogitOutputs:
     def figures(self, errors: Tensor) -> Tensor:
         """The divergence as it is; one that overflows counts as a large one."""
         return errors.clamp(max=1e20)
+
+    def probes(self, output: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Normal ones, whose covariance is half the Fisher information of the logits."""
+        p = output.float().softmax(-1)
+        normal = torch.randn((count, *output.shape), generator=generator) * p.sqrt()
+        return math.sqrt(0.5) * (normal - p * normal.sum(-1, keepdim=True))
 
     def score(self, figure: float) -> float:
         """So much is a mean divergence below one."""

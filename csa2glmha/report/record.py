@@ -29,6 +29,7 @@ from csa2glmha.metrics.complexity import Complexity
 from csa2glmha.metrics.evaluate import Evaluation
 from csa2glmha.metrics.pictures import DIFFERENCE_GAIN
 from csa2glmha.metrics.quality import CHANNEL_NAMES
+from csa2glmha.reading.sizes import Sizes
 from csa2glmha.report.html.pictures import all_pictures, choose_quality
 from csa2glmha.report.record_files import onnx_part, timings_part
 from csa2glmha.report.schema import (
@@ -45,6 +46,7 @@ from csa2glmha.report.schema import (
     Refit,
     RefitLayer,
     Report,
+    SkippedLayer,
     Teacher,
 )
 from csa2glmha.report.schema_search import Baseline, Search
@@ -73,7 +75,7 @@ class Measurements:
     teacher: Teacher
     options: ConvertOptions
     data: Data | None
-    configs: dict[str, GLMHAConfig]
+    sizes: Sizes
     fits: dict[str, LayerFit]
     widths: Mapping[str, Width]
     refitted: Refitted | None
@@ -119,7 +121,8 @@ def build_report(measured: Measurements) -> Report:
             before=_cost(measured.before),
             after=_cost(measured.after),
         ),
-        layers=tuple(_layer(name, config, measured) for name, config in measured.configs.items()),
+        layers=tuple(_layer(name, config, measured) for name, config in measured.sizes.configs.items()),
+        skipped=_skipped(measured),
         feed_forwards=_feed_forwards(measured),
         refit=_refit(measured.refitted),
         seconds={stage: round(value, 1) for stage, value in measured.seconds.items()},
@@ -207,6 +210,16 @@ def _feed_forwards(measured: Measurements) -> tuple[FeedForwardLayer, ...] | Non
             )
         )
     return tuple(found) or None
+
+
+def _skipped(measured: Measurements) -> tuple[SkippedLayer, ...]:
+    """The attention layers that the student goes without; of the feed-forward networks their widths tell."""
+    before = measured.before.modules
+    return tuple(
+        SkippedLayer(name=name, macs_before=before[name].macs, params_before=before[name].params)
+        for name in measured.sizes.skipped
+        if name not in measured.widths
+    )
 
 
 def _refit(refitted: Refitted | None) -> Refit | None:

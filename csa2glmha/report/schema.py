@@ -101,6 +101,14 @@ class FeedForwardLayer(Part):
     error: Figure
 
 
+class SkippedLayer(Part):
+    """An attention layer that the student goes without, and what it cost."""
+
+    name: str
+    macs_before: Count
+    params_before: Count
+
+
 class RefitLayer(Part):
     """How far a layer's sum was from the teacher's, as a share of what the layer was to add."""
 
@@ -287,6 +295,7 @@ class Report(Part):
     complexity: Costs
     layers: tuple[Layer, ...]
     feed_forwards: tuple[FeedForwardLayer, ...] | None = None
+    skipped: tuple[SkippedLayer, ...] = ()
     refit: Refit | None = None
     seconds: dict[str, float]
     analysis: Analysis | None = None

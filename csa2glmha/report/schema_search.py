@@ -82,7 +82,13 @@ class Agreement(Part):
 
 
 class LayerChoice(Part):
-    """One side of one layer at one rank, all else exact; PSNR is None where there is no error."""
+    """One part of one layer at one rank or width, all else exact; PSNR is None where there is no error.
+
+    Attributes:
+        side: "logits", "values", "hidden" (channels of a feed-forward network) or "layer" (skipped or not).
+        ranks: what is chosen, in words.
+        width: hidden channels; 0: the layer is skipped.
+    """
 
     layer: str
     side: str
@@ -90,6 +96,7 @@ class LayerChoice(Part):
     rank_q: int | None
     rank_k: int | None
     rank_v: int | None
+    width: int | None = None
     error: float
     psnr_to_teacher: Figure
     kl_to_teacher: Figure = None

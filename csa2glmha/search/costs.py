@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,17 +14,18 @@ from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.progress import progress
 from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.metrics.complexity import Complexity, count_complexity
-from csa2glmha.reading.layers import attention_layers, replace_layers
-from csa2glmha.search.choices import Choice
+from csa2glmha.reading.feedforwards import feed_forwards
+from csa2glmha.reading.layers import attention_layers
+from csa2glmha.reading.sizes import Sizes
+from csa2glmha.search.choices import HIDDEN, Choice, Key, RankChoice, SkipChoice, WidthChoice
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-Key = tuple[str, str]
 #: What is done to a student before it is used: MST's mask becomes constants.
 Finish = Callable[[ModelT], ModelT]
 #: Shapes of a network's inputs that operations are counted for.
 ShapesOf = Callable[[ModelT], tuple[tuple[int, ...], ...]]
-#: The complexity of the student that has these layers.
-CountStudent = Callable[[Mapping[str, GLMHAConfig]], Complexity]
+#: The complexity of the student of these sizes.
+CountStudent = Callable[[Sizes], Complexity]
 
 
 def unchanged(student: ModelT) -> ModelT:
@@ -60,28 +61,50 @@ def count_costs(
         count: a student's.
     """
     full = plan_layers(attention_layers(teacher), Ranks())
-    lossless = count(full)
+    modules = {name: layer.modules for name, layer in feed_forwards(teacher).items()}
+    lossless = count(Sizes(full))
+
+    def cost(counted: Complexity, key: Key) -> tuple[int, int]:
+        """MACs and parameters of a layer; a skipped one is not among what was counted."""
+        name, side = key
+        parts = modules[name] if side == HIDDEN else (name,)
+        own = [counted.modules[part] for part in parts if part in counted.modules]
+        return sum(each.macs for each in own), sum(each.params for each in own)
+
     saved: dict[Key, list[tuple[int, int]]] = {key: [] for key in choices}
     for side in dict.fromkeys(side for _, side in choices):
-        mine = {name: each for (name, of), each in choices.items() if of == side}
-        for number in progress(range(max(map(len, mine.values()))), what=f"counting {side}", unit="rank"):
-            present = {name: each[number] for name, each in mine.items() if number < len(each)}
-            configs = full | {name: choice.config for name, choice in present.items()}
-            counted = count(configs)
-            for name in present:
-                was, now = lossless.modules[name], counted.modules[name]
-                saved[name, side].append((was.macs - now.macs, was.params - now.params))
+        mine = {key: each for key, each in choices.items() if key[1] == side}
+        for number in progress(range(max(map(len, mine.values()))), what=f"counting {side}", unit="choice"):
+            present = {key: each[number] for key, each in mine.items() if number < len(each)}
+            counted = count(sizes_of_choices(full, present.values()))
+            for key in present:
+                was, now = cost(lossless, key), cost(counted, key)
+                saved[key].append((was[0] - now[0], was[1] - now[1]))
     return Costs((before.macs, before.params), (lossless.macs, lossless.params), saved)
 
 
-def count_configs(
-    teacher: ModelT,
-    configs: Mapping[str, GLMHAConfig],
-    shapes: ShapesOf[ModelT],
-    finish: Finish[ModelT] = unchanged,
+def sizes_of_choices(full: Mapping[str, GLMHAConfig], choices: Iterable[Choice]) -> Sizes:
+    """A student at full rank but for some choices, of one side of a layer each."""
+    configs, widths, skipped = dict(full), {}, []
+    for choice in choices:
+        if isinstance(choice, RankChoice):
+            configs[choice.layer] = choice.config
+        elif choice.full:
+            continue
+        elif isinstance(choice, WidthChoice) and choice.width:
+            widths[choice.layer] = choice.width
+        else:
+            assert isinstance(choice, WidthChoice | SkipChoice)
+            skipped.append(choice.layer)
+            configs.pop(choice.layer, None)
+    return Sizes(configs, widths, tuple(skipped))
+
+
+def count_student(
+    teacher: ModelT, sizes: Sizes, shapes: ShapesOf[ModelT], finish: Finish[ModelT] = unchanged
 ) -> Complexity:
-    """The complexity of the finished student that has these layers."""
+    """The complexity of the finished student of these sizes."""
     student = copy.deepcopy(teacher)
-    replace_layers(student, dict(configs))
+    sizes.put_in(student)
     student = finish(student)
     return count_complexity(student, *shapes(student))

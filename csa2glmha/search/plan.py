@@ -1,4 +1,4 @@
-"""The rank search of a conversion, from its options to the ranks of every layer."""
+"""The search of a conversion, from its options to the sizes of the student."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from typing import Any, Generic, cast
 
 from torch import nn
 
-from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.checkpoint import Checkpoint
 from csa2glmha.checkpoint.student import teacher_weights, weight_bytes
 from csa2glmha.config.affects import Affects, values_that_affect
 from csa2glmha.config.budget import LATENCY, MAX_DROP, Budget
-from csa2glmha.config.options import WorkOptions
+from csa2glmha.config.options import ConvertOptions, WorkOptions
 from csa2glmha.config.rank_options import RankOptions
-from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.files import scratch_folder, sha256_of
 from csa2glmha.core.progress import say
@@ -25,44 +23,53 @@ from csa2glmha.core.version import __version__
 from csa2glmha.data.batches import Data, Inputs
 from csa2glmha.data.folders import digest_of
 from csa2glmha.distill.held_out import teacher_outputs
+from csa2glmha.distill.job import held_out_crops
+from csa2glmha.distill.refitting import refit_where_better
 from csa2glmha.initialize import initialise_student
-from csa2glmha.initialize.student import Needs, Statistics, gather_statistics
+from csa2glmha.initialize.configure import layer_config, worthwhile
+from csa2glmha.initialize.feedforward import Hidden, narrow
+from csa2glmha.initialize.residual import skippable
+from csa2glmha.initialize.student import Needs, gather_statistics
 from csa2glmha.metrics.complexity import Complexity, count_complexity
 from csa2glmha.metrics.evaluate import psnr_to_ground_truth, restore
 from csa2glmha.metrics.outputs import PSNR_SCALE
 from csa2glmha.networks import RestorationModel
+from csa2glmha.networks.skipped import skip
+from csa2glmha.reading.feedforwards import feed_forwards
 from csa2glmha.reading.layers import attention_layers
-from csa2glmha.search.choices import Choice, all_choices
+from csa2glmha.reading.sizes import Sizes
+from csa2glmha.search.choices import HIDDEN, Choice, Key, all_choices
 from csa2glmha.search.costs import (
     Costs,
     Finish,
-    Key,
     ModelT,
     ShapesOf,
-    count_configs,
     count_costs,
+    count_student,
     unchanged,
 )
 from csa2glmha.search.energy import ranks_for_shares
 from csa2glmha.search.report import describe_found
-from csa2glmha.search.search import FoundRanks, check_reachable, search_amount
-from csa2glmha.search.sensitivity import Measured, SensitivityCache, measure_sensitivity
-from csa2glmha.search.space import Configs, SearchSpace
+from csa2glmha.search.search import Found, check_reachable, search_amount
+from csa2glmha.search.sensitivity import Known, Measured, SensitivityCache, measure_sensitivity
+from csa2glmha.search.space import SearchSpace
 from csa2glmha.search.stopwatch import Stopwatch
 from csa2glmha.search.trials import check_time, search_drop, search_latency
 
 #: Crops of the held-out images that errors are measured on.
 CROPS = 8
+#: Side of the crop that shows which layers can be skipped.
+SMALL = 64
 
 
 @dataclass(frozen=True)
-class RankSearch(Generic[ModelT]):
+class SizeSearch(Generic[ModelT]):
     """A search whose budget can be reached as far as counting tells.
 
     Attributes:
         teacher: in eval mode, on its device.
         data: of the conversion.
-        options: of them the size that is evaluated at, the side of calibration crops, and the seed.
+        options: of them what is evaluated on and measured on, and whether students are refitted.
         budget: to keep to.
         shapes: of a network's inputs, that operations are counted for.
         choices, costs: of every layer and side.
@@ -71,7 +78,7 @@ class RankSearch(Generic[ModelT]):
 
     teacher: ModelT
     data: Data
-    options: WorkOptions
+    options: ConvertOptions
     budget: Budget
     shapes: ShapesOf[ModelT]
     choices: dict[Key, list[Choice]]
@@ -84,45 +91,27 @@ class RankSearch(Generic[ModelT]):
         teacher: ModelT,
         data: Data,
         budget: Budget,
-        options: WorkOptions,
+        options: ConvertOptions,
         shapes: ShapesOf[ModelT],
         finish: Finish[ModelT] = unchanged,
-    ) -> RankSearch[ModelT]:
+    ) -> SizeSearch[ModelT]:
         """All that can be checked before any work; arguments are the attributes.
 
         Raises:
             UsageError: the budget cannot be met, or not be checked.
         """
-        choices = all_choices(attention_layers(teacher))
-        if not choices:
-            raise UsageError(
-                "no channel attention in this model that can be converted; csa2glmha inspect shows what it is"
-            )
-        if budget.kind == MAX_DROP and data.outputs.scale.metric != PSNR_SCALE.metric:
-            raise UsageError(
-                f"{budget}: is in decibels of PSNR, which logits of classes do not have; give --macs or "
-                "--params"
-            )
-        if budget.kind == MAX_DROP and data.examples(64, 0)[0].ground_truth is None:
-            raise UsageError(
-                f"{budget}: needs the ground truth of the images; give --targets, or clean images and "
-                "--degrade"
-            )
-        if budget.kind == LATENCY and not isinstance(teacher, RestorationModel):
-            raise UsageError(
-                f"{budget}: {type(teacher).__name__} is of no known family, whose deployment could be timed; "
-                "give another budget, such as --macs"
-            )
+        _check_budget(teacher, data, budget)
+        choices = choices_of(teacher, data, options)
 
-        def count(configs: Mapping[str, GLMHAConfig]) -> Complexity:
-            return count_configs(teacher, configs, shapes, finish)
+        def count(sizes: Sizes) -> Complexity:
+            return count_student(teacher, sizes, shapes, finish)
 
         before = count_complexity(teacher, *shapes(teacher))
         costs = count_costs(teacher, choices, before, count)
         check_reachable(teacher, choices, costs, budget, count)
         return cls(teacher, data, options, budget, shapes, choices, costs, finish)
 
-    def run(self, batches: Sequence[Inputs], cache: SensitivityCache | None) -> tuple[FoundRanks, Statistics]:
+    def run(self, batches: Sequence[Inputs], cache: SensitivityCache | None) -> tuple[Found, Known]:
         """Measure, allocate and check.
 
         Args:
@@ -130,7 +119,7 @@ class RankSearch(Generic[ModelT]):
             cache: of measurements; opened here. None keeps none.
 
         Returns:
-            What was found, and the statistics of the teacher, for the initialisation.
+            What was found, and what is known of the teacher, for the initialisation.
 
         Raises:
             UsageError: the budget cannot be met.
@@ -138,18 +127,26 @@ class RankSearch(Generic[ModelT]):
         if self.budget.kind == LATENCY:
             with scratch_folder(4 * weight_bytes(self.teacher)) as folder:
                 return self._within_time(batches, cache, self._stopwatch(folder))
-        statistics, space = self._measure(batches, cache)
+        known, space = self._measure(batches, cache)
         if self.budget.kind == MAX_DROP:
-            # The figures that the report gives, so that what was asked for is what it shows.
-            examples = self.data.examples(self.options.input_size, self.options.seed)
+            return self._within_drop(known, space), known
+        return search_amount(self.teacher, space, self.budget), known
 
-            def psnr_of(configs: Configs) -> float:
-                student, _ = initialise_student(self.teacher, configs, batches, statistics)
-                return psnr_to_ground_truth(restore(student), examples)
+    def _within_drop(self, known: Known, space: SearchSpace) -> Found:
+        """By the figures that the report gives, so that what was asked for is what it shows."""
+        examples = self.data.examples(self.options.input_size, self.options.seed)
+        held_out = None
+        if self.options.refit:
+            held_out = teacher_outputs(self.teacher, held_out_crops(self.data, self.options))
 
-            own = psnr_to_ground_truth(restore(self.teacher), examples)
-            return search_drop(self.teacher, space, self.budget, own, psnr_of), statistics
-        return search_amount(self.teacher, space, self.budget), statistics
+        def psnr_of(sizes: Sizes) -> float:
+            student = student_of(self.teacher, sizes, known)
+            if held_out is not None:
+                refit_where_better(self.teacher, student, known.batches, held_out)
+            return psnr_to_ground_truth(restore(student), examples)
+
+        own = psnr_to_ground_truth(restore(self.teacher), examples)
+        return search_drop(self.teacher, space, self.budget, own, psnr_of)
 
     def _stopwatch(self, folder: Path) -> Stopwatch:
         assert isinstance(self.teacher, RestorationModel)
@@ -158,34 +155,71 @@ class RankSearch(Generic[ModelT]):
 
     def _within_time(
         self, batches: Sequence[Inputs], cache: SensitivityCache | None, stopwatch: Stopwatch
-    ) -> tuple[FoundRanks, Statistics]:
+    ) -> tuple[Found, Known]:
         """Times come first: they show whether the budget can be met at all."""
-        say("timing every rank in ONNX Runtime")
+        say("timing every choice in ONNX Runtime")
         times = stopwatch.times(self.choices, self.costs)
         check_time(self.budget, times)
-        statistics, space = self._measure(batches, cache)
-        return search_latency(self.teacher, space, self.budget, times, stopwatch.share), statistics
+        known, space = self._measure(batches, cache)
+        return search_latency(self.teacher, space, self.budget, times, stopwatch.share), known
 
     def _measure(
         self, batches: Sequence[Inputs], cache: SensitivityCache | None
-    ) -> tuple[Statistics, SearchSpace]:
-        statistics = gather_all(self.teacher, batches)
-        measured = measure_choices(
-            self.teacher, self.data, self.options, self.choices, batches, statistics, cache
-        )
-        return statistics, SearchSpace(self.choices, self.costs, measured, self._count, self.data.outputs)
+    ) -> tuple[Known, SearchSpace]:
+        known = gather_all(self.teacher, batches, widths=any(side == HIDDEN for _, side in self.choices))
+        # What no calibration image reaches, such as an expert that none of them chooses, stays as it is.
+        choices = {
+            key: each
+            for key, each in self.choices.items()
+            if key[1] != HIDDEN or key[0] in known.hidden.orders
+        }
+        measured = measure_choices(self.teacher, self.data, self.options, choices, known, cache)
+        return known, SearchSpace(choices, self.costs, measured, self._count, self.data.outputs)
 
-    def _count(self, configs: Mapping[str, GLMHAConfig]) -> Complexity:
-        return count_configs(self.teacher, configs, self.shapes, self.finish)
+    def _count(self, sizes: Sizes) -> Complexity:
+        return count_student(self.teacher, sizes, self.shapes, self.finish)
+
+
+def _check_budget(teacher: nn.Module, data: Data, budget: Budget) -> None:
+    """Raise UsageError for a budget that cannot be checked on this network and data."""
+    if budget.kind == MAX_DROP and data.outputs.scale.metric != PSNR_SCALE.metric:
+        raise UsageError(
+            f"{budget}: is in decibels of PSNR, which logits of classes do not have; give --macs or --params"
+        )
+    if budget.kind == MAX_DROP and data.examples(64, 0)[0].ground_truth is None:
+        raise UsageError(
+            f"{budget}: needs the ground truth of the images; give --targets, or clean images and --degrade"
+        )
+    if budget.kind == LATENCY and not isinstance(teacher, RestorationModel):
+        raise UsageError(
+            f"{budget}: {type(teacher).__name__} is of no known family, whose deployment could be timed; "
+            "give another budget, such as --macs"
+        )
+
+
+def choices_of(teacher: nn.Module, data: Data, options: ConvertOptions) -> dict[Key, list[Choice]]:
+    """What a search chooses from: ranks, and where widths are not given, widths and layers to skip.
+
+    Raises:
+        UsageError: there is nothing.
+    """
+    layers = attention_layers(teacher)
+    if not layers:
+        raise UsageError(
+            "no channel attention in this model that can be converted; csa2glmha inspect shows what it is"
+        )
+    if options.ffn is not None:
+        return all_choices(layers, {}, ())
+    crop = data.calibration(data.evaluation_size(SMALL), 1, options.seed)[0]
+    return all_choices(layers, feed_forwards(teacher), skippable(teacher, crop))
 
 
 def measure_choices(
     teacher: nn.Module,
     data: Data,
     options: WorkOptions,
-    choices: dict[Key, list[Choice]],
-    batches: Sequence[Inputs],
-    statistics: Statistics,
+    choices: Mapping[Key, Sequence[Choice]],
+    known: Known,
     cache: SensitivityCache | None,
 ) -> dict[Key, list[Measured]]:
     """What every choice loses on held-out crops; the cache is opened here, None keeps nothing."""
@@ -195,23 +229,35 @@ def measure_choices(
         cache.open()
     if cache is not None and cache.known:
         say(f"{cache.path}: {len(cache.known)} measurements are there already")
-    return measure_sensitivity(teacher, choices, teacher_outputs(teacher, crops), batches, statistics, cache)
+    return measure_sensitivity(teacher, choices, crops, data.outputs, known, cache)
 
 
-def gather_all(teacher: nn.Module, batches: Sequence[Inputs]) -> Statistics:
-    """Statistics of all layers for any ranks."""
+def gather_all(teacher: nn.Module, batches: Sequence[Inputs], widths: bool = False) -> Known:
+    """What all ranks need of a teacher, and all widths if they are wanted."""
     layers = attention_layers(teacher)
-    return gather_statistics(teacher, layers, {name: Needs() for name in layers}, batches)
+    statistics = gather_statistics(teacher, layers, {name: Needs() for name in layers}, batches)
+    hidden = (
+        Hidden.of(teacher, feed_forwards(teacher) if widths else {}, batches) if widths else Hidden({}, {})
+    )
+    return Known(batches, statistics, hidden)
 
 
-def measured_ranks(
+def student_of(teacher: ModelT, sizes: Sizes, known: Known) -> ModelT:
+    """The student of these sizes before refit and training."""
+    student, _ = initialise_student(teacher, dict(sizes.configs), known.batches, known.statistics)
+    narrow(feed_forwards(student), sizes.widths, known.hidden)
+    skip(student, sizes.skipped)
+    return student
+
+
+def measured_sizes(
     teacher: nn.Module,
     options: RankOptions,
     batches: Sequence[Inputs],
-    search: RankSearch[Any] | None,
+    search: SizeSearch[Any] | None,
     cache: SensitivityCache | None,
-) -> tuple[dict[str, Ranks], Statistics, dict[str, Any] | None]:
-    """The ranks that follow from a search, or from shares of energy.
+) -> tuple[Sizes, Known, dict[str, Any] | None]:
+    """The sizes that follow from a search, or from shares of energy.
 
     Args:
         teacher: in eval mode, on its device.
@@ -221,16 +267,17 @@ def measured_ranks(
         cache: of the search's measurements; None keeps none.
 
     Returns:
-        The ranks of every layer, the statistics of the teacher, and what the search reports.
+        The sizes, what is known of the teacher, and what the search reports.
     """
     if search is not None:
-        found, statistics = search.run(batches, cache)
+        found, known = search.run(batches, cache)
         say(describe_found(found.report))
-        return found.ranks, statistics, found.report.to_json()
-    statistics = gather_all(teacher, batches)
-    ranks = ranks_for_shares(attention_layers(teacher), statistics, options.ranks, options.shares)
+        return found.sizes, known, found.report.to_json()
+    known, layers = gather_all(teacher, batches), attention_layers(teacher)
+    ranks = ranks_for_shares(layers, known.statistics, options.ranks, options.shares)
     say("ranks of keys and values: " + ", ".join(f"{_show(r.k)}/{_show(r.v)}" for r in ranks.values()))
-    return ranks, statistics, None
+    configs = {name: layer_config(layers[name].form, each) for name, each in ranks.items()}
+    return Sizes(worthwhile(layers, configs)), known, None
 
 
 def _show(rank: int | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict
 
 from csa2glmha.config.budget import MACS, MAX_DROP, PARAMS, Budget
+from csa2glmha.config.ranks import Ranks
 from csa2glmha.metrics.complexity import Complexity, format_macs, format_params
 from csa2glmha.metrics.outputs import IMAGES, Outputs, Scale, figure_of
 from csa2glmha.report.document import render_table
@@ -20,9 +21,8 @@ from csa2glmha.report.schema_search import (
     SearchChoice,
     Sensitivity,
 )
-from csa2glmha.search.allocate import Allocation, InfeasibleError, allocate
-from csa2glmha.search.choices import LOGITS, VALUES, Choice
-from csa2glmha.search.costs import Key
+from csa2glmha.search.allocate import Allocation, InfeasibleError
+from csa2glmha.search.choices import LOGITS, VALUES, Choice, Key, RankChoice, WidthChoice
 from csa2glmha.search.sensitivity import Measured, agreement_of_prediction
 from csa2glmha.search.space import SearchSpace
 
@@ -69,6 +69,7 @@ class _Figures(TypedDict):
     rank_q: int | None
     rank_k: int | None
     rank_v: int | None
+    width: int | None
     error: float
     psnr_to_teacher: float | None
     kl_to_teacher: float | None
@@ -77,13 +78,15 @@ class _Figures(TypedDict):
 
 def _figures(choice: Choice, value: Measured, outputs: Outputs) -> _Figures:
     """Decibels are None where there is no error."""
+    ranks = choice.ranks if isinstance(choice, RankChoice) else Ranks()
     return _Figures(
         layer=choice.layer,
         side=choice.side,
         ranks=choice.label,
-        rank_q=choice.ranks.q,
-        rank_k=choice.ranks.k,
-        rank_v=choice.ranks.v,
+        rank_q=ranks.q,
+        rank_k=ranks.k,
+        rank_v=ranks.v,
+        width=choice.width if isinstance(choice, WidthChoice) else None,
         error=value.error,
         **figures_of(value.error if value.error > 0 else None, outputs),
         predicted=value.predicted,
@@ -91,7 +94,7 @@ def _figures(choice: Choice, value: Measured, outputs: Outputs) -> _Figures:
 
 
 def describe_sensitivity(found: Sensitivity) -> str:
-    """The table for people: agreement with the teacher, where one side of one layer has a rank."""
+    """The table for people: agreement with the teacher, where one part of one layer is made smaller."""
     scale = found.scale
     names = list(dict.fromkeys(each.layer for each in found.choices))
     known: dict[tuple[str, str, int], float | None] = {
@@ -197,7 +200,7 @@ def uniform_curve(space: SearchSpace) -> list[PredictedPoint]:
             choice.ranks.v
             for (_, side), each in space.choices.items()
             for choice in each
-            if side == VALUES and choice.ranks.v is not None
+            if side == VALUES and isinstance(choice, RankChoice) and choice.ranks.v is not None
         }
     )
     curve = []
@@ -220,9 +223,11 @@ def _predicted_point(space: SearchSpace, rank: int, picks: Sequence[int], error:
 
 
 def _at_least(choices: Sequence[Choice], rank: int, side: str) -> int:
-    """The choice of the least rank that is not below this one."""
+    """The choice of the least rank that is not below this one; of widths and the like the first."""
     best, least = 0, float("inf")
     for index, choice in enumerate(choices):
+        if not isinstance(choice, RankChoice):
+            return 0
         own = choice.ranks.v if side == VALUES else choice.ranks.k
         if choice.ranks.q is None and own is not None and rank <= own < least:
             best, least = index, own
@@ -236,7 +241,7 @@ def searched_curve(space: SearchSpace, uniform: Sequence[PredictedPoint], kind: 
     curve = []
     for point in uniform:
         try:
-            found = allocate(losses, amounts, (point.macs if kind == MACS else point.params) - lossless)
+            found = space.allocate(losses, amounts, (point.macs if kind == MACS else point.params) - lossless)
         except InfeasibleError:  # by a rounding: uniform ranks are choices themselves
             continue
         curve.append(_predicted_point(space, point.rank, found.picks, found.loss))
@@ -250,7 +255,7 @@ def describe_found(report: Search) -> str:
     if reached.time_share is not None:
         extra += f", {reached.time_share:.3f} of the teacher's time"
     macs, params = format_macs(round(reached.macs)), format_params(round(reached.params))
-    found = f"ranks found: {macs}, {params}{extra}"
+    found = f"sizes found: {macs}, {params}{extra}"
     if predicted.error is not None and predicted.error <= 0:
         return f"{found}; full ranks keep to the budget, nothing is approximated"
     return (

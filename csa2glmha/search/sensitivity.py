@@ -1,8 +1,8 @@
-"""What each layer's rank costs in agreement with the teacher, measured on held-out crops.
+"""What each choice for a layer costs in agreement with the teacher, measured on held-out crops.
 
-One side of one layer is converted, everything else is the teacher's; the mean squared error of the output, or
+One part of one layer is changed, everything else is the teacher's; the mean squared error of the output, or
 of logits the KL divergence, is what the choice costs. Such errors of different layers are next to
-uncorrelated, so they add up.
+uncorrelated, so they add up. See :mod:`csa2glmha.search.probes` for how they are measured.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,21 @@ from torch import nn
 
 from csa2glmha.core.errors import OutputError
 from csa2glmha.core.files import open_own
-from csa2glmha.core.progress import manual_progress
+from csa2glmha.core.progress import manual_progress, say
 from csa2glmha.core.strict_json import dumps
 from csa2glmha.data.batches import Inputs
-from csa2glmha.distill.held_out import HeldOut, errors
+from csa2glmha.initialize.feedforward import Hidden, narrow
 from csa2glmha.initialize.student import Candidate, Statistics, initialise_layers
-from csa2glmha.networks.foreign import users_own
-from csa2glmha.search.choices import LOGITS, Choice
-from csa2glmha.search.costs import Key
+from csa2glmha.metrics.outputs import Outputs
+from csa2glmha.networks.skipped import Skipped
+from csa2glmha.reading.feedforwards import feed_forwards
+from csa2glmha.search.choices import LOGITS, Choice, Key, RankChoice, WidthChoice
+from csa2glmha.search.probes import NoGradientError, errors_of_changes, errors_of_networks
+
+#: Layers that are measured at once: as much as is lost where a search is interrupted.
+AT_ONCE = 16
+#: Of the refinement of factors. A student's own are refined further.
+ITERATIONS = 25
 
 
 @dataclass(frozen=True)
@@ -126,47 +133,112 @@ def _parsed(line: str) -> tuple[str, str, Measured] | None:
         return None
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a teacher's calibration pass has given.
+
+    Attributes:
+        batches: the inputs.
+        statistics: of the attention.
+        hidden: of the feed-forward networks.
+    """
+
+    batches: Sequence[Inputs]
+    statistics: Statistics
+    hidden: Hidden
+
+
 def measure_sensitivity(
     teacher: nn.Module,
     choices: Mapping[Key, Sequence[Choice]],
-    held_out: HeldOut,
-    batches: Sequence[Inputs],
-    statistics: Statistics | None,
+    held_out: Sequence[Inputs],
+    outputs: Outputs,
+    known: Known,
     cache: SensitivityCache | None = None,
 ) -> dict[Key, list[Measured]]:
     """What every choice costs.
 
+    A few layers are measured at a time. What is measured of them is in the cache before the next ones begin.
+
     Args:
         teacher: in eval mode.
         choices: by layer and side.
-        held_out: crops to measure on, with the teacher's outputs.
-        batches, statistics: for the initialisation of what is measured.
+        held_out: crops to measure on.
+        outputs: of the teacher.
+        known: of it, for the initialisation of what is measured.
         cache: of earlier measurements, which are not done again; open.
     """
-    known = {} if cache is None else {choice: cache.get(choice) for choice in _all(choices)}
-    found = {choice: measured for choice, measured in known.items() if measured is not None}
+    before = {} if cache is None else {choice: cache.get(choice) for choice in _all(choices)}
+    found = {choice: measured for choice, measured in before.items() if measured is not None}
     found |= {choice: Measured(0.0, 0.0) for choice in _all(choices) if choice.full}
     missing: dict[str, list[Choice]] = {}
     for choice in _all(choices):
         if choice not in found:
             missing.setdefault(choice.layer, []).append(choice)
-    if missing:
-        configs = {name: [choice.config for choice in each] for name, each in missing.items()}
-        candidates = initialise_layers(teacher, configs, batches, statistics)
-        network = copy.deepcopy(teacher)
-        total = sum(map(len, missing.values()))
-        with manual_progress(what="sensitivity", unit="rank", total=total) as bar:
-            for name, each in missing.items():
-                original = users_own(network).get_submodule(name)
-                for choice, candidate in zip(each, candidates.pop(name), strict=True):
-                    users_own(network).set_submodule(name, candidate.module)
-                    error = float(errors(network, held_out)[0].mean())
-                    found[choice] = Measured(error, _predicted(choice, candidate))
-                    if cache is not None:
-                        cache.add(choice, found[choice])
-                    bar.update()
-                users_own(network).set_submodule(name, original)
+    images = [
+        tuple(part[index : index + 1] for part in each) for each in held_out for index in range(len(each[0]))
+    ]
+    names = list(missing)
+    with manual_progress(what="sensitivity", unit="layer", total=len(names)) as bar:
+        for first in range(0, len(names), AT_ONCE):
+            part = {name: missing[name] for name in names[first : first + AT_ONCE]}
+            for choice, measured in _measured(teacher, part, images, outputs, known):
+                found[choice] = measured
+                if cache is not None:
+                    cache.add(choice, measured)
+            bar.update(len(part))
     return {key: [found[choice] for choice in each] for key, each in choices.items()}
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What takes the place of a module for a choice, and the relative error, squared, in closed form."""
+
+    choice: Choice
+    place: str
+    module: nn.Module
+    predicted: float
+
+
+def _measured(
+    teacher: nn.Module,
+    missing: Mapping[str, Sequence[Choice]],
+    images: Sequence[Inputs],
+    outputs: Outputs,
+    known: Known,
+) -> Iterator[tuple[Choice, Measured]]:
+    changes: dict[str, list[_Change]] = {}
+    for change in _changes(teacher, missing, known):
+        changes.setdefault(change.place, []).append(change)
+    modules = {place: [change.module for change in each] for place, each in changes.items()}
+    try:
+        errors = errors_of_changes(teacher, modules, images, outputs)
+    except NoGradientError:
+        say("derivatives do not go through this network: it is run for every choice, which takes longer")
+        errors = errors_of_networks(teacher, modules, images)
+    for place, each in changes.items():
+        for change, error in zip(each, errors[place], strict=True):
+            yield change.choice, Measured(error, change.predicted)
+
+
+def _changes(teacher: nn.Module, missing: Mapping[str, Sequence[Choice]], known: Known) -> Iterator[_Change]:
+    ranks = {
+        name: [each for each in choices if isinstance(each, RankChoice)] for name, choices in missing.items()
+    }
+    ranks = {name: choices for name, choices in ranks.items() if choices}
+    configs = {name: [choice.config for choice in choices] for name, choices in ranks.items()}
+    made = initialise_layers(teacher, configs, known.batches, known.statistics, iterations=ITERATIONS)
+    layers = feed_forwards(teacher)
+    for name, choices in missing.items():
+        for ranked, candidate in zip(ranks.get(name, ()), made.pop(name, ()), strict=True):
+            yield _Change(ranked, name, candidate.module, _predicted(ranked, candidate))
+        for choice in choices:
+            if isinstance(choice, WidthChoice) and choice.width:
+                layer = replace(layers[name], module=copy.deepcopy(layers[name].module))
+                error = narrow({name: layer}, {name: choice.width}, known.hidden)[name]
+                yield _Change(choice, layer.path, layer.module, error)
+            elif not isinstance(choice, RankChoice):
+                yield _Change(choice, name, Skipped(), 1.0)
 
 
 def _all(choices: Mapping[Key, Sequence[Choice]]) -> Iterable[Choice]:

@@ -22,10 +22,10 @@ from csa2glmha.export.onnx import ExportReport, export_onnx
 from csa2glmha.initialize.configure import layer_config, plan_layers
 from csa2glmha.networks import RestorationModel
 from csa2glmha.networks.foreign import users_own
-from csa2glmha.reading.layers import attention_layers, replace_layers
-from csa2glmha.search.choices import SIDES, Choice, combined
-from csa2glmha.search.costs import Costs, Finish, Key, unchanged
-from csa2glmha.search.space import Configs
+from csa2glmha.reading.layers import attention_layers
+from csa2glmha.reading.sizes import Sizes
+from csa2glmha.search.choices import HIDDEN, SIDES, Choice, Key, RankChoice, combined
+from csa2glmha.search.costs import Costs, Finish, sizes_of_choices, unchanged
 from csa2glmha.search.timing import disturbed, fastest, layer_times
 
 RUNS = 12
@@ -100,9 +100,9 @@ class Stopwatch:
         say("exporting the teacher for comparison")
         self._machine.export(teacher, self._plain, plain=True)
 
-    def share(self, configs: Configs) -> float:
-        """The time of the student with these layers over the teacher's."""
-        return self._against_teacher(self._export(STUDENT, configs))[1]
+    def share(self, sizes: Sizes) -> float:
+        """The time of the student of these sizes over the teacher's."""
+        return self._against_teacher(self._export(STUDENT, sizes))[1]
 
     def times(self, choices: Mapping[Key, Sequence[Choice]], costs: Costs) -> Times:
         """Time networks that have the first choice of every layer's side, the second, and so on.
@@ -117,6 +117,7 @@ class Stopwatch:
         """
         networks = _networks(self._teacher, choices)
         names = list(dict.fromkeys(name for name, _ in choices))
+        alone = {name for name, side in choices if side == HIDDEN}
         profiles: dict[str, ModuleProfile] = {}
         again = list(networks)
         for _ in range(1 + RETRIES):
@@ -126,9 +127,9 @@ class Stopwatch:
                 if label not in profiles or sum(fastest(profile)) < sum(fastest(profiles[label])):
                     profiles[label] = profile
                 path.unlink()
-            again = disturbed(profiles, names)
+            again = disturbed(profiles, names, alone)
         teacher, share = self._against_teacher(self._export(LOSSLESS, networks[LOSSLESS]))
-        layers = layer_times(profiles, LOSSLESS, names)
+        layers = layer_times(profiles, LOSSLESS, names, alone)
         # In profiles every node takes a little longer.
         scale = share * teacher / statistics.median(fastest(profiles[LOSSLESS]))
         return Times(teacher, share * teacher, _saved(choices, costs, layers, scale))
@@ -139,28 +140,32 @@ class Stopwatch:
         timed = self._machine.compare(files, *self._shapes, patience=THOROUGH)
         return timed.latencies[TEACHER].median_ms, timed.ratios[path.stem].median
 
-    def _export(self, label: str, configs: Configs) -> Path:
+    def _export(self, label: str, sizes: Sizes) -> Path:
         path = self._folder / f"{label}.onnx"
-        student = self._finish(_network(self._teacher, configs))
+        student = self._finish(_network(self._teacher, sizes))
         report = self._machine.export(student, path, overwrite=True)
         if not report.rewritten:
             raise ExportError(f"--latency: students of this model cannot be timed, {'; '.join(report.notes)}")
         return path
 
 
-def _networks(teacher: RestorationModel, choices: Mapping[Key, Sequence[Choice]]) -> dict[str, Configs]:
+def _networks(teacher: RestorationModel, choices: Mapping[Key, Sequence[Choice]]) -> dict[str, Sizes]:
     """By label: the one at full rank, and one for every index in the choices of a side."""
     layers = attention_layers(teacher)
     full = plan_layers(layers, Ranks())
-    networks = {LOSSLESS: full, BOTH: dict(full)}
-    for (name, side), each in choices.items():
-        for index, choice in enumerate(each):
-            if not choice.full:
-                networks.setdefault(_label(side, index), dict(full))[name] = choice.config
+    networks = {LOSSLESS: Sizes(full)}
+    for side in dict.fromkeys(side for _, side in choices):
+        mine = [each for key, each in choices.items() if key[1] == side]
+        for index in range(max(map(len, mine))):
+            present = [each[index] for each in mine if index < len(each) and not each[index].full]
+            if present:
+                networks[_label(side, index)] = sizes_of_choices(full, present)
+    both = dict(full)
     for name in full:
-        pair = [choices[name, side][_middle(choices[name, side])] for side in SIDES]
-        networks[BOTH][name] = layer_config(layers[name].form, combined(*pair))
-    return dict(networks)
+        logits, values = (choices[name, side][_middle(choices[name, side])] for side in SIDES)
+        assert isinstance(logits, RankChoice) and isinstance(values, RankChoice)
+        both[name] = layer_config(layers[name].form, combined(logits, values))
+    return networks | {BOTH: Sizes(both)}
 
 
 def _label(side: str, index: int) -> str:
@@ -184,28 +189,33 @@ def _saved(
     for (name, side), each in choices.items():
         for index, choice in enumerate(each):
             if not choice.full:
-                mean.add((choice.config, costs.saved[name, side][index]), gain(_label(side, index), name))
+                mean.add(_kind(choice, costs.saved[name, side][index]), gain(_label(side, index), name))
     saved = {
         key: [
-            0.0 if choice.full else mean[choice.config, costs.saved[key][index]]
+            0.0 if choice.full else mean[_kind(choice, costs.saved[key][index])]
             for index, choice in enumerate(each)
         ]
         for key, each in choices.items()
     }
     # What both sides need, such as a guide, is paid for once: half of it by each.
     pairs: dict[str, Hashable] = {}
-    for name in dict.fromkeys(name for name, _ in choices):
+    for name in dict.fromkeys(name for name, side in choices if side in SIDES):
         middle = [((name, side), _middle(choices[name, side])) for side in SIDES]
         if not any(choices[key][index].full for key, index in middle):
-            pairs[name] = tuple(
-                (choices[key][index].config, costs.saved[key][index]) for key, index in middle
-            )
+            pairs[name] = tuple(_kind(choices[key][index], costs.saved[key][index]) for key, index in middle)
             mean.add(pairs[name], gain(BOTH, name) - sum(saved[key][index] for key, index in middle))
     for key, each in choices.items():
         for index, choice in enumerate(each):
-            if not choice.full and key[0] in pairs:
+            if not choice.full and key[0] in pairs and key[1] in SIDES:
                 saved[key][index] += mean[pairs[key[0]]] / 2
     return saved
+
+
+def _kind(choice: Choice, saved: tuple[int, int]) -> Hashable:
+    """What choices that take the same time have in common."""
+    if isinstance(choice, RankChoice):
+        return choice.config, saved
+    return choice.side, choice.label, saved
 
 
 class _Means:
@@ -221,13 +231,13 @@ class _Means:
         return statistics.mean(self._values[kind])
 
 
-def _network(teacher: RestorationModel, configs: Configs) -> RestorationModel:
+def _network(teacher: RestorationModel, sizes: Sizes) -> RestorationModel:
     """A student whose weights are noise, which takes no less time than those that were learned."""
     student = copy.deepcopy(teacher)
-    replace_layers(student, dict(configs))
+    sizes.put_in(student)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name in configs:
+        for name in sizes.configs:
             for parameter in users_own(student).get_submodule(name).parameters():
                 if not parameter.any():
                     parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))

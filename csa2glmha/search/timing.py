@@ -25,7 +25,10 @@ class _Run:
 
 
 def layer_times(
-    profiles: Mapping[str, ModuleProfile], reference: str, layers: Collection[str]
+    profiles: Mapping[str, ModuleProfile],
+    reference: str,
+    layers: Collection[str],
+    alone: Collection[str] = (),
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of every layer in every network, as if all had run at the reference's speed.
 
@@ -35,12 +38,13 @@ def layer_times(
     Args:
         profiles: of the networks.
         reference: the label of one.
-        layers: names of attention modules.
+        layers: names of modules.
+        alone: those of them that no module beside them belongs to.
 
     Returns:
         By network and layer.
     """
-    calm = _calm_runs(profiles, layers)
+    calm = _calm_runs(profiles, layers, alone)
     pace = statistics.median(run.common for run in calm[reference])
     return {
         label: {
@@ -51,19 +55,23 @@ def layer_times(
     }
 
 
-def disturbed(profiles: Mapping[str, ModuleProfile], layers: Collection[str]) -> list[str]:
+def disturbed(
+    profiles: Mapping[str, ModuleProfile], layers: Collection[str], alone: Collection[str] = ()
+) -> list[str]:
     """Labels of the networks that ran while the machine did something else.
 
     Not all operators slow down alike then, so that what all networks share is no measure any more.
     """
-    calm = _calm_runs(profiles, layers)
+    calm = _calm_runs(profiles, layers, alone)
     paces = {label: statistics.median(run.common for run in runs) for label, runs in calm.items()}
     return [label for label, pace in paces.items() if pace > DISTURBED * min(paces.values())]
 
 
-def _calm_runs(profiles: Mapping[str, ModuleProfile], layers: Collection[str]) -> dict[str, list[_Run]]:
+def _calm_runs(
+    profiles: Mapping[str, ModuleProfile], layers: Collection[str], alone: Collection[str]
+) -> dict[str, list[_Run]]:
     """The faster half of the runs of every network, told by what all networks share."""
-    owners = _owners(list(profiles.values()), layers)
+    owners = _owners(list(profiles.values()), layers, alone)
 
     def divided(run: Mapping[str, float]) -> _Run:
         common, own = 0.0, dict.fromkeys(owners.values(), 0.0)
@@ -90,9 +98,12 @@ def _fastest_half(values: Sequence[T], time: Callable[[T], float]) -> list[T]:
     return sorted(values, key=time)[: (len(values) + 1) // 2]
 
 
-def _owners(profiles: Sequence[ModuleProfile], layers: Collection[str]) -> dict[str, str]:
+def _owners(
+    profiles: Sequence[ModuleProfile], layers: Collection[str], alone: Collection[str]
+) -> dict[str, str]:
     """By module, the layer that its time belongs to; modules inside it are not named."""
-    parents = {parent: layer for layer in layers if (parent := layer.rpartition(".")[0])}
+    social = [layer for layer in layers if layer not in alone]
+    parents = {parent: layer for layer in social if (parent := layer.rpartition(".")[0])}
     around = {part for layer in layers for part in _ancestors(layer)}
     made: list[dict[str, list[str]]] = []
     for profile in profiles:

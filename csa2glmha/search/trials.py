@@ -1,4 +1,4 @@
-"""Choosing ranks under a budget that only a finished student shows: of decibels, or of time."""
+"""Choosing ranks, widths and depth under a budget that a finished student shows: of decibels, or of time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable
 from torch import nn
 
 from csa2glmha.config.budget import MACS, Budget
-from csa2glmha.search.allocate import Allocation, allocate
-from csa2glmha.search.search import FoundRanks, configs_of, found_ranks, unreachable
-from csa2glmha.search.space import Configs, SearchSpace
+from csa2glmha.reading.sizes import Sizes
+from csa2glmha.search.allocate import Allocation
+from csa2glmha.search.search import Found, found_sizes, sizes_of, unreachable
+from csa2glmha.search.space import SearchSpace, least_total
 from csa2glmha.search.stopwatch import Times
 
 #: Students that are built and evaluated at most.
@@ -27,9 +28,9 @@ def search_drop(
     space: SearchSpace,
     budget: Budget,
     own: float,
-    psnr_of: Callable[[Configs], float],
-) -> FoundRanks:
-    """The ranks that cost least and lose at most so many decibels of PSNR to the ground truth.
+    psnr_of: Callable[[Sizes], float],
+) -> Found:
+    """The sizes that cost least and lose at most so many decibels of PSNR to the ground truth.
 
     The loss is that before distillation. Errors to the teacher foretell it roughly, so students are built and
     evaluated until one keeps to the budget and comes close to it.
@@ -40,7 +41,7 @@ def search_drop(
         psnr_of: a student's.
     """
     amounts, losses = space.amounts(MACS), space.losses()
-    least = sum(map(min, amounts))
+    least = space.least(amounts)
     room = 10 ** (-own / 10) * (10 ** (budget.target / 10) - 1)
     nothing = [0] * len(space.choices)
     best, lost = Allocation(nothing, 0.0, 0.0, 0.0), 0.0
@@ -48,10 +49,10 @@ def search_drop(
     drops: dict[tuple[int, ...], float] = {tuple(nothing): 0.0}
     low, high = 0.0, float("inf")
     while len(tried) < EVALUATED and (high - low) > (1 - CLOSE) * low:
-        found = allocate(amounts, losses, room)
+        found = space.allocate(amounts, losses, room)
         picks = tuple(found.picks)
         if picks not in drops:
-            drops[picks] = own - psnr_of(configs_of(teacher, space, found))
+            drops[picks] = own - psnr_of(sizes_of(teacher, space, found))
             tried.append({"error": found.cost, "drop": drops[picks]})
         drop = drops[picks]
         if drop <= budget.target:
@@ -65,8 +66,10 @@ def search_drop(
         # Towards the target in proportion, and between what is known to be too little and too much.
         aim = room * max(0.25, min(4.0, budget.target / max(drop, 1e-6)))
         room = aim if low < aim < high else (low + min(high, 4 * max(low, 1e-12))) / 2
-    counted = space.count(configs_of(teacher, space, best))
-    return found_ranks(space, budget, _as_errors(space, best), counted, {"drop": lost, "tried": tried})
+    counted = space.count(sizes_of(teacher, space, best))
+    return found_sizes(
+        teacher, space, budget, _as_errors(space, best), counted, {"drop": lost, "tried": tried}
+    )
 
 
 def _as_errors(space: SearchSpace, found: Allocation) -> Allocation:
@@ -81,7 +84,9 @@ def check_time(budget: Budget, times: Times) -> None:
     Raises:
         UsageError: the budget cannot be met, and what can.
     """
-    least = times.lossless - sum(max(each) for each in times.saved.values())
+    least = times.lossless + least_total(
+        {key: [-each for each in saved] for key, saved in times.saved.items()}
+    )
     if least > budget.limit(times.teacher):
         raise unreachable(budget, least, times.teacher)
 
@@ -91,9 +96,9 @@ def search_latency(
     space: SearchSpace,
     budget: Budget,
     times: Times,
-    share_of: Callable[[Configs], float],
-) -> FoundRanks:
-    """The ranks that lose least within so much time, by a model of it that is checked on what it finds.
+    share_of: Callable[[Sizes], float],
+) -> Found:
+    """The sizes that lose least within so much time, by a model of it that is checked on what it finds.
 
     Where the model is off, the next student is to make up for as much.
 
@@ -109,7 +114,7 @@ def search_latency(
     check_time(budget, times)
 
     def milliseconds_of(found: Allocation) -> float:
-        return times.teacher * share_of(configs_of(teacher, space, found))
+        return times.teacher * share_of(sizes_of(teacher, space, found))
 
     limit = budget.limit(times.teacher)
     tried = _timed(space, limit, times, milliseconds_of)
@@ -117,7 +122,7 @@ def search_latency(
     if not fitting:
         raise unreachable(budget, min(each for _, each in tried), times.teacher)
     best, milliseconds = min(fitting, key=lambda each: each[0].loss)
-    counted = space.count(configs_of(teacher, space, best))
+    counted = space.count(sizes_of(teacher, space, best))
     reached = {
         "time_share": milliseconds / times.teacher,
         "milliseconds": milliseconds,
@@ -129,7 +134,7 @@ def search_latency(
             for each, measured in tried
         ],
     }
-    return found_ranks(space, budget, best, counted, reached)
+    return found_sizes(teacher, space, budget, best, counted, reached)
 
 
 def _timed(
@@ -137,12 +142,12 @@ def _timed(
 ) -> list[tuple[Allocation, float]]:
     """Students that come closer and closer to so many milliseconds, each with its own."""
     costs = [[-saved for saved in times.saved[key]] for key in space.choices]
-    least = sum(map(min, costs))
+    least = space.least(costs)
     room = max(limit - times.lossless, least)
     tolerance = TIME_TOLERANCE * limit
     tried: list[tuple[Allocation, float]] = []
     while len(tried) < TIMED:
-        found = allocate(space.losses(), costs, room)
+        found = space.allocate(space.losses(), costs, room)
         if any(found.picks == other.picks for other, _ in tried):
             break
         tried.append((found, milliseconds_of(found)))

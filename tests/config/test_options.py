@@ -38,7 +38,7 @@ def test_defaults() -> None:
 def test_widths_of_options() -> None:
     shares = [make_options(ffn=each).ffn_share for each in ("full", " Full", 1, 0.75, "0.5")]
     assert shares == [1, 1, 1, 0.75, 0.5]
-    with pytest.raises(UsageError, match="--rank auto chooses ranks alone"):
+    with pytest.raises(UsageError, match="--rank auto chooses the widths, too"):
         make_options(rank="auto", macs=0.5, ffn=0.5)
 
 

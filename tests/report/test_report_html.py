@@ -91,15 +91,15 @@ def test_page_tells_everything() -> None:
 def test_optional_parts() -> None:
     text = page_of(optional=True).text
     for part in (
-        "Ranks were chosen layer by layer for a budget of multiply-accumulates: 110.0 G",
+        "Sizes were chosen layer by layer for a budget of multiply-accumulates: 110.0 G",
         "predicted: MACs 109.2 G, change of PSNR −0.013 dB, PSNR to the teacher before distillation",
         " 47.125 dB; gap to the optimum 0.004 (proven).",
         "Measured on 32 images.", "rank for 95% of the energy", "1.25", "0.875",
-        "one rank everywhere", "ranks chosen per layer", "other methods, below the chart",
+        "one rank everywhere", "chosen per layer", "other methods, below the chart",
         "pruned: −3.210 dB",
         "MACs, share of the teacher's", "time, share of the teacher's",
         "rank 8", "8 110.0 G 0.710 46.50 47.12 +0.62", "16 130.0 G 0.839 50.50 – –",
-        "this student 109.2 G 0.705 47.12", "ranks chosen per layer",
+        "this student 109.2 G 0.705 47.12", "chosen per layer",
         "latent.0.attn logits q full k 4 52.00 1.5 M −1.50 k yes", "values v full exact 0 0",
         "pruned channels", "least norm", "21.50", "−9.750", "38.25", "GLMHA, this student", "plain SVD",
     ):  # fmt: skip
@@ -107,7 +107,7 @@ def test_optional_parts() -> None:
     without = page_of()
     for name in ("tradeoff", "search", "baselines", "spectra"):
         assert name not in [section.get("id") for section in without.all("section")]
-    assert "Ranks were chosen" not in without.text
+    assert "Sizes were chosen" not in without.text
 
 
 def test_page_without_measurements() -> None:
@@ -221,7 +221,7 @@ def test_search_sentence() -> None:
         missing = {"gap": None, "optimality": "", "choices": [], "predicted": predicted, "budget": budget}
         return search_sentence(Search.model_validate(values | missing | more))
 
-    start = "Ranks were chosen layer by layer for a budget of "
+    start = "Sizes were chosen layer by layer for a budget of "
     assert sentence("max_drop", 0.05, False) == f"{start}loss of PSNR: 0.050 dB."
     words = sentence("latency", 1.2, False, predicted={"psnr_drop": -0.01}, optimality="proven")
     assert words == f"{start}latency: 1.2 of the teacher's; predicted: change of PSNR −0.010 dB (proven)."
@@ -239,7 +239,7 @@ def test_search_without_its_measurements() -> None:
     text = Page(page_of_values(report)).text
     assert "Predicted: one rank for all layers" in text and "Sensitivity of every layer" not in text
     del report["search"]["predicted"]["uniform"]
-    assert "What the rank search measured" not in Page(page_of_values(report)).text
+    assert "What the search measured" not in Page(page_of_values(report)).text
 
 
 def test_lines_of_sensitivities() -> None:

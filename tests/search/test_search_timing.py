@@ -17,12 +17,15 @@ from csa2glmha.bench.profile import ModuleProfile
 from csa2glmha.bench.rounds import Latency, Patience, Ratio
 from csa2glmha.core.errors import ExportError
 from csa2glmha.export.onnx import ExportReport
+from csa2glmha.families.transposed.blocks import GDFN
 from csa2glmha.initialize.configure import layer_config
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.networks import RestorationModel
+from csa2glmha.reading.feedforwards import feed_forwards
 from csa2glmha.reading.layers import attention_layers
-from csa2glmha.search.choices import LOGITS, SIDES, VALUES, all_choices, combined
-from csa2glmha.search.costs import count_configs, count_costs
+from csa2glmha.reading.sizes import Sizes
+from csa2glmha.search.choices import HIDDEN, LOGITS, SIDES, VALUES, all_choices, combined
+from csa2glmha.search.costs import count_costs, count_student
 from csa2glmha.search.stopwatch import Stopwatch
 from csa2glmha.search.timing import disturbed, layer_times
 from tests.conftest import MakeRestormer
@@ -128,19 +131,21 @@ def layer_milliseconds(model: RestorationModel) -> dict[str, float]:
             width = config.channels / 16
             logits = 0.0 if config.logits == "modes" else config.rank_k + config.rank_q
             times[name] = width * (logits + config.rank_v) / 50 + (0.0 if config.full else 0.2 * width)
+        if isinstance(module, GDFN):
+            times[name] = module.project_out.in_channels / 100
     return times
 
 
 def test_times_foretell_students(stopwatch: Stopwatch, make_restormer: MakeRestormer) -> None:
     teacher = make_restormer(**WIDER)
     layers = attention_layers(teacher)
-    choices = all_choices(layers)
+    choices = all_choices(layers, feed_forwards(teacher), ())
 
     def shapes(model: RestorationModel) -> tuple[tuple[int, ...], ...]:
         return model.input_shapes(*FRAME)
 
     before = count_complexity(teacher, *shapes(teacher))
-    count = partial(count_configs, teacher, shapes=shapes)
+    count = partial(count_student, teacher, shapes=shapes)
     times = stopwatch.times(choices, count_costs(teacher, choices, before, count))
     assert times.teacher == 50.0
     for key, each in choices.items():
@@ -152,7 +157,10 @@ def test_times_foretell_students(stopwatch: Stopwatch, make_restormer: MakeResto
             name: layer_config(layer.form, combined(*(picked[name, side] for side in SIDES)))
             for name, layer in layers.items()
         }
-        assert times.lossless - saved == pytest.approx(50.0 * stopwatch.share(configs), rel=1e-6)
+        widths = {name: choice.width for (name, side), choice in picked.items() if side == HIDDEN}
+        assert times.lossless - saved == pytest.approx(
+            50.0 * stopwatch.share(Sizes(configs, widths)), rel=1e-6
+        )
     # Layers that are alike have the same times, and not those of others.
     first, second = times.saved["encoder_level1.0.attn", VALUES], times.saved["encoder_level1.1.attn", VALUES]
     assert first == pytest.approx(second)
@@ -174,4 +182,4 @@ def test_layers_beside_each_other_are_apart() -> None:
 def test_students_without_a_deployment_form_are_not_timed(machine: MadeUp, stopwatch: Stopwatch) -> None:
     machine.rewritten = False
     with pytest.raises(ExportError, match="because of this"):
-        stopwatch.share({})
+        stopwatch.share(Sizes())

@@ -71,23 +71,24 @@ class DeployedLCA(nn.Module):
         affine = Affine(block.norm.weight, block.norm.bias, subtract_mean=True)
         channels = len(affine.weight)
         self.norm = UnitNorm(channels, LAYER_NORM_EPS)
-        self.attn: DeployedGLMHA | None = None
+        # Named as in the network, so that a profile tells whose time is whose.
+        self.ffn: DeployedGLMHA | None = None
         self.pooled: PooledNorm | None = None
-        self.ffn: DeployedIEL | None = None
+        self.gdfn: DeployedIEL | None = None
         if isinstance(block.ffn, GLMHA):
-            self.attn = DeployedGLMHA(block.ffn, affine, affine)
+            self.ffn = DeployedGLMHA(block.ffn, affine, affine)
             if block.ffn.guide is not None:
                 self.pooled = PooledNorm(channels, LAYER_NORM_EPS, affine.subtract_mean)
         if isinstance(block.gdfn, IEL):
-            self.ffn = DeployedIEL(block.gdfn, affine)
+            self.gdfn = DeployedIEL(block.gdfn, affine)
         self.residual = block.residual
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
-        if self.attn is not None:
-            x = x + self.attended(self.attn, x, other)
-        if self.ffn is None:
+        if self.ffn is not None:
+            x = x + self.attended(self.ffn, x, other)
+        if self.gdfn is None:
             return x
-        y = self.ffn(self.norm(x))
+        y = self.gdfn(self.norm(x))
         return x + y if self.residual else y
 
     def attended(self, attention: DeployedGLMHA, x: Tensor, other: Tensor) -> Tensor:

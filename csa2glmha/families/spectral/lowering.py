@@ -33,10 +33,11 @@ class DeployedFeedForward(nn.Module):
         assert isinstance(first, nn.Conv2d)
         affine = Affine(layer.norm.weight, layer.norm.bias, subtract_mean=True)
         self.norm = UnitNorm(first.in_channels, layer.norm.eps)
-        self.net = nn.Sequential(pointwise(*fold_affine(first.weight[:, :, 0, 0], first.bias, affine)), *rest)
+        # Named as in the network, so that a profile tells whose time it is.
+        self.fn = nn.Sequential(pointwise(*fold_affine(first.weight[:, :, 0, 0], first.bias, affine)), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.norm(x))
+        return self.fn(self.norm(x))
 
 
 def deployed_feed_forward(layer: NormedFeedForward) -> nn.Module:

@@ -24,7 +24,7 @@ def document_of(report: Report, images: Sequence[Comparison] = ()) -> Document:
         Section("images", "Images", "Teacher and student side by side", _pictures(report, images)),
         Section("quality", "Quality", "Quality", quality_blocks(report)),
         Section("tradeoff", "Trade-off", "Quality against cost", pareto_blocks(report)),
-        Section("search", "Search", "What the rank search measured", search_blocks(report)),
+        Section("search", "Search", "What the search measured", search_blocks(report)),
         Section("baselines", "Baselines", "Against other methods", baseline_blocks(report)),
         Section("layers", "Layers", "Cost of every attention layer", layer_blocks(report)),
         Section("ranks", "Ranks", "Rank of every layer", rank_blocks(report)),

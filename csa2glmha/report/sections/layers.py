@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from csa2glmha.core.text import listed
 from csa2glmha.metrics.complexity import format_macs, format_params
 from csa2glmha.report.blocks import Bar, Block, Fold, LayerBars, Legend, Note, RankColumns, Table
 from csa2glmha.report.part import Count, Figure
-from csa2glmha.report.schema import Layer, Report
+from csa2glmha.report.schema import Layer, Report, SkippedLayer
 from csa2glmha.report.sections.axes import Axis, axis_of
 from csa2glmha.report.sections.numbers import TIMES, known, percent_change, short
 
@@ -22,9 +23,10 @@ def layer_blocks(report: Report) -> list[Block]:
     """MACs and parameters of every layer, before and after."""
     layers = report.layers
     before = report.complexity.before
+    all_layers: list[Layer | SkippedLayer] = [*layers, *report.skipped]
     sentence = (
-        f"Attention takes {_macs(sum(each.macs_before for each in layers))} of the teacher's "
-        f"{_macs(before.macs)} MACs and {_params(sum(each.params_before for each in layers))} of its "
+        f"Attention takes {_macs(sum(each.macs_before for each in all_layers))} of the teacher's "
+        f"{_macs(before.macs)} MACs and {_params(sum(each.params_before for each in all_layers))} of its "
         f"{_params(before.params)} parameters; the student's takes "
         f"{_macs(sum(each.macs_after for each in layers))} and "
         f"{_params(sum(each.params_after for each in layers))}."
@@ -66,10 +68,17 @@ def _bar(what: str, before: Count, after: Count, largest: Count, show: Callable[
 def rank_blocks(report: Report) -> list[Block]:
     """Ranks of queries, keys and values of every layer before the channels that its heads have."""
     layers = report.layers
+    names = [layer.name for layer in report.skipped]
+    skipped: list[Block] = []
+    if names:
+        skipped.append(Note(f"Attention that the student goes without: {listed(names, 8)}."))
+    if not layers:
+        return skipped
     y = axis_of("rank per head", [layer.head_channels for layer in layers], zero=True, margin=0.04)
     x = Axis("layer, from input to output", 0.5, len(layers) + 0.5, ticks=range(1, len(layers) + 1))
     full = ("channels per head: full rank, where columns are pale", "var(--track)", "box")
     return [
+        *skipped,
         Legend([full, *((name, colour, "box") for _, name, colour in _PARTS)]),
         RankColumns("Ranks of queries, keys and values in every layer", layers, _PARTS, x, y),
         Fold("Ranks as a table", [_rank_table(layers)]),

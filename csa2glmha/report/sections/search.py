@@ -1,4 +1,4 @@
-"""What a rank search measured and predicted: single layers at every rank, and all of them together."""
+"""What a search measured and predicted: single layers at every size, and all of them together."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from csa2glmha.report.sections.numbers import MINUS, UNKNOWN, finite, fixed
 from csa2glmha.report.sections.scales import column, gained, is_exact, scale_axis, shown, with_unit
 
 _SIDES = (("logits", "queries and keys"), ("values", "values"))
+#: Of the choices for feed-forward networks.
+_WIDTHS = "hidden"
 
 Costed = tuple[Count, Figure, str]
 
@@ -48,7 +50,7 @@ def _curves(report: Report, search: Search) -> list[Block]:
     uniform, searched = costed(search.predicted.uniform), costed(search.predicted.searched)
     series = [
         _series(search.scale, "one rank everywhere", uniform, teacher, "var(--rank-k)", "circle", ranks=True),
-        _series(search.scale, "ranks chosen per layer", searched, teacher, "var(--front)", "square"),
+        _series(search.scale, "chosen per layer", searched, teacher, "var(--front)", "square"),
         _series(search.scale, "this student", chosen, teacher, "var(--student)", "diamond"),
     ]
     points = [point for each in series for point in each.points]
@@ -57,10 +59,10 @@ def _curves(report: Report, search: Search) -> list[Block]:
     y = scale_axis(search.scale, f"predicted {label}", [up for _, up in points], margin=0.1, least=1.0)
     note = (
         "Predicted before distillation: the errors that the layers make one by one, added up. For every "
-        f"rank, the ranks chosen layer by layer are those with the least sum for no more {name}."
+        f"rank, what is chosen layer by layer has the least sum for no more {name}."
     )
     return [
-        Heading("Predicted: one rank for all layers, and ranks chosen for each"),
+        Heading("Predicted: one rank for all layers, and sizes chosen for each"),
         Note(note),
         Legend.of(series),
         Chart(f"Predicted {label} against {name}", series, x, y),
@@ -115,15 +117,15 @@ def _series(
 
 
 def _sensitivity(search: Search) -> list[Block]:
-    """Agreement with the teacher where one side of one layer has a rank and everything else is exact."""
+    """Agreement with the teacher where one part of one layer is made smaller and all else is exact."""
     choices, scale = search.choices, search.scale
     names = list(dict.fromkeys(choice.layer for choice in choices))
     colours = [depth_colour(index, len(names)) for index in range(len(names))]
     note = (
-        f"Measured on {scale.what}, before distillation: one side of one layer alone has the rank, all else "
-        f"is the teacher's. The {'lower' if scale.unit else 'higher'} a line, the more the layer loses by a "
-        "low rank. Rank 0 of keys leaves out queries and keys; choices that also lower the rank of queries "
-        "are in the table alone."
+        f"Measured on {scale.what}, before distillation: one part of one layer alone is made smaller, all "
+        f"else is the teacher's. The {'lower' if scale.unit else 'higher'} a line, the more the layer "
+        "loses by it. Rank 0 of keys leaves out queries and keys. Choices that also lower the rank of "
+        "queries, and skipped attention layers, are in the table alone."
     )
     rows = [
         (
@@ -137,8 +139,8 @@ def _sensitivity(search: Search) -> list[Block]:
         )
         for choice in choices
     ]
-    header = ("layer", "side", "ranks", column(scale), "MACs saved", "parameters saved", "chosen")
-    table = Table(header, rows, "What every rank of every layer loses and saves", text_columns=3)
+    header = ("layer", "part", "choice", column(scale), "MACs saved", "parameters saved", "chosen")
+    table = Table(header, rows, "What every choice for every layer loses and saves", text_columns=3)
     return [
         Heading("Sensitivity of every layer"),
         Note(note),
@@ -150,33 +152,39 @@ def _sensitivity(search: Search) -> list[Block]:
 
 def _sensitivity_charts(search: Search, names: Sequence[str], colours: Sequence[str]) -> list[Block]:
     scale = search.scale
-    curves = {side: [_points(search.choices, name, side) for name in names] for side, _ in _SIDES}
+    sides = [side for side, _ in _SIDES]
+    curves = {side: [_points(search.choices, name, side) for name in names] for side in (*sides, _WIDTHS)}
     values = [value for each in curves.values() for curve in each for _, value in curve]
     y = scale_axis(scale, scale.label, values, margin=0.06, least=1.0)
-    widest = max((rank for each in curves.values() for curve in each for rank, _ in curve), default=1)
-    x = Axis("rank per head", 0, max(widest, 2))
+    widest = max((rank for side in sides for curve in curves[side] for rank, _ in curve), default=1)
+    ranks, widths = Axis("rank per head", 0, max(widest, 2)), Axis("share of hidden channels", 0, 1)
+    charts = [(side, words, f"rank of {words}", ranks) for side, words in _SIDES]
+    charts.append((_WIDTHS, "feed-forward networks", "width of feed-forward networks", widths))
     drawn: list[Block] = []
-    for side, words in _SIDES:
+    for side, words, by, x in charts:
         series = [
             Series(name, curve, colour, dots="" if len(curve) > 1 else "circle", notes=[name])
             for name, curve, colour in zip(names, curves[side], colours, strict=True)
             if curve
         ]
         if series:
-            label = f"{scale.label} by rank of {words}, one line a layer"
-            chart = Chart(label, series, x, y, room="half")
+            chart = Chart(f"{scale.label} by {by}, one line a layer", series, x, y, room="half")
             drawn.append(Group([Heading(words.capitalize(), 4), chart]))
     return drawn
 
 
 def _points(choices: Sequence[SearchChoice], name: str, side: str) -> list[Point]:
-    return sorted(
-        (rank, value)
-        for choice in choices
-        if (choice.layer, choice.side) == (name, side) and choice.rank_q is None
-        for rank in [choice.rank_k if side == "logits" else choice.rank_v]
-        if rank is not None and (value := finite(choice.to_teacher)) is not None and choice.error
-    )
+    mine = [choice for choice in choices if (choice.layer, choice.side) == (name, side)]
+    hidden = max((choice.width or 0 for choice in mine), default=0)
+    found: list[Point] = []
+    for choice in mine:
+        value = finite(choice.to_teacher)
+        across: float | None = choice.rank_k if side == "logits" else choice.rank_v
+        if side == _WIDTHS:
+            across = None if choice.width is None else choice.width / max(hidden, 1)
+        if across is not None and choice.rank_q is None and value is not None and choice.error:
+            found.append((across, value))
+    return sorted(found)
 
 
 def _amount(value: Count, show: Callable[[int], str]) -> str:

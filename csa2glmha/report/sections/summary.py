@@ -43,7 +43,7 @@ def summary_of(report: Report) -> Summary:
         facts=[
             report.teacher.architecture,
             f"rank {rank_text(report.options)}",
-            *([] if report.feed_forwards is None else [f"feed-forward widths {report.options['ffn']}"]),
+            *([] if report.feed_forwards is None else [f"feed-forward widths {_widths(report)}"]),
             f"{report.options['attention']} attention",
             f"input {height} {TIMES} {width}",
         ],
@@ -105,8 +105,13 @@ def _cost(report: Report) -> str:
     return ""
 
 
+def _widths(report: Report) -> str:
+    """What was asked for."""
+    return "chosen per layer" if report.options.get("ffn") is None else str(report.options["ffn"])
+
+
 def search_sentence(search: Search) -> str:
-    """How the ranks were chosen."""
+    """How the sizes were chosen."""
     found = search.predicted
     predicted = [
         *([] if found.macs is None else [f"MACs {format_macs(round(found.macs))}"]),
@@ -118,7 +123,7 @@ def search_sentence(search: Search) -> str:
         ),
     ]
     kind = _BUDGETS.get(search.budget.kind, search.budget.kind)
-    text = f"Ranks were chosen layer by layer for a budget of {kind}: {_target(search.budget)}"
+    text = f"Sizes were chosen layer by layer for a budget of {kind}: {_target(search.budget)}"
     text += f"; predicted: {', '.join(predicted)}" if predicted else ""
     if finite(search.gap) is not None:
         text += f"; gap to the optimum {search.gap:.3g}"

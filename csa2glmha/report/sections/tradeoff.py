@@ -18,7 +18,7 @@ from csa2glmha.report.sections.scales import EXACT_KL
 _KINDS = {
     "teacher": ("teacher", "var(--teacher)", "diamond"),
     "uniform": ("one rank everywhere", "var(--rank-k)", "circle"),
-    "auto": ("ranks chosen per layer", "var(--student)", "square"),
+    "auto": ("chosen per layer", "var(--student)", "square"),
     "baseline": ("other methods", "var(--ground-truth)", "triangle"),
 }
 
