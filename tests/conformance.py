@@ -248,8 +248,11 @@ def one_size_only(subject: Subject, place: Path) -> None:
 
 @torch.no_grad()
 def tiles_are_the_whole(subject: Subject, place: Path) -> None:
-    """Tiles that share attention maps, made from all of them, give what the whole image gives."""
-    for model in (network(subject), student(subject)):
+    """Tiles that share attention maps, made from all of them, give what the whole image gives.
+
+    The student has narrower feed-forward networks beside its low-rank attention.
+    """
+    for model in (network(subject), narrow_student(subject)):
         multiple, overlap = model.size_multiple, subject.overlap
         size, height, width = 2 * overlap + 32, 2 * overlap + 56, 2 * overlap + 64
         inputs = subject.inputs(model, height, width)

@@ -181,7 +181,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quick_factors() -> Iterator[None]:
-    """Factors after a few steps, for tests of everything but how close they are."""
+    """Factors after a few steps, for tests of everything but how close they are.
+
+    Not where a student is compared with that of another process, which takes all steps.
+    """
     with pytest.MonkeyPatch.context() as patched:
 
         def quick(

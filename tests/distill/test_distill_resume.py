@@ -30,8 +30,6 @@ from tests.conftest import MakeRestormer
 from tests.distilling import Crops, Pair, assert_same, make_held_out, settings, weights
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.usefixtures("quick_factors")
-
 resource = pytest.importorskip("resource", reason="runs are interrupted by signals and limits of Unix")
 
 SETTINGS = {"steps": 40, "learning_rate": 3e-4}
@@ -376,6 +374,8 @@ def test_convert_killed_and_resumed(
     printed(*common, "-o", whole, capsys=capsys)
     assert killed.wait() == -signal.SIGKILL, log.read_text()
     assert not (output / "student.safetensors").exists()
+    other = complaint(*common, "--ffn", "0.75", "-o", output, "--resume", capsys=capsys, code=2)
+    assert "--ffn was 0.5 and is 0.75" in other
     printed(*common, "-o", output, "--resume", capsys=capsys)
     assert "Traceback" not in log.read_text()
     assert_same(load(output / "student.safetensors"), weights(load(whole / "student.safetensors")))
