@@ -187,12 +187,12 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
     Raises:
         UsageError: it is no such text.
     """
-    try:
-        return None if text is None else tuple(int(size) for size in text.lower().split("x"))
-    except ValueError:
-        raise UsageError(
-            f"--shape {text}: give batch x channels x height x width, such as 1x3x512x512"
-        ) from None
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 4 or not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--shape {text}: give batch x channels x height x width, such as 1x3x512x512")
+    return tuple(map(int, parts))
 
 
 def _output_file(model: Path, output: Path | None, stem: str) -> Path:

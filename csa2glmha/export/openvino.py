@@ -27,7 +27,7 @@ _TYPES: dict[int, str] = {
 }
 #: So often a shape must come before the network is compiled for it. That takes seconds, and pays where a
 #: shape stays: at fixed sizes OpenVINO takes 0.7 of the time of open ones.
-_TIMES_SEEN = 2
+COMPILED_AT = 2
 
 
 def openvino_version() -> str | None:
@@ -117,7 +117,7 @@ class OpenVinoSession:
         self._seen = (shapes, times)
         if times == 1:
             self._for_shape = None
-        if self._for_shape is None and (self._fixed or times >= _TIMES_SEEN):
+        if self._for_shape is None and (self._fixed or times >= COMPILED_AT):
             self._for_shape = self._compile(shapes)
         return self._for_shape or self._open
 

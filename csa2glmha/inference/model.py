@@ -13,7 +13,7 @@ from csa2glmha.core.errors import UsageError
 from csa2glmha.core.progress import say
 from csa2glmha.data.inputs.kind import InputKind, NetworkFacts, facts_of
 from csa2glmha.data.open import input_kind
-from csa2glmha.export.runtime import CPU_PROVIDER, RUNTIMES, OnnxModel, provider_name
+from csa2glmha.export.runtime import CPU_PROVIDER, ONNX_RUNTIME, RUNTIMES, OnnxModel, provider_name
 from csa2glmha.inference.fitted import FittedOnnx
 from csa2glmha.metrics.evaluate import Restore, restore
 from csa2glmha.networks import RestorationModel
@@ -28,12 +28,14 @@ class OpenModel:
         facts: what its kind of inputs must know.
         network: the PyTorch network; None for an ONNX file.
         foreign: an ONNX file that another program made.
+        runtime: what runs an ONNX file, one of :data:`~csa2glmha.export.runtime.RUNTIMES`.
     """
 
     run: Restore
     facts: NetworkFacts
     network: RestorationModel | None = None
     foreign: bool = False
+    runtime: str = ONNX_RUNTIME
 
     @property
     def channels(self) -> int:
@@ -89,7 +91,10 @@ def open_model(
             raise UsageError(f"--weights {weights}: {path} is an ONNX file and has one set; leave it out")
         runtime = _open_onnx(path, device)
         fitted = FittedOnnx(runtime)
-        return OpenModel(lambda inputs: fitted(inputs)[0], runtime.facts, foreign=runtime.foreign)
+        where = device if device in RUNTIMES else ONNX_RUNTIME
+        return OpenModel(
+            lambda inputs: fitted(inputs)[0], runtime.facts, foreign=runtime.foreign, runtime=where
+        )
     if device in RUNTIMES:
         raise UsageError(f"--runtime {device}: runs ONNX files; {path} is none, export it first")
     loaded = load_model(path, weights, network)

@@ -15,7 +15,8 @@ from csa2glmha.core.device import total_memory
 from csa2glmha.core.errors import DataError, UsageError
 from csa2glmha.core.progress import manual_progress, say
 from csa2glmha.data.batches import Inputs
-from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.export.openvino import COMPILED_AT
+from csa2glmha.export.runtime import ONNX_RUNTIME, OnnxModel
 from csa2glmha.inference.grid import divide, extent_of, spread, tile_step
 from csa2glmha.inference.memory import (
     MemoryNeeds,
@@ -40,8 +41,9 @@ _USABLE = 0.8
 #: Side of the image that an ONNX file is tried on: its memory is not known otherwise.
 _PROBE = 256
 #: ONNX Runtime doubles its memory whenever it runs out: for large images it took up to 2.2 times as much a
-#: pixel as for the one it is tried on.
-_ONNX_OVERHEAD = 2.5
+#: pixel as for the one it is tried on. OpenVINO took 0.5 to 0.7 times as much.
+_OVERHEAD = {ONNX_RUNTIME: 2.5}
+_OTHER_OVERHEAD = 1.25
 _SMALLEST_SAMPLE = 64
 _GB = 1e9
 _SMALL_IMAGE = 2**24
@@ -275,13 +277,16 @@ class Restorer:
     def _onnx_bytes(self, pixels: int) -> int:
         if self._onnx_bytes_per_pixel is None:
             # A session of its own: one that has run before has memory in store.
-            session = OnnxModel(self.path)
+            runtime = self.model.runtime
+            session = OnnxModel(self.path, runtime=runtime)
             probe = torch.rand(1, self.model.channels, _PROBE, _PROBE)
             before = psutil.Process().memory_info().rss
             shapes = self.model.kind.shapes(self.model.facts, _PROBE, _PROBE)
-            session(probe, *(torch.ones(shape) for shape in shapes[1:]))
+            for _ in range(1 if runtime == ONNX_RUNTIME else COMPILED_AT):
+                session(probe, *(torch.ones(shape) for shape in shapes[1:]))
             grown = psutil.Process().memory_info().rss - before
-            self._onnx_bytes_per_pixel = _ONNX_OVERHEAD * max(grown, probe.nbytes) / _PROBE**2
+            overhead = _OVERHEAD.get(runtime, _OTHER_OVERHEAD)
+            self._onnx_bytes_per_pixel = overhead * max(grown, probe.nbytes) / _PROBE**2
         return int(self._onnx_bytes_per_pixel * pixels)
 
     def _too_little(self, what: str, needed: int) -> DataError:

@@ -6,7 +6,9 @@ import importlib.util
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -22,6 +24,7 @@ from csa2glmha.export.openvino import OpenVinoSession
 from csa2glmha.export.targets import TARGETS, target_of
 from csa2glmha.export.tensorrt import PROFILE, refused
 from csa2glmha.families.registry import build
+from csa2glmha.inference import plan
 from csa2glmha.inference.model import open_model
 from csa2glmha.networks import RestorationModel
 from tests.conftest import MakeRestormer
@@ -127,9 +130,10 @@ def test_the_command_line_takes_runtime_and_shape(
 ) -> None:
     output = tmp_path / "x.onnx"
     arguments = ["export", str(checkpoint), "-o", str(output), "--for", "tensorrt"]
-    with pytest.raises(SystemExit) as ended:
-        cli.main([*arguments, "--shape", "1x3x16"])
-    assert ended.value.code == 2 and "--shape 1x3x16: give batch" in capsys.readouterr().err
+    for shape in ("1x3x16", "1x3x0x16", "1x3x16x", "1x3x-8x8", "1x3x\u0663x16"):  # the last is an Arabic 3
+        with pytest.raises(SystemExit) as ended:  # told before the file is looked for
+            cli.main(["export", str(tmp_path / "missing.pth"), "--shape", shape])
+        assert ended.value.code == 2 and f"--shape {shape}: give batch" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         cli.main([*arguments, "--shape", "1x3x16x16"])
     assert ended.value.code == 0
@@ -214,3 +218,34 @@ def test_the_file_for_the_web_runs_in_node(
     image = (torch.arange(3 * 16 * 24) * 7919 % 1000 / 1000).view(1, 3, 16, 24)
     with torch.no_grad():
         assert relative_difference(found, student(image)) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("runtime", "runs", "overhead"), [("onnxruntime", 1, 2.5), ("openvino-f32", 2, 1.25)]
+)
+def test_memory_is_estimated_in_the_runtime_that_will_run(
+    student: RestorationModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    runtime: str,
+    runs: int,
+    overhead: float,
+) -> None:
+    path = export_onnx(student, tmp_path / "model.onnx").path
+    opened = replace(open_model(path, "cpu"), runtime=runtime)
+    tried: list[str] = []
+
+    class Session:
+        def __init__(self, path: Path, runtime: str) -> None:
+            self.runtime = runtime
+
+        def __call__(self, *inputs: torch.Tensor) -> None:
+            tried.append(self.runtime)
+
+    monkeypatch.setattr(plan, "OnnxModel", Session)
+    # Nothing grows here, so that it is the image itself that is multiplied: of three channels in float32.
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0))
+    monkeypatch.setattr(plan.psutil, "Process", lambda: process)
+    restorer = plan.Restorer(path, opened, torch.device("cpu"), plan.TileOptions())
+    assert restorer._onnx_bytes(1000) == int(overhead * 3 * 4 * 1000)
+    assert tried == [runtime] * runs
