@@ -543,7 +543,8 @@ def run(
     "--runtime",
     "runtimes",
     metavar="NAME,...",
-    help="onnxruntime, openvino, openvino-f32; torch, torch-compile [onnxruntime, torch].",
+    help="onnxruntime, openvino, openvino-f32; torch (compiled too, where a compiler is), torch-compile "
+    "[onnxruntime, torch as it stands].",
 )
 @settings(*NETWORK, "weights")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

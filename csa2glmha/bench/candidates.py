@@ -20,6 +20,7 @@ from csa2glmha.config.network import NetworkOptions
 from csa2glmha.core.environment import thread_count
 from csa2glmha.core.errors import UsageError
 from csa2glmha.core.progress import say
+from csa2glmha.core.text import first_line
 from csa2glmha.data.open import input_kind
 from csa2glmha.export.runtime import ONNX_RUNTIME, RUNTIMES, OnnxModel, provider_name
 
@@ -28,6 +29,7 @@ DEFAULT_SIZE = 256
 _PYTORCH_PROVIDERS = ("cpu", "cuda")
 #: What runs checkpoints and students, and how people know it.
 _PYTORCH = {"torch": "PyTorch", "torch-compile": "PyTorch, compiled"}
+_COMPILED = "torch-compile"
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,31 @@ def open_candidates(paths: Sequence[Path], settings: Settings) -> list[Candidate
     return [make(*(fixed or size)) for fixed, make in opened]
 
 
+def with_compiled(settings: Settings) -> Settings:
+    """The settings in which PyTorch, where it is asked for by name, is compiled PyTorch too.
+
+    Only where there is a compiler; without a name it is PyTorch as it stands, since compiling takes minutes.
+    """
+    asked = settings.runtimes
+    if "torch" not in asked or _COMPILED in asked or not _finds_compiler():
+        return settings
+    return replace(settings, runtimes=(*asked, _COMPILED))
+
+
+def without_failed(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates but those that PyTorch cannot compile, each run once and named."""
+    kept = []
+    for candidate in candidates:
+        try:
+            if candidate.runs_in == _COMPILED:
+                candidate.run()
+        except Exception as error:  # whatever the compiler and its many stages raise
+            say(f"{candidate.path}: PyTorch does not compile it, left out: {first_line(error)}")
+            continue
+        kept.append(candidate)
+    return kept
+
+
 def common_size(fixed: Sequence[tuple[int, int] | None], wanted: tuple[int, int] | None) -> tuple[int, int]:
     """Height and width for models of any size: as wanted, or those of the first that has no choice."""
     if wanted is not None:
@@ -142,13 +169,17 @@ def _open_onnx(path: Path, settings: Settings, runtime: str) -> _Opened:
     return model.fixed_size, make
 
 
+def _finds_compiler() -> bool:
+    return any(shutil.which(name) is not None for name in (os.environ.get("CXX", "g++"), "clang++"))
+
+
 def _compiled(model: nn.Module) -> Callable[..., Tensor]:
     """The model by torch.compile.
 
     Raises:
         UsageError: there is no compiler for its code.
     """
-    if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
+    if not _finds_compiler():
         raise UsageError("--runtime torch-compile: no C++ compiler is found; install g++, or leave it out")
     compiled: Callable[..., Tensor] = torch.compile(model)
     return compiled

@@ -11,7 +11,14 @@ from typing import Any
 import onnxruntime
 import torch
 
-from csa2glmha.bench.candidates import Candidate, Settings, as_of_students, open_candidates
+from csa2glmha.bench.candidates import (
+    Candidate,
+    Settings,
+    as_of_students,
+    open_candidates,
+    with_compiled,
+    without_failed,
+)
 from csa2glmha.bench.memory import measure_apart
 from csa2glmha.bench.rounds import Patience, time_in_turns
 from csa2glmha.core.environment import cpu_count, thread_count
@@ -33,7 +40,10 @@ def run_bench(paths: Sequence[Path], settings: Settings, patience: Patience) -> 
         Csa2GlmhaError: a file cannot be run.
     """
     settings = as_of_students(paths, settings)
-    candidates = open_candidates(paths, settings)
+    # Compiled PyTorch that was not asked for by its own name may fail.
+    implied = with_compiled(settings)
+    candidates = open_candidates(paths, implied)
+    candidates = candidates if implied == settings else without_failed(candidates)
     sizes = {candidate.shapes[0][-2:] for candidate in candidates}
     if len(sizes) > 1:
         say("these models take inputs of different sizes: the ratios compare different work")

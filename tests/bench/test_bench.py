@@ -8,6 +8,7 @@ import random
 import statistics
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from csa2glmha.bench import compare, memory
-from csa2glmha.bench.candidates import Settings, open_candidates
+from csa2glmha.bench.candidates import Settings, open_candidates, with_compiled, without_failed
 from csa2glmha.bench.compare import compare_files
 from csa2glmha.bench.profile import profile_modules, read_profile
 from csa2glmha.bench.rounds import Latency, Patience, Ratio, time_in_turns
@@ -294,3 +295,28 @@ def test_compiling_needs_a_compiler(checkpoint: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("csa2glmha.bench.candidates.shutil.which", lambda name: None)
     with pytest.raises(UsageError, match="torch-compile: no C\\+\\+ compiler"):
         open_candidates([checkpoint], Settings((16, 16), runtimes=("torch-compile",)))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_pytorch_by_name_is_compiled_too(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fails: bool
+) -> None:
+    def compiled(model: Any) -> Any:
+        def call(*inputs: Any) -> Any:
+            if fails:
+                raise RuntimeError("no such operator\nat some place")
+            return model(*inputs)
+
+        return call
+
+    monkeypatch.setattr("csa2glmha.bench.candidates.shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("csa2glmha.bench.candidates.torch.compile", compiled)
+    wanted = with_compiled(Settings((16, 16), runtimes=("torch",)))
+    assert wanted.runtimes == ("torch", "torch-compile")
+    found = without_failed(open_candidates([checkpoint], wanted))
+    assert [each.runtime for each in found] == ["PyTorch", *([] if fails else ["PyTorch, compiled"])]
+    assert ("does not compile it, left out: no such operator" in capsys.readouterr().err) == fails
+    # Nobody asked for minutes of compiling.
+    assert with_compiled(Settings()) == Settings()
+    monkeypatch.setattr("csa2glmha.bench.candidates.shutil.which", lambda name: None)
+    assert with_compiled(Settings(runtimes=("torch",))).runtimes == ("torch",)
