@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shlex
 from pathlib import Path
@@ -15,6 +14,7 @@ from csa2glmha.core.files import atomic_path
 from csa2glmha.core.hub import repository_of
 from csa2glmha.core.lines import markdown_text
 from csa2glmha.core.progress import say
+from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import one_line
 from csa2glmha.report.command_line import command_line
 from csa2glmha.report.headline import headline_rows, rank_text
@@ -196,7 +196,7 @@ def _picture(report: Report) -> list[str]:
 def _usage(report: Report) -> list[str]:
     shapes = [tuple(shape) for shape in report.complexity.input_shapes_after]
     builder = _builder(report)
-    own = "" if builder is None else f", network={json.dumps(builder)}"
+    own = "" if builder is None else f", network={dumps(builder)}"
     return [
         "## Use",
         "",

@@ -212,14 +212,15 @@ def _feed_forwards(measured: Measurements) -> tuple[FeedForwardLayer, ...] | Non
     return tuple(found) or None
 
 
-def _skipped(measured: Measurements) -> tuple[SkippedLayer, ...]:
+def _skipped(measured: Measurements) -> tuple[SkippedLayer, ...] | None:
     """The attention layers that the student goes without; of the feed-forward networks their widths tell."""
     before = measured.before.modules
-    return tuple(
+    found = tuple(
         SkippedLayer(name=name, macs_before=before[name].macs, params_before=before[name].params)
         for name in measured.sizes.skipped
         if name not in measured.widths
     )
+    return found or None
 
 
 def _refit(refitted: Refitted | None) -> Refit | None:

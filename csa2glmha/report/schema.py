@@ -295,7 +295,7 @@ class Report(Part):
     complexity: Costs
     layers: tuple[Layer, ...]
     feed_forwards: tuple[FeedForwardLayer, ...] | None = None
-    skipped: tuple[SkippedLayer, ...] = ()
+    skipped: tuple[SkippedLayer, ...] | None = None
     refit: Refit | None = None
     seconds: dict[str, float]
     analysis: Analysis | None = None

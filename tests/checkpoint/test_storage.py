@@ -92,7 +92,7 @@ def test_a_loaded_student_is_the_one_saved(
 def test_metadata_is_complete(student: Restormer) -> None:
     metadata = metadata_of(student)
     assert metadata["format"] == "csa2glmha-student"
-    assert metadata["format_version"] == "3"
+    assert metadata["format_version"] == "4"
     assert metadata["tool_version"] == __version__
     assert metadata["architecture"] == "restormer"
     assert json.loads(metadata["hyperparameters"]) == student.hyperparameters
@@ -120,7 +120,7 @@ def _layers(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, s
 
 
 DAMAGE: dict[str, Callable[[dict[str, str]], object]] = {
-    "newer version": lambda m: m.update(format_version="4"),
+    "newer version": lambda m: m.update(format_version="5"),
     "no version": lambda m: m.pop("format_version"),
     "no architecture": lambda m: m.pop("architecture"),
     "unknown architecture": lambda m: m.update(architecture="unet"),
@@ -175,7 +175,7 @@ def test_damaged_metadata_is_one_clear_line(
 def test_wrong_version_says_what_to_do(tmp_path: Path, student: Restormer) -> None:
     path = tmp_path / "student.safetensors"
     write_safetensors(path, student.state_dict(), metadata_of(student) | {"format_version": "5"})
-    with pytest.raises(CheckpointError, match=r"student format 5 is not 1 to 3.*convert the teacher again"):
+    with pytest.raises(CheckpointError, match=r"student format 5 is not 1 to 4.*convert the teacher again"):
         load(path)
 
 

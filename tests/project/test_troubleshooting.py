@@ -168,7 +168,7 @@ WAYS: dict[str, Callable[..., None]] = {
     "already exists: pass --overwrite": file_there,
     "is in use: another csa2glmha is writing there": folder_in_use,
     "holds the state of an interrupted run": interrupted_run,
-    "cannot be reached with the attention layers alone": small_budget,
+    "cannot be reached; the smallest is": small_budget,
     "unexpected ...; this should not happen": fault_of_ours,
 }
 

@@ -23,7 +23,7 @@ def layer_blocks(report: Report) -> list[Block]:
     """MACs and parameters of every layer, before and after."""
     layers = report.layers
     before = report.complexity.before
-    all_layers: list[Layer | SkippedLayer] = [*layers, *report.skipped]
+    all_layers: list[Layer | SkippedLayer] = [*layers, *(report.skipped or ())]
     sentence = (
         f"Attention takes {_macs(sum(each.macs_before for each in all_layers))} of the teacher's "
         f"{_macs(before.macs)} MACs and {_params(sum(each.params_before for each in all_layers))} of its "
@@ -68,7 +68,7 @@ def _bar(what: str, before: Count, after: Count, largest: Count, show: Callable[
 def rank_blocks(report: Report) -> list[Block]:
     """Ranks of queries, keys and values of every layer before the channels that its heads have."""
     layers = report.layers
-    names = [layer.name for layer in report.skipped]
+    names = [layer.name for layer in report.skipped or ()]
     skipped: list[Block] = []
     if names:
         skipped.append(Note(f"Attention that the student goes without: {listed(names, 8)}."))

@@ -15,7 +15,7 @@ def saved_sentence(report: Report) -> str:
     """What the attention has saved of the multiply-accumulates, and what the feed-forward networks."""
     before, after = report.complexity.before.macs, report.complexity.after.macs
     attention = sum(layer.macs_before - layer.macs_after for layer in report.layers)
-    attention += sum(layer.macs_before for layer in report.skipped)
+    attention += sum(layer.macs_before for layer in report.skipped or ())
     rest = sum(layer.macs_before - layer.macs_after for layer in report.feed_forwards or ())
     parts = [
         f"{what} {_macs(saved)} ({100 * saved / (before or 1):.1f} %)"
