@@ -175,9 +175,7 @@ def measure_sensitivity(
     for choice in _all(choices):
         if choice not in found:
             missing.setdefault(choice.layer, []).append(choice)
-    images = [
-        tuple(part[index : index + 1] for part in each) for each in held_out for index in range(len(each[0]))
-    ]
+    images = [each for batch in held_out for each in _singles(batch)]
     names = list(missing)
     with manual_progress(what="sensitivity", unit="layer", total=len(names)) as bar:
         for first in range(0, len(names), AT_ONCE):
@@ -188,6 +186,14 @@ def measure_sensitivity(
                     cache.add(choice, measured)
             bar.update(len(part))
     return {key: [found[choice] for choice in each] for key, each in choices.items()}
+
+
+def _singles(batch: Inputs) -> list[Inputs]:
+    """A batch one image at a time; a further input of one, such as a mask, serves all of them."""
+    return [
+        tuple(each if len(each) == 1 else each[index : index + 1] for each in batch)
+        for index in range(len(batch[0]))
+    ]
 
 
 @dataclass(frozen=True)

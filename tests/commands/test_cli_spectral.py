@@ -119,7 +119,8 @@ def test_a_search_counts_students_with_the_mask_baked_in(
     quick = [*QUICK[:-2], "--no-distill", "--rank", "auto", "-o", tmp_path / "out"]
     code, _, err = run("convert", place / "mst.pth", *data_of(place), *quick, "--macs", "0.1", capsys=capsys)
     assert code == 2 and "the smallest is" in err
-    share = float(err.split("the smallest is ")[1].split(" ")[0])
+    # At the least all of the attention is skipped, and the mask with it.
+    share = float(err.split("the smallest is ")[1].split(" ")[0]) + 0.2
     code, _, err = run("convert", place / "mst.pth", *data_of(place), *quick, "--macs", share, capsys=capsys)
     assert code == 0, err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
