@@ -584,10 +584,9 @@ def bench(
 )
 @click.option(
     "--ffn",
-    default="full",
-    show_default=True,
     metavar="SHARE,...",
-    help="Shares of feed-forward channels to keep, such as full,0.75,0.5: each with every rank but auto.",
+    help="Shares of feed-forward channels to keep, such as full,0.75,0.5: each with every rank. auto is made "
+    "once and chooses them itself; with full alone it chooses ranks only.",
 )
 @settings("rank_q", "attention", "refit", *DATA, "calibration_crops", "calibration_size")
 @settings(*(name for name in TRAINING if name != "resume"), "distill", "input_size", "timing")
@@ -600,7 +599,7 @@ def bench(
 def sweep(
     checkpoint: Model,
     ranks: str,
-    ffn: str,
+    ffn: str | None,
     timing: bool | None,
     output: Path | None,
     overwrite: bool,

@@ -15,6 +15,7 @@ from csa2glmha.data.batches import Data
 from csa2glmha.inference.memory import available_bytes, training_needs, used_bytes, whole_needs
 from csa2glmha.metrics.complexity import BY_VALUES, Complexity, count_complexity, format_macs, format_params
 from csa2glmha.networks import RestorationModel, run
+from csa2glmha.reading.feedforwards import feed_forwards
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.report.document import render_table
 from csa2glmha.search.methods import methods
@@ -178,8 +179,8 @@ def _stages(
     if options.baselines:
         initialised = options.calibration_crops * _INITIALISE_PASSES * each
         compared = data.held_out_images * candidates * whole
-        count = sum(method.possible for method in methods(teacher, plan.sizes.widths, _counted))
-        stages.append(Stage("other methods", count * (initialised + trained + compared)))
+        others = _other_methods(teacher, plan, options)
+        stages.append(Stage("other methods", others * (initialised + trained + compared)))
     stages.append(Stage("ONNX export", len(_onnx_files(options)) * (3 * whole + 2)))
     if options.timing:
         layers = len(attention_layers(teacher))
@@ -195,6 +196,13 @@ def _training_seconds(data: Data, options: ConvertOptions, each: float, pixels: 
     share = sample.shape[-1] * sample.shape[-2] / pixels
     crops = options.batch * options.accumulate
     return (options.distill_steps * crops * _STEP_PASSES * share + _HELD_OUT_PASSES) * each
+
+
+def _other_methods(teacher: RestorationModel, plan: Plan, options: ConvertOptions) -> int:
+    widths = dict(plan.sizes.widths)
+    if options.automatic and options.ffn is None:  # the search may make any of them narrower
+        widths = {name: layer.hidden for name, layer in feed_forwards(teacher).items()}
+    return sum(method.possible for method in methods(teacher, widths, plan.sizes.skipped, _counted))
 
 
 def _counted(network: RestorationModel) -> Complexity:

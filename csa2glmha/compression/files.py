@@ -24,6 +24,7 @@ from csa2glmha.data.inputs.masks import mask_provenance
 from csa2glmha.data.open import input_provenance
 from csa2glmha.distill.initial import Initial, load_initial, save_initial
 from csa2glmha.metrics.complexity import count_complexity
+from csa2glmha.networks.skipped import skipped_layers
 from csa2glmha.reading.feedforwards import narrowed_widths
 from csa2glmha.reading.sizes import Sizes
 from csa2glmha.report.card import write_card
@@ -88,6 +89,7 @@ class CompareMethods(Always[FileRun]):
             run.workspace.folder,
             run.finish,
             narrowed_widths(run.student),
+            skipped_layers(run.student),
         )
         run.baselines = run.methods.run(count_complexity(run.student, *run.shapes(run.student)).macs)
 

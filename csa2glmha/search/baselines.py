@@ -34,6 +34,7 @@ class BaselineJob:
         output: folder of the results.
         finish: what is done to a student before it is evaluated.
         widths: hidden channels of the student's feed-forward networks that lost some.
+        skipped: layers that it goes without.
     """
 
     teacher: RestorationModel
@@ -45,11 +46,12 @@ class BaselineJob:
     output: Path
     finish: Finish[RestorationModel]
     widths: Mapping[str, int]
+    skipped: Sequence[str]
 
     @property
     def methods(self) -> list[Method]:
         """The methods to compare with, in the order of the report."""
-        return methods(self.teacher, self.widths, self._counted)
+        return methods(self.teacher, self.widths, self.skipped, self._counted)
 
     def clear(self) -> None:
         """Delete the states. They are kept until the report is written: a run that is killed before that goes
@@ -101,6 +103,8 @@ class BaselineJob:
         identity = {**self.identity, "the method": method.name, "its rank": setting.rank}
         if setting.widths:
             identity["its widths"] = dict(setting.widths)
+        if self.skipped:
+            identity["the layers it goes without"] = list(self.skipped)
         states = StateFolder(self._states_of(method), identity, self.options.state_minutes, say)
         state = find_state(states, self.options)
         if state is None:

@@ -23,6 +23,7 @@ from csa2glmha.initialize.feedforward import narrow_feed_forwards
 from csa2glmha.initialize.pruning import MAGNITUDE, WANDA, pruned_student
 from csa2glmha.metrics.complexity import Complexity
 from csa2glmha.networks import RestorationModel
+from csa2glmha.networks.skipped import skip
 from csa2glmha.reading.feedforwards import feed_forwards, narrow_to
 from csa2glmha.reading.layers import attention_layers, replace_layers
 
@@ -87,14 +88,15 @@ class LowRank:
         teacher: in eval mode.
         kind: SVD, STATIC or COMPACT.
         count: operations of a network.
-        widths: hidden channels of the student's feed-forward networks that lost some. They lose the same
-            here, in the same way: the methods differ in the attention alone.
+        widths, skipped: hidden channels of the student's feed-forward networks that lost some, and those that
+            it goes without. It is the same here: the methods differ in the attention alone.
     """
 
     teacher: RestorationModel
     kind: str
     count: Count
     widths: Mapping[str, int]
+    skipped: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -121,13 +123,14 @@ class LowRank:
             student = copy.deepcopy(self.teacher)
             replace_layers(student, baseline_configs(layers, self.kind, rank))
             narrow_to(student, self.widths)
+            skip(student, self.skipped)
             return self.count(student).macs
 
         ranks = [rank for rank in RANKS if rank < widest]
         above = bisect.bisect_left(ranks, macs, key=macs_of)
         nearest = ranks[max(above - 1, 0) : above + 1]
         rank = min(nearest, key=lambda rank: abs(macs_of(rank) - macs), default=widest)
-        beside = "; feed-forward networks as narrow as this student's" if self.widths else ""
+        beside = "; feed-forward networks as in this student" if self.widths or self.skipped else ""
         return Setting(f"rank {rank}{beside}", rank, self.widths)
 
     def student(self, setting: Setting, batches: Sequence[Inputs]) -> RestorationModel:
@@ -136,6 +139,7 @@ class LowRank:
         student, _ = initialise_baseline(self.teacher, self.kind, setting.rank, batches)
         if setting.widths:
             narrow_feed_forwards(self.teacher, student, setting.widths, batches)
+        skip(student, self.skipped)
         return student
 
 
@@ -195,17 +199,22 @@ class Pruned:
         return pruned_student(self.teacher, self.kind, self.refit, setting.widths, batches)
 
 
-def methods(teacher: RestorationModel, widths: Mapping[str, int], count: Count) -> list[Method]:
+def methods(
+    teacher: RestorationModel, widths: Mapping[str, int], skipped: Sequence[str], count: Count
+) -> list[Method]:
     """The methods in the order of the report: those for the attention and, where the student's feed-forward
-    networks have lost hidden channels, those for feed-forward networks.
+    networks have lost hidden channels or some are left out, those for feed-forward networks.
 
     Args:
         teacher: in eval mode.
         widths: hidden channels of the student's feed-forward networks that lost some.
+        skipped: layers that the student goes without, of whatever kind.
         count: operations of a network.
     """
-    found: list[Method] = [LowRank(teacher, kind, count, widths) for kind in (SVD, STATIC, COMPACT)]
-    if widths:
+    there = feed_forwards(teacher)
+    gone = tuple(name for name in skipped if name in there)
+    found: list[Method] = [LowRank(teacher, kind, count, widths, gone) for kind in (SVD, STATIC, COMPACT)]
+    if widths or gone:
         found += [
             Pruned(teacher, kind, refit, count) for kind in (MAGNITUDE, WANDA) for refit in (False, True)
         ]

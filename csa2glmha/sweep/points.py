@@ -34,7 +34,7 @@ class Point:
         return "rank-" + re.sub(r"[^A-Za-z0-9.]+", "-", self.label)
 
 
-def parse_points(text: str, options: dict[str, Any], ffn: str = FULL) -> list[Point]:
+def parse_points(text: str, options: dict[str, Any], ffn: str | None = None) -> list[Point]:
     """Read "4,8,full,auto:0.75,auto:max-drop=0.05" and "full,0.75".
 
     Args:
@@ -42,18 +42,20 @@ def parse_points(text: str, options: dict[str, Any], ffn: str = FULL) -> list[Po
             ``auto:params=SHARE`` and ``auto:max-drop=DB`` likewise.
         options: of all conversions.
         ffn: shares of the hidden channels of feed-forward networks to keep. Every rank is taken with each of
-            them, and what is searched for once.
+            them. A search is made once and chooses widths, too; "full" alone leaves it the ranks.
 
     Raises:
         UsageError: an entry is none of these, there is none, or one is there twice.
     """
     labels = _entries(text, "--ranks", "no ranks; give some such as 4,8,16,full")
-    shares = _shares(ffn)
+    shares = [FULL] if ffn is None else _shares(ffn)
+    alone = {"ffn": FULL} if ffn is not None and shares == [FULL] else {}
     points = []
     for label in labels:
-        points += [
-            _point(label, share, options) for share in ([FULL] if label.startswith("auto") else shares)
-        ]
+        if label.startswith("auto"):
+            points.append(_searched(label, options | alone))
+        else:
+            points += [_uniform(label, share, options) for share in shares]
     if shares != [FULL] and all(point.kind == AUTO for point in points):
         raise UsageError(f"--ffn {ffn}: is for ranks that are given, and there is none; leave it out")
     return points
@@ -81,16 +83,19 @@ def _shares(text: str) -> list[str]:
     return found
 
 
-def _point(label: str, ffn: str, options: dict[str, Any]) -> Point:
+def _uniform(rank: str, ffn: str, options: dict[str, Any]) -> Point:
+    if ffn == FULL:
+        return Point(rank, UNIFORM, make_options(**options, rank=_number(rank)))
+    return Point(f"{rank} ffn {ffn}", UNIFORM, make_options(**options, rank=_number(rank), ffn=ffn))
+
+
+def _searched(label: str, options: dict[str, Any]) -> Point:
     match = _AUTO.fullmatch(label)
     if match is None:
-        if label.startswith("auto"):
-            raise UsageError(
-                f"--ranks {label}: the search takes a budget; give auto:0.75 (of the MACs), "
-                "auto:params=0.9 or auto:max-drop=0.05"
-            )
-        name = label if ffn == FULL else f"{label} ffn {ffn}"
-        return Point(name, UNIFORM, make_options(**options, rank=_number(label), ffn=ffn))
+        raise UsageError(
+            f"--ranks {label}: the search takes a budget; give auto:0.75 (of the MACs), "
+            "auto:params=0.9 or auto:max-drop=0.05"
+        )
     if match["drop"] is not None:
         return Point(label, AUTO, make_options(**options, rank="auto", max_drop=match["drop"]))
     kind = "macs" if match["macs"] is not None else "params"

@@ -56,14 +56,22 @@ def test_a_dry_run_tells_the_stages_and_writes_nothing(
     assert [path.name for path in teacher.parent.iterdir()] == ["denoiser.pth"]
 
 
-@pytest.mark.parametrize(("widths", "others"), [((), 3), (("--ffn", "0.5"), 7)])
+@pytest.mark.parametrize(
+    ("sizes", "others"),
+    [
+        (("--rank", "4"), 3),
+        (("--rank", "4", "--ffn", "0.5"), 7),
+        (("--rank", "auto", "--macs", "0.9"), 7),
+        (("--rank", "auto", "--macs", "0.9", "--ffn", "full"), 3),
+    ],
+)
 def test_a_dry_run_counts_other_methods(
-    widths: tuple[str, ...], others: int, teacher: Path, monkeypatch: pytest.MonkeyPatch
+    sizes: tuple[str, ...], others: int, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(teacher.parent)
     monkeypatch.setattr(preview, "_seconds_a_crop", lambda *_: 0.0)  # training alone takes time
     trained = ("--baselines", "--distill-minutes", "10", "--degrade", "noise:25")
-    code, text = dry(teacher, "--rank", "4", *widths, *trained)
+    code, text = dry(teacher, *sizes, *trained)
     assert code == 0
     (line,) = (line for line in text.splitlines() if ". other methods" in line)
     assert line.split()[-2:] == [str(10 * others), "min"]

@@ -304,6 +304,9 @@ def test_widths_in_the_list() -> None:
         ("auto:0.75", 1.0),
     ]
     assert len({point.folder for point in points}) == 7
+    # A search chooses widths as well, unless they are to be full.
+    assert [parse_points("auto:0.75", {}, ffn)[0].options.ffn for ffn in (None, "full")] == [None, "full"]
+    assert points[-1].options.ffn is None and points[0].options.ffn is None
 
 
 @pytest.mark.parametrize(

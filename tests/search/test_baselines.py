@@ -28,6 +28,7 @@ from csa2glmha.initialize.pruning import MAGNITUDE, WANDA
 from csa2glmha.initialize.student import initialise_student
 from csa2glmha.metrics.complexity import Complexity, count_complexity
 from csa2glmha.networks import RestorationModel
+from csa2glmha.networks.skipped import skipped_layers
 from csa2glmha.reading.feedforwards import feed_forwards, narrowed_widths
 from csa2glmha.reading.layers import attention_layers, glmha_layers
 from csa2glmha.search.methods import Method, methods
@@ -108,8 +109,10 @@ def counted(network: RestorationModel) -> Complexity:
     return count_complexity(network, *network.input_shapes(32, 32))
 
 
-def named(teacher: RestorationModel, widths: dict[str, int]) -> dict[str, Method]:
-    return {method.name: method for method in methods(teacher, widths, counted)}
+def named(
+    teacher: RestorationModel, widths: dict[str, int], skipped: tuple[str, ...] = ()
+) -> dict[str, Method]:
+    return {method.name: method for method in methods(teacher, widths, skipped, counted)}
 
 
 @pytest.mark.parametrize("share", [0.9, 0.7])
@@ -143,6 +146,17 @@ def test_feed_forwards_are_pruned_where_the_student_has_narrowed_its_own() -> No
     # Other methods for the attention have the student's widths.
     student = found[SVD].student(found[SVD].setting(counted(teacher).macs // 2), BATCHES)
     assert narrowed_widths(student) == widths
+
+
+def test_feed_forwards_that_the_student_goes_without_are_left_out() -> None:
+    """And attention that it goes without is not: that is another way to make attention cheaper."""
+    teacher = make("restormer")
+    gone, attention = "latent.0.ffn", "latent.0.attn"
+    assert list(named(teacher, {}, (attention,))) == [SVD, STATIC, COMPACT]
+    found = named(teacher, {}, (attention, gone))
+    assert len(found) == 7
+    student = found[SVD].student(found[SVD].setting(counted(teacher).macs // 2), BATCHES)
+    assert skipped_layers(student) == [gone] and attention in glmha_layers(student)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +211,7 @@ def test_conversion_with_baselines(killed_and_resumed: tuple[Path, dict[str, Any
     for each in low_rank:
         # Compact attention makes smaller products, so it may have a higher rank.
         assert each["rank"] >= 8 and "ffn" not in each
-        assert "as narrow as this student's" in each["description"]
+        assert "feed-forward networks as in this student" in each["description"]
     for each in pruned:
         assert "rank" not in each and 0 < each["ffn"] < 0.75  # the attention stays
     for each in report["baselines"]:
