@@ -78,6 +78,11 @@ _TENSORRT_FAULTS = (
     Fault("8.6", "start and end of Shape are not read", "Slice of all sizes"),
     Fault("8.6", "ReduceProd takes no whole numbers", "Mul of two sizes"),
     Fault("8.6", "operators end with opset 17", "Gelu is written with Erf"),
+    Fault(
+        "8.6 to 10",
+        "--fp16 may take sums over pixels in half precision; 11 has it no more",
+        "export --precision fp16 and trtexec --stronglyTyped: the file's own types",
+    ),
 )
 
 TARGETS = {

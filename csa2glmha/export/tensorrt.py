@@ -44,6 +44,9 @@ OPERATORS_8_6: dict[str, frozenset[int]] = {
 HIGHEST_OPSET_8_6 = 17
 #: Where a file's metadata name the sizes.
 PROFILE = "tensorrt_profile"
+#: Tells trtexec 10 to compute in the types of the file, as 11 does unasked. With --fp16 in its place it may
+#: take half precision for sums over pixels, too, where they overflow.
+STRONGLY_TYPED = "--stronglyTyped"
 #: Heights and widths that an engine for open sizes takes at least, is fastest at, and takes at most.
 _SIDES = {"min": 64, "opt": 256, "max": 1024}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from csa2glmha.core.errors import CheckpointError, ExportError
 from csa2glmha.export.openvino import OpenVinoSession, openvino_version
 from csa2glmha.export.targets import Target
-from csa2glmha.export.tensorrt import PROFILE, refused
+from csa2glmha.export.tensorrt import PROFILE, STRONGLY_TYPED, refused
 from csa2glmha.export.verify import Case, Check
 
 
@@ -82,8 +82,9 @@ def _read_for_tensorrt(path: Path) -> Trial:
         if stops
         else "operators and types are those of TensorRT 8.6 and 10"
     )
-    sizes = next((each.value for each in proto.metadata_props if each.key == PROFILE), "")
-    command = " ".join(part for part in ("trtexec --onnx=FILE", sizes) if part)
+    described = {each.key: each.value for each in proto.metadata_props}
+    types = STRONGLY_TYPED if described.get("precision") == "fp16" else ""
+    command = " ".join(part for part in ("trtexec --onnx=FILE", types, described.get(PROFILE, "")) if part)
     return Trial("TensorRT", note=f", read only: {verdict}; try {command}")
 
 
