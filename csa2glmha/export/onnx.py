@@ -13,11 +13,10 @@ from torch import Tensor
 
 from csa2glmha.core.errors import ExportError, UsageError
 from csa2glmha.core.files import atomic_path, ensure_writable
-from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import first_line
 from csa2glmha.export import translate
-from csa2glmha.export.further import TAKES, takes
-from csa2glmha.export.graph import Spelling
+from csa2glmha.export.asked import Asked, Form
+from csa2glmha.export.frozen import SINGLE_IMAGES, FrozenError, check_frozen
 from csa2glmha.export.half import in_half
 from csa2glmha.export.headroom import Headroom, measure_headroom
 from csa2glmha.export.lowering.rewrite import deploy, to_half
@@ -26,39 +25,17 @@ from csa2glmha.export.output_size import tie_output
 from csa2glmha.export.plain import convert, fixed_axes, input_axes, is_smaller, simplify
 from csa2glmha.export.shapes import UntranslatableError
 from csa2glmha.export.targets import DEFAULT_TARGET, Target
-from csa2glmha.export.tensorrt import PROFILE, profile_of
 from csa2glmha.export.trial import Trial, try_file
 from csa2glmha.export.verify import Check, SizeParity, case_of, cases_for, check_example
 from csa2glmha.families.registry import is_lowered
 from csa2glmha.networks import RestorationModel
-from csa2glmha.networks.foreign import ForeignNetwork
 
-#: The newest that ONNX Runtime implements since 1.18; newer files give warnings or errors in 1.20, which is
-#: two years old.
-DEFAULT_OPSET = DEFAULT_TARGET.opset
 #: PyTorch's exporter builds its graphs in opset 18 and converts them upwards from there, to 20 where it can.
 LOWEST_PLAIN_OPSET, PLAIN_OPSET = 18, 20
 
 PRECISIONS = ("fp32", "fp16", "int8")
 #: On :attr:`SizeParity.relative`. Half precision carries 11 bits; what that costs is for images to tell.
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a network's deployment form is written.
-
-    Attributes:
-        opset: version of the ONNX operators.
-        precision: "fp32" or "fp16".
-        half_io: inputs and output are float16.
-        spelling: what suits the runtime.
-    """
-
-    opset: int = DEFAULT_OPSET
-    precision: str = "fp32"
-    half_io: bool = False
-    spelling: Spelling = DEFAULT_TARGET.spelling
 
 
 @dataclass(frozen=True)
@@ -125,7 +102,8 @@ def export_onnx(
 ) -> ExportReport:
     """Write ``model`` as one self-contained ONNX file that takes any batch, height and width.
 
-    (Any batch of its ``fixed_size``, if it has one.)
+    (Any batch of its ``fixed_size``, if it has one. Single images, where the network takes no others, or
+    where its code makes a plain number of the batch, which its graph then holds as it was at one run.)
 
     The inputs have the names of ``model.input_names``, the output has that of ``model.output_name``; padding
     and cropping are in the graph, and all operators are standard ones. The network is rewritten for
@@ -155,6 +133,7 @@ def export_onnx(
         UsageError: the opset is not supported, or the model does not take the shape.
         DataError: the example does not fit the model.
         OutputError: the file exists and ``overwrite`` is false, or it cannot be written.
+        FrozenError: without ``shape``, of code that makes plain numbers of height or width.
         ExportError: the model cannot be converted, or the outputs disagree, in ONNX Runtime or in the
             runtime that the file is for.
     """
@@ -163,32 +142,45 @@ def export_onnx(
     _check_precision(precision, half_io)
     ensure_writable(path, overwrite)
     network = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    limit = TOLERANCES[precision] if tolerance is None else tolerance
+    form = Form(opset or target.opset, precision, half_io, target.spelling)
+    asked = Asked(form, metadata or {}, opset, plain, target, shape, limit, example)
+    try:
+        return _exported(network, path, asked)
+    except FrozenError as error:
+        if error.axes != {"batch"}:
+            raise
+    network.batches = False
+    report = _exported(network, path, asked)
+    return replace(report, notes=(*report.notes, SINGLE_IMAGES))
+
+
+def _exported(network: RestorationModel, path: Path, asked: Asked) -> ExportReport:
+    """Write the file of a network that may be changed."""
+    form, target, shape, example = asked.form, asked.target, asked.shape, asked.example
     axes = input_axes(network) if shape is None else fixed_axes(network, shape)
     cases = cases_for(network, example) if shape is None else [case_of(network, example, shape)]
-    check = Check(cases, TOLERANCES[precision] if tolerance is None else tolerance)
+    check = Check(cases, asked.tolerance)
     notes: list[str] = []
-    described = {**(metadata or {}), "precision": precision, "runtime": target.title}
-    if network.scale != 1:
-        described["scale"] = str(network.scale)
-    if isinstance(network, ForeignNetwork) and len(network.input_names) > 1:
-        described[TAKES] = dumps(takes(network))
-    if target.name == "tensorrt" and shape is None:
-        described[PROFILE] = profile_of(network)
+    described = asked.describe(network)
     with atomic_path(path) as temporary:
-        form = Form(opset or target.opset, precision, half_io, target.spelling)
-        deployed = None if plain else _deployed(network, form, axes, notes)
+        deployed = None if asked.plain else _deployed(network, form, axes, notes)
         described["rewritten"] = str(deployed is not None).lower()
         if deployed is None:
-            plain_opset = opset or min(max(target.opset, LOWEST_PLAIN_OPSET), PLAIN_OPSET)
+            plain_opset = asked.opset or min(max(target.opset, LOWEST_PLAIN_OPSET), PLAIN_OPSET)
             form = replace(form, opset=plain_opset)
         proto = deployed or _plainly(network, form, check.cases[0].inputs, shape is None)
         proto = tie_output(proto, network) if shape is None else proto
-        written = _write(proto, temporary, described, check, notes)
+        try:
+            written = _write(proto, temporary, described, check, notes)
+        except ExportError as error:
+            check_frozen(temporary, network, check, error)
+            raise
         tried = try_file(temporary, target, check)
         inputs = [case.inputs for case in cases]
-        headroom = measure_headroom(temporary, inputs) if precision == "fp16" else None
-    if opset is not None and written.opset != opset:
-        notes.append(f"the exporter could not give opset {opset}, the file has opset {written.opset}")
+        headroom = measure_headroom(temporary, inputs) if form.precision == "fp16" else None
+    if asked.opset is not None and written.opset != asked.opset:
+        notes.append(f"the exporter could not give opset {asked.opset}, the file has opset {written.opset}")
     return ExportReport(
         path,
         rewritten=deployed is not None,

@@ -17,6 +17,7 @@ from torch import Tensor
 from csa2glmha.core.child import run_module
 from csa2glmha.core.errors import ExportError, UsageError
 from csa2glmha.core.text import first_line
+from csa2glmha.export.frozen import FrozenError, frozen_by_exporter
 from csa2glmha.export.graph import oldest_format
 from csa2glmha.networks import RestorationModel
 
@@ -33,6 +34,7 @@ def convert(
     """The network's graph, as PyTorch's exporter gives it, for any size or that of the inputs alone.
 
     Raises:
+        FrozenError: it gives one for a batch, height or width only.
         ExportError: it gives none.
     """
     # The torch.export route (dynamo=True), though it takes seconds per transformer block where the
@@ -55,7 +57,10 @@ def convert(
             proto = program.model_proto
     # The exporter lets through whatever its many stages raise.
     except Exception as error:
-        name, reason = network.architecture, first_line(_root_cause(error))
+        cause = _root_cause(error)
+        name, reason = network.architecture, first_line(cause)
+        if frozen := frozen_by_exporter(str(cause)):
+            raise FrozenError(network, frozen) from error
         if any(each in reason for each in _DEPENDENT):
             raise ExportError(
                 f"{name} cannot be converted to ONNX, what it runs depends on the values of its input: "

@@ -17,11 +17,12 @@ from csa2glmha.commands.export import ExportChoices, export_file
 from csa2glmha.config.options import make_options
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
+from csa2glmha.export.asked import Form
 from csa2glmha.export.lowering.folding import Affine, PooledNorm, UnitNorm, fold_affine, round_up
 from csa2glmha.export.lowering.primitives import shift_back
 from csa2glmha.export.lowering.rewrite import deploy, to_half
 from csa2glmha.export.metadata import inspect_onnx
-from csa2glmha.export.onnx import Form, deployed_graph, export_onnx
+from csa2glmha.export.onnx import deployed_graph, export_onnx
 from csa2glmha.export.quantize import robust_convolutions
 from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.families.mst.network import bake_mask

@@ -19,8 +19,9 @@ from onnx import TensorProto, helper
 from csa2glmha import cli
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import CheckpointError, UsageError
+from csa2glmha.export.asked import Form
 from csa2glmha.export.lowering.rewrite import deploy
-from csa2glmha.export.onnx import Form, deployed_graph, export_onnx
+from csa2glmha.export.onnx import deployed_graph, export_onnx
 from csa2glmha.export.openvino import OpenVinoSession
 from csa2glmha.export.targets import TARGETS, target_of
 from csa2glmha.export.tensorrt import PROFILE, refused
