@@ -580,7 +580,8 @@ def bench(
     default="4,8,16,full",
     show_default=True,
     metavar="R,R,...",
-    help="Ranks; also auto:0.75 (searched within that share of the MACs), auto:max-drop=0.05.",
+    help="Ranks; also auto:0.75 (searched within that share of the MACs), auto:max-drop=0.05, and "
+    "auto:0.75:ffn=full for ranks alone.",
 )
 @click.option(
     "--ffn",
@@ -590,7 +591,7 @@ def bench(
 )
 @settings("rank_q", "attention", "refit", *DATA, "calibration_crops", "calibration_size")
 @settings(*(name for name in TRAINING if name != "resume"), "distill", "input_size", "timing")
-@settings(*NETWORK, "weights", "device", "seed")
+@settings("baselines", *NETWORK, "weights", "device", "seed")
 @click.option(
     "-o", "--output", type=EXISTING, metavar="DIR", help="Output folder [default: CHECKPOINT-sweep]."
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from csa2glmha.bench.compare import THOROUGH, compare_with_teacher
@@ -20,13 +20,12 @@ from csa2glmha.data.identity import describe_images
 from csa2glmha.data.open import open_data
 from csa2glmha.distill.job import check_apart, check_training
 from csa2glmha.metrics.complexity import format_macs, format_params
-from csa2glmha.metrics.logits import KL, TOP1
 from csa2glmha.report.document import render_table
 from csa2glmha.report.schema import Report
 from csa2glmha.report.schema_search import ParetoPoint, Sweep
-from csa2glmha.report.sections.numbers import finite
 from csa2glmha.sweep.folders import finished_report, has_state
 from csa2glmha.sweep.pages import add_pareto
+from csa2glmha.sweep.pareto import pareto_points
 from csa2glmha.sweep.plot import plot_pareto
 from csa2glmha.sweep.points import Point
 
@@ -82,7 +81,7 @@ def _run_sweep(
         checkpoint=checkpoint.name,
         sha256=loaded.checkpoint.sha256,
         input_size=next(iter(reports.values())).input_size,
-        points=tuple(_pareto(points, reports, times)),
+        points=tuple(pareto_points(points, reports, times)),
         latency_missing=missing,
     )
     with atomic_path(output / SWEEP_FILES[0]) as temporary:
@@ -144,40 +143,6 @@ def _times(
         say(f"not timed: {missing}; the table goes without times")
         return {}, missing
     return {name: ratio.median for name, ratio in measured.ratios.items()}, None
-
-
-def _pareto(
-    points: Sequence[Point], reports: dict[str, Report], times: dict[str, float]
-) -> Iterator[ParetoPoint]:
-    before = next(iter(reports.values())).complexity.before
-    yield ParetoPoint(
-        label="teacher",
-        kind="teacher",
-        macs=before.macs,
-        macs_ratio=1.0,
-        params=before.params,
-        time_ratio=1.0 if times else None,
-        psnr_to_teacher=None,
-        psnr_drop=0.0,
-    )
-    for point in points:
-        report = reports[point.label]
-        after = report.complexity.after
-        yield ParetoPoint(
-            label=point.label,
-            kind=point.kind,
-            ffn=None if point.options.ffn_share == 1 else point.options.ffn_share,
-            macs=after.macs,
-            macs_ratio=after.macs / before.macs,
-            params=after.params,
-            time_ratio=times.get(point.label),
-            psnr_to_teacher=finite(report.figure("student", "teacher", "psnr")),
-            psnr_drop=report.psnr_drop,
-            kl_to_teacher=finite(report.figure("student", "teacher", KL)),
-            top1_to_teacher=finite(report.figure("student", "teacher", TOP1)),
-            top1_change=report.change_of("student", TOP1),
-            folder=point.folder,
-        )
 
 
 def describe_sweep(found: Sweep) -> str:

@@ -193,7 +193,9 @@ class ParetoPoint(Part):
 
     Attributes:
         kind: "teacher", "uniform" (one rank), "auto" (ranks that were searched for) or "baseline".
-        ffn: the share of the hidden channels of feed-forward networks that it keeps; None: all of them.
+        ffn: the share of the hidden channels of feed-forward networks that it keeps; None: all of them, or
+            those that a search chose. Of a search for ranks alone it is 1.
+        method: of a baseline, its name.
         time_ratio: over the teacher's time.
         psnr_drop: change of the PSNR to the ground truth, in dB.
         kl_to_teacher, top1_to_teacher: of classifiers, in nats and as a share of the images.
@@ -204,6 +206,7 @@ class ParetoPoint(Part):
     label: str
     kind: str
     ffn: Figure = None
+    method: str | None = None
     macs: Count
     macs_ratio: float
     params: Count

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from csa2glmha.metrics.outputs import KL_SCALE, PSNR_SCALE
+from csa2glmha.metrics.outputs import KL_SCALE, PSNR_SCALE, Scale
 from csa2glmha.report.schema_search import ParetoPoint
 from csa2glmha.report.sections.scales import is_exact, with_unit
 
 #: Line, colour and name of each kind.
-STYLES = {"uniform": ("o-", "#1b4965", "one rank"), "auto": ("D--", "#e4572e", "searched ranks")}
+STYLES = {"uniform": ("o-", "#1b4965", "one rank"), "auto": ("D--", "#e4572e", "searched")}
+#: Of a search that was left the ranks alone.
+RANKS_ALONE = ("d:", "#f2a65a", "searched, ranks alone")
+#: Lines and colours of other methods, one after the other; their points go without names.
+OTHER = (("x:", "#7f8c8d"), ("+:", "#a569bd"), ("1:", "#5d6d7e"), ("2:", "#b7950b"))
 #: Lines and colours of one rank with narrower feed-forward networks, one after the other.
 NARROWER = (("s-", "#2a9d8f"), ("^-", "#8e6c8a"), ("v-", "#bc8034"), ("P-", "#5b8c5a"))
 
@@ -29,34 +35,11 @@ def plot_pareto(path: Path, points: Sequence[ParetoPoint]) -> None:
     costs = ["MACs, share of the teacher's"]
     if timed:
         costs.append("time in ONNX Runtime, share of the teacher's")
-    figure = Figure(figsize=(5.2 * len(costs), 4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(5.6 * len(costs), 4.4), dpi=110, layout="constrained")
     plots = figure.subplots(1, len(costs), squeeze=False)[0]
     for index, (plot, label) in enumerate(zip(plots, costs, strict=True)):
-        for (kind, share), (line, colour, title) in _series(points).items():
-            known = sorted(
-                (cost, agreement, point.label)
-                for point in points
-                for cost in [point.time_ratio if index else point.macs_ratio]
-                if (point.kind, point.ffn) == (kind, share)
-                and cost is not None
-                and (agreement := point.to_teacher) is not None
-                # A lossless student is at infinity, as far as rounding goes.
-                and not is_exact(scale, agreement)
-            )
-            if known:
-                plot.plot(
-                    [x for x, _, _ in known],
-                    [y for _, y, _ in known],
-                    line,
-                    color=colour,
-                    label=title,
-                    markersize=5,
-                )
-            for x, y, name in known:
-                # Curves rise to the right, so above and to the left of a point there is room.
-                plot.annotate(
-                    name, (x, y), (-6, 4), textcoords="offset points", fontsize=8, color=colour, ha="right"
-                )
+        for line in _lines(points):
+            _draw(plot, line, scale, timed=index == 1)
         plot.set_xlabel(label, fontsize=9)
         plot.set_ylabel(with_unit(scale, scale.label), fontsize=9)
         if not scale.unit:
@@ -69,12 +52,53 @@ def plot_pareto(path: Path, points: Sequence[ParetoPoint]) -> None:
     figure.savefig(path, format=path.suffix.lstrip("."))
 
 
-def _series(points: Sequence[ParetoPoint]) -> dict[tuple[str, float | None], tuple[str, str, str]]:
-    """The points that a line joins, by kind and share of feed-forward channels, with how it looks."""
-    found: dict[tuple[str, float | None], tuple[str, str, str]] = {}
-    found |= {(kind, None): style for kind, style in STYLES.items()}
-    shares = sorted({point.ffn for point in points if point.ffn is not None}, reverse=True)
+class _Line(NamedTuple):
+    """Points that a line joins, and how it looks."""
+
+    points: list[ParetoPoint]
+    form: str
+    colour: str
+    title: str
+    named: bool = True
+
+
+def _draw(plot: Axes, line: _Line, scale: Scale, timed: bool) -> None:
+    """Its points against MACs or time, as far as both figures are known."""
+    known = sorted(
+        (cost, agreement, point.label)
+        for point in line.points
+        for cost in [point.time_ratio if timed else point.macs_ratio]
+        if cost is not None
+        and (agreement := point.to_teacher) is not None
+        # A lossless student is at infinity, as far as rounding goes.
+        and not is_exact(scale, agreement)
+    )
+    if not known:
+        return
+    xs, ys = [x for x, _, _ in known], [y for _, y, _ in known]
+    plot.plot(xs, ys, line.form, color=line.colour, label=line.title, markersize=5)
+    for x, y, name in known if line.named else ():
+        # Curves rise to the right, so above and to the left of a point there is room.
+        plot.annotate(
+            name, (x, y), (-6, 4), textcoords="offset points", fontsize=8, color=line.colour, ha="right"
+        )
+
+
+def _lines(points: Sequence[ParetoPoint]) -> list[_Line]:
+    """One a kind, share of feed-forward channels, and other method."""
+
+    def of(kind: str, share: float | None) -> list[ParetoPoint]:
+        return [point for point in points if (point.kind, point.ffn) == (kind, share)]
+
+    lines = [_Line(of(kind, None), *style) for kind, style in STYLES.items()]
+    lines.append(_Line(of("auto", 1.0), *RANKS_ALONE))
+    uniform = [point for point in points if point.kind == "uniform"]
+    shares = sorted({point.ffn for point in uniform if point.ffn is not None}, reverse=True)
     for number, share in enumerate(shares):
-        line, colour = NARROWER[number % len(NARROWER)]
-        found["uniform", share] = line, colour, f"one rank, --ffn {share:g}"
-    return found
+        look = NARROWER[number % len(NARROWER)]
+        lines.append(_Line(of("uniform", share), *look, f"one rank, --ffn {share:g}"))
+    methods = dict.fromkeys(point.method for point in points if point.method is not None)
+    for number, method in enumerate(methods):
+        found = [point for point in points if point.method == method]
+        lines.append(_Line(found, *OTHER[number % len(OTHER)], method, named=False))
+    return [line for line in lines if line.points]

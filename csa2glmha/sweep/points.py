@@ -11,7 +11,9 @@ from csa2glmha.core.errors import UsageError
 
 UNIFORM, AUTO = "uniform", "auto"
 FULL = "full"
-_AUTO = re.compile(r"auto(?::(?:macs=)?(?P<macs>[^=]+)|:params=(?P<params>.+)|:max-drop=(?P<drop>.+))", re.I)
+_AUTO = re.compile(
+    r"auto:(?:(?:macs=)?(?P<macs>[^=:]+)|params=(?P<params>[^:]+)|max-drop=(?P<drop>[^:]+))(?P<full>:ffn=full)?"
+)
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ def parse_points(text: str, options: dict[str, Any], ffn: str | None = None) -> 
     """Read "4,8,full,auto:0.75,auto:max-drop=0.05" and "full,0.75".
 
     Args:
-        text: ranks separated by commas; ``auto:SHARE`` searches for ranks within a share of the MACs, and
-            ``auto:params=SHARE`` and ``auto:max-drop=DB`` likewise.
+        text: ranks separated by commas; ``auto:SHARE`` searches for ranks and widths within a share of the
+            MACs, ``auto:params=SHARE`` and ``auto:max-drop=DB`` likewise; with ``:ffn=full`` behind it for
+            ranks alone.
         options: of all conversions.
         ffn: shares of the hidden channels of feed-forward networks to keep. Every rank is taken with each of
             them. A search is made once and chooses widths, too; "full" alone leaves it the ranks.
@@ -94,8 +97,10 @@ def _searched(label: str, options: dict[str, Any]) -> Point:
     if match is None:
         raise UsageError(
             f"--ranks {label}: the search takes a budget; give auto:0.75 (of the MACs), "
-            "auto:params=0.9 or auto:max-drop=0.05"
+            "auto:params=0.9 or auto:max-drop=0.05; with :ffn=full behind it, it chooses ranks alone"
         )
+    if match["full"]:
+        options = options | {"ffn": FULL}
     if match["drop"] is not None:
         return Point(label, AUTO, make_options(**options, rank="auto", max_drop=match["drop"]))
     kind = "macs" if match["macs"] is not None else "params"

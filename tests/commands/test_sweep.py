@@ -23,8 +23,10 @@ from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import MemoryImages, write_image
 from csa2glmha.data.sources import ImageData
 from csa2glmha.reading.feedforwards import narrowed_widths
-from csa2glmha.report.schema_search import ParetoPoint, Sweep
+from csa2glmha.report.schema_search import Baseline, BaselineQuality, ParetoPoint, Sweep
+from csa2glmha.report.stored import read_record
 from csa2glmha.sweep import plot
+from csa2glmha.sweep.pareto import pareto_points
 from csa2glmha.sweep.points import parse_points
 
 pytestmark = pytest.mark.usefixtures("quick_factors")
@@ -119,13 +121,34 @@ def test_a_line_of_the_plot_is_one_width() -> None:
         return ParetoPoint(label=label, kind=kind, ffn=ffn, **costs, **quality)
 
     widths = (None, 0.5, 0.75, 0.25, 0.9, 0.1)  # more than there are looks
-    series = plot._series([point("4", "uniform", ffn) for ffn in widths])
-    assert list(series) == [(kind, None) for kind in ("uniform", "auto")] + [
-        ("uniform", share) for share in (0.9, 0.75, 0.5, 0.25, 0.1)
-    ]
-    looks = [(line, colour) for line, colour, _ in series.values()]
-    assert len(set(looks[:6])) == 6
-    assert series["uniform", 0.75][2] == "one rank, --ffn 0.75"
+    lines = plot._lines([point("4", "uniform", ffn) for ffn in widths])
+    assert [line.points[0].ffn for line in lines] == [None, 0.9, 0.75, 0.5, 0.25, 0.1]
+    assert len({(line.form, line.colour) for line in lines[:5]}) == 5
+    assert lines[2].title == "one rank, --ffn 0.75"
+    searched = plot._lines([point("auto:0.5", "auto", None), point("auto:0.7", "auto", 1.0)])
+    assert [line.title for line in searched] == ["searched", "searched, ranks alone"]
+
+
+def test_baselines_are_points_beside_theirs(swept: Path) -> None:
+    report = read_record(swept / "rank-4")
+    close = BaselineQuality(psnr_to_teacher=40.0, psnr_drop=-0.2)
+    closer = BaselineQuality(psnr_to_teacher=44.0, psnr_drop=-0.1)
+    costs: dict[str, Any] = {"description": "", "macs": report.complexity.before.macs // 2, "params": 7}
+    made = (
+        Baseline(name="svd", rank=4, before=close, after=closer, **costs),
+        Baseline(name="wanda", ffn=0.25, before=close, after=None, **costs),  # not distilled
+        Baseline(name="magnitude", before=None, after=None, **costs),  # out of its reach
+    )
+    points = parse_points("4", {"baselines": True})
+    assert points[0].options.baselines
+    _, own, svd, wanda = pareto_points(points, {"4": report.model_copy(update={"baselines": made})}, {})
+    assert (own.kind, own.method) == ("uniform", None)
+    assert (svd.label, svd.kind, svd.method, svd.psnr_to_teacher) == ("svd beside 4", "baseline", "svd", 44.0)
+    assert svd.macs_ratio == pytest.approx(0.5, rel=1e-3)
+    assert (wanda.ffn, wanda.psnr_to_teacher, wanda.psnr_drop) == (0.25, 40.0, -0.2)
+    lines = {line.title: line for line in plot._lines([own, svd, wanda])}
+    assert list(lines) == ["one rank", "svd", "wanda"]
+    assert lines["svd"].points == [svd] and not lines["svd"].named
 
 
 def test_points_of_other_options_are_kept(
@@ -306,6 +329,13 @@ def test_widths_in_the_list() -> None:
     assert len({point.folder for point in points}) == 7
     # A search chooses widths as well, unless they are to be full.
     assert [parse_points("auto:0.75", {}, ffn)[0].options.ffn for ffn in (None, "full")] == [None, "full"]
+    both = parse_points("auto:0.75,auto:0.75:ffn=full,auto:params=0.9:ffn=full", {})
+    assert [(point.options.ffn, str(point.options.budget)) for point in both] == [
+        (None, "--macs 0.75"),
+        ("full", "--macs 0.75"),
+        ("full", "--params 0.9"),
+    ]
+    assert len({point.folder for point in both}) == 3
     assert points[-1].options.ffn is None and points[0].options.ffn is None
 
 
