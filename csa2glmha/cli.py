@@ -186,6 +186,7 @@ TRAINING = (
     "batch",
     "accumulate",
     "crop",
+    "optimizer",
     "learning_rate",
     "loss",
     "truth_weight",

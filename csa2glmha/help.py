@@ -49,6 +49,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "batch",
         "accumulate",
         "crop",
+        "optimizer",
         "learning_rate",
         "loss",
         "truth_weight",

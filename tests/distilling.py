@@ -66,7 +66,8 @@ def make_held_out(teacher: nn.Module) -> HeldOut:
 
 
 def settings(**changes: Any) -> DistillSettings:
-    return DistillSettings(**({"steps": 16, "learning_rate": 1e-3, "batch": 2, "layer_share": 0.2} | changes))
+    asked = {"steps": 16, "stages": "both", "learning_rate": 1e-3, "batch": 2, "layer_share": 0.2}
+    return DistillSettings(**(asked | changes))
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

@@ -20,8 +20,8 @@ class DistillOptions(Options):
     distill_minutes: Annotated[float, Affects.WEIGHTS] = Field(
         6.0, gt=0, le=1e6, description="Time for distillation."
     )
-    distill_stages: Annotated[Literal["both", "layers", "end"], Affects.WEIGHTS] = Field(
-        "both", description="layers: each against the teacher's; end: the output against the teacher's; both."
+    distill_stages: Annotated[Literal["end", "layers", "both"], Affects.WEIGHTS] = Field(
+        "end", description="end: the output against the teacher's; layers: each against the teacher's; both."
     )
     batch: Annotated[int, Affects.WEIGHTS] = Field(
         2, ge=1, le=65536, description="Crops per distillation step, on each process."
@@ -32,8 +32,11 @@ class DistillOptions(Options):
     crop: Annotated[int | None, Affects.WEIGHTS] = Field(
         None, ge=16, le=4096, description="Their side in pixels; 96, for CASSI networks 128 or the mask's."
     )
+    optimizer: Annotated[Literal["muon", "adam"], Affects.WEIGHTS] = Field(
+        "muon", description="muon: matrices take steps of even singular values, all else Adam's; adam."
+    )
     learning_rate: Annotated[float, Affects.WEIGHTS] = Field(
-        1e-4, gt=0, le=1, description="Peak learning rate of the distillation."
+        2e-4, gt=0, le=1, description="Peak learning rate of the distillation."
     )
     loss: Annotated[Literal["l1", "charbonnier", "l2"], Affects.WEIGHTS] = Field(
         "l1", description="Loss of the distillation."

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from csa2glmha.core.errors import CheckpointError, Csa2GlmhaError, OutputError
@@ -25,6 +26,7 @@ from csa2glmha.distill import schedule
 from csa2glmha.distill.feed import feed
 from csa2glmha.distill.held_out import HeldOut, errors
 from csa2glmha.distill.log import STEPS_PER_ENTRY, TrainingLog
+from csa2glmha.distill.optimizer import make_optimizer
 from csa2glmha.distill.processes import Processes
 from csa2glmha.distill.result import DistillResult
 from csa2glmha.distill.settings import END, LAYERS, DistillSettings
@@ -214,9 +216,8 @@ class _Training:
     def train(self, name: str, stage: Stage, stop: StopRequest, state: State | None) -> None:
         """The steps of a stage."""
         at = self.at
-        # The gradient near the teacher is mostly noise: a short second moment (0.99) made the agreement
-        # swing by 3 dB between evaluations, 0.999 does not.
-        optimizer = torch.optim.Adam(stage.parameters, self.settings.learning_rate, betas=(0.9, 0.999))
+        settings = self.settings
+        optimizer = make_optimizer(settings.optimizer, stage.parameters, settings.learning_rate)
         scaler = self.processes.scaler
         if state is not None:
             _restore(optimizer, state)
@@ -273,7 +274,7 @@ class _Training:
         self,
         name: str,
         stage: Stage,
-        optimizer: torch.optim.Adam,
+        optimizer: Optimizer,
         following: Iterator[list[Batch]],
         stop: StopRequest,
     ) -> bool:
@@ -398,7 +399,7 @@ class _Training:
         )
         return True
 
-    def show(self, bar: tqdm[Any], name: str, optimizer: torch.optim.Adam, durations: list[float]) -> None:
+    def show(self, bar: tqdm[Any], name: str, optimizer: Optimizer, durations: list[float]) -> None:
         """The progress bar, the log and the plots of a step."""
         at, settings = self.at, self.settings
         images = settings.batch * settings.accumulate * self.processes.count
@@ -424,7 +425,7 @@ class _Training:
 
     # --- states
 
-    def save(self, optimizer: torch.optim.Adam | None) -> None:
+    def save(self, optimizer: Optimizer | None) -> None:
         """Save a state if states are kept; if that fails, say so and go on."""
         self.saved = time.monotonic()
         if self.states is None:
@@ -447,7 +448,7 @@ class _Training:
         self.saved = time.monotonic()
 
 
-def _restore(optimizer: torch.optim.Adam, state: State) -> None:
+def _restore(optimizer: Optimizer, state: State) -> None:
     # Fresh tensors, aligned as those of a run that was not stopped: the last bit can depend on it.
     values = {
         number: {name: value.clone() for name, value in tensors.items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from csa2glmha.distill.optimizer import MUON
+
 #: Share of the budget that goes to the layer-wise stage where both are run.
 LAYER_SHARE = 0.1
 #: Peak learning rate of the layer-wise stage, over that of the end-to-end stage: a layer on its own
@@ -27,6 +29,7 @@ class DistillSettings:
         layer_rate: peak learning rate of that stage, over ``learning_rate``.
         batch: images a step on each process, in each of ``accumulate`` parts.
         accumulate: parts whose gradients make one step together.
+        optimizer: "muon" (see :class:`csa2glmha.distill.optimizer.Muon`) or "adam".
         learning_rate: peak of the schedule (linear warm-up, half cosine to zero). The student starts
             close to its teacher: rates that suit training from scratch throw that away.
         warmup: share of a stage's steps spent warming up.
@@ -39,12 +42,13 @@ class DistillSettings:
 
     steps: int | None = None
     minutes: float = 6.0
-    stages: str = "both"
+    stages: str = END
     layer_share: float = LAYER_SHARE
     layer_rate: float = LAYER_RATE
     batch: int = 2
     accumulate: int = 1
-    learning_rate: float = 1e-4
+    optimizer: str = MUON
+    learning_rate: float = 2e-4
     warmup: float = 0.1
     loss: str = "l1"
     truth_weight: float = 0.0

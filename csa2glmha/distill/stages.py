@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.core.errors import UsageError
 from csa2glmha.data.batches import Batch, Inputs
+from csa2glmha.distill.features import FEATURE_WEIGHT, CallArguments, Features, blocks_around, seen
 from csa2glmha.distill.losses import LOSSES, output_loss, truth_loss
 from csa2glmha.distill.processes import Processes
 from csa2glmha.distill.settings import LAYERS, DistillSettings
@@ -126,7 +126,7 @@ class LayerStage:
             losses.append(loss.detach())
 
         modules = {name: pair[1] for name, pair in self._pairs.items()}
-        with _seen(modules, learn), torch.no_grad(), self._processes.autocast():
+        with seen(modules, learn), torch.no_grad(), self._processes.autocast():
             run(self._teacher, batch.inputs)
         return torch.stack(losses).sum(), None
 
@@ -136,6 +136,10 @@ class LayerStage:
 
 class EndStage:
     """The student learns the teacher's output, and the ground truth where that has a weight.
+
+    The outputs of its blocks are learned beside it. A student of closed form goes through the same features
+    as its teacher, so every block knows what it should have made, and early blocks need not learn it through
+    all later ones. That loss is scaled to the value of the output's own, whatever the units of either.
 
     Raises:
         UsageError: the ground truth has a weight, and a batch has none (on its first use).
@@ -148,22 +152,34 @@ class EndStage:
     ) -> None:
         self._student, self._teacher, self._processes = student, teacher, processes
         self._loss, self._truth_weight = settings.loss, settings.truth_weight
+        self._features = Features(student, teacher)
         self.parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self._checkpointed = checkpoint_blocks(student) if settings.activation_checkpointing else []
 
     def accumulate(self, batch: Batch, backward: Backward) -> tuple[Tensor, Tensor]:
         """As :meth:`Stage.accumulate`."""
-        with self._processes.autocast():
+        with self._processes.autocast(), self._features.seen():
             with torch.no_grad():
                 expected = run(self._teacher, batch.inputs)
             output = run(self._student, batch.inputs).float()
         expected = expected.float()
         loss = output_loss(self._loss, output, expected)
+        if (errors := self._features.errors(len(output))) is not None:
+            loss = loss + FEATURE_WEIGHT * (errors * self._scales(output, expected, errors)).mean()
         if self._truth_weight:
             truth = known_ground_truth(batch, output)
             loss = loss + self._truth_weight * truth_loss(self._loss, output, truth)
         backward(loss)
         return loss.detach(), outputs_like(output).errors(output.detach(), expected).mean()
+
+    @torch.no_grad()
+    def _scales(self, output: Tensor, expected: Tensor, errors: Tensor) -> Tensor:
+        """Of every sample the loss of its output over that of its features, (B,).
+
+        By sample, so that a batch in parts, on one process or several, is one batch.
+        """
+        each = zip(output.split(1), expected.split(1), strict=True)
+        return torch.stack([output_loss(self._loss, *pair) for pair in each]) / errors.clamp_min(1e-12)
 
     def close(self) -> None:
         """End the checkpointing of activations."""
@@ -195,7 +211,7 @@ def output_deviations(
         moments = [output.new_tensor(output.numel()), output.sum(), output.square().sum()]
         sums[name] += torch.stack(moments).cpu().double()
 
-    with _seen(modules, see), torch.no_grad():
+    with seen(modules, see), torch.no_grad():
         for each in inputs:
             run(teacher, each)
     return {
@@ -204,45 +220,14 @@ def output_deviations(
     }
 
 
-class CallArguments(NamedTuple):
-    """What a module was called with."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-@contextmanager
-def _seen(modules: dict[str, nn.Module], see: Callable[[str, CallArguments, Tensor], None]) -> Iterator[None]:
-    """Call ``see(name, arguments, output)`` whenever one of the modules has run."""
-
-    def hook(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        see(name, CallArguments(args, kwargs), output)
-
-    handles = [
-        module.register_forward_hook(partial(hook, name), with_kwargs=True)
-        for name, module in modules.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def checkpoint_blocks(student: nn.Module) -> list[nn.Module]:
     """Make the modules around the GLMHA layers compute their activations again instead of keeping them.
 
     Returns:
         Those modules; deleting their attribute ``forward`` undoes it.
     """
-    blocks: dict[str, nn.Module] = {}
     own = users_own(student)
-    for name in glmha_layers(student):
-        parent = name.rpartition(".")[0]
-        # Lists of modules only hold others, they are never called.
-        while isinstance(own.get_submodule(parent), nn.ModuleList):
-            parent = parent.rpartition(".")[0]
-        blocks[parent] = own.get_submodule(parent)
-    for module in blocks.values():
+    blocks = [own.get_submodule(name) for name in blocks_around(student, glmha_layers(student))]
+    for module in blocks:
         module.forward = partial(checkpoint, module.forward, use_reentrant=False)
-    return list(blocks.values())
+    return blocks

@@ -245,7 +245,7 @@ def test_minutes_decide_the_steps(pair: Pair, held_out: HeldOut, monkeypatch: py
     result = train(pair, held_out, steps=None, minutes=1.0)
     assert result.seconds == pytest.approx(60, abs=1)
     # A fifth of the time, of which a planned step must not take more than is left.
-    assert [stage["steps"] for stage in result.stages] == [11, 49]
+    assert [stage["steps"] for stage in result.stages] == [12, 48]
     assert result.after > result.before
 
 
