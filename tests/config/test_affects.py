@@ -39,7 +39,7 @@ OTHER: dict[str, Any] = {
     "mat_key": "m",
     "distill_steps": 3,
     "crop": 16,
-    "learning_rate": 2e-4,
+    "learning_rate": 3e-4,
     "truth_weight": 0.5,
     "weights": "params",
     "network": "archs.py:build",

@@ -423,7 +423,7 @@ def test_distill_command_and_what_it_refuses(
         (["--precision", "fp16", "--device", "cpu"], "--precision fp16: needs a GPU"),
         (["--no-distill", "--resume"], "nothing to resume"),
         (["--loss", "huber"], "'--loss': 'huber' is not one of 'l1', 'charbonnier', 'l2'"),
-        (["--distill-stages", "none"], "'--distill-stages': 'none' is not one of 'both', 'layers', 'end'"),
+        (["--distill-stages", "none"], "'--distill-stages': 'none' is not one of 'end', 'layers', 'both'"),
     ],
 )
 def test_requests_that_make_no_sense(
