@@ -6,16 +6,19 @@ error, so each is a choice of its own.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+
+from torch import nn
 
 from csa2glmha.attention.canonical import ChannelAttention
 from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.feedforward.form import FeedForward, kept_channels
-from csa2glmha.initialize.configure import layer_config
-from csa2glmha.reading.layers import AttentionLayer
+from csa2glmha.initialize.configure import layer_config, worthwhile
+from csa2glmha.reading.layers import AttentionLayer, attention_layers
+from csa2glmha.reading.sizes import Sizes
 
 LOGITS, VALUES = "logits", "values"
 SIDES = (LOGITS, VALUES)
@@ -56,6 +59,11 @@ class Choice:
     def full(self) -> bool:
         """Nothing is approximated."""
         raise NotImplementedError
+
+    @property
+    def leaves_out(self) -> bool:
+        """The network goes without the layer."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -101,12 +109,17 @@ class WidthChoice(Choice):
     @property
     def label(self) -> str:
         """Such as "width 64 of 127"."""
-        return f"width {self.width} of {self.hidden}" if self.width else "skipped"
+        return "skipped" if self.leaves_out else f"width {self.width} of {self.hidden}"
 
     @property
     def full(self) -> bool:
         """All are kept."""
         return self.width == self.hidden
+
+    @property
+    def leaves_out(self) -> bool:
+        """None is kept."""
+        return not self.width
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,11 @@ class SkipChoice(Choice):
     def full(self) -> bool:
         """It is there."""
         return not self.skipped
+
+    @property
+    def leaves_out(self) -> bool:
+        """It is not."""
+        return self.skipped
 
 
 def layer_choices(name: str, form: ChannelAttention) -> dict[str, list[RankChoice]]:
@@ -200,6 +218,32 @@ def all_choices(
     return found
 
 
-def combined(logits: RankChoice, values: RankChoice) -> Ranks:
-    """The ranks of a layer with these two sides."""
-    return replace(logits.ranks, v=values.ranks.v)
+def sizes_of(teacher: nn.Module, choices: Mapping[Key, Sequence[Choice]], picks: Sequence[int]) -> Sizes:
+    """The sizes of a student.
+
+    Args:
+        teacher: whose layers the choices are for.
+        choices: of layers and sides. A layer that has none stays as it is, a side that has none is full.
+        picks: which of each is taken, in the same order.
+    """
+    layers = attention_layers(teacher)
+    picked = {key: each[pick] for (key, each), pick in zip(choices.items(), picks, strict=True)}
+    skipped = tuple(name for (name, _), choice in picked.items() if choice.leaves_out)
+    ranks: dict[str, Ranks] = {}
+    widths = {}
+    for (name, side), choice in picked.items():
+        if name in skipped:
+            continue
+        if isinstance(choice, RankChoice):
+            rest = ranks.get(name, Ranks())
+            both = replace(rest, v=choice.ranks.v) if side == VALUES else replace(choice.ranks, v=rest.v)
+            ranks[name] = both
+        elif isinstance(choice, WidthChoice) and not choice.full:
+            widths[name] = choice.width
+    configs = {name: layer_config(layers[name].form, each) for name, each in ranks.items()}
+    return Sizes(worthwhile(layers, configs), widths, skipped)
+
+
+def picks_of_side(choices: Mapping[Key, Sequence[Choice]], side: str, index: int) -> list[int]:
+    """On this side the choice of that index, where there is one; else the first, which changes nothing."""
+    return [index if own == side and index < len(each) else 0 for (_, own), each in choices.items()]

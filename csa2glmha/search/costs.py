@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import nn
 
-from csa2glmha.attention.config import GLMHAConfig
-from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.progress import progress
-from csa2glmha.initialize.configure import plan_layers
 from csa2glmha.metrics.complexity import Complexity, count_complexity
 from csa2glmha.reading.feedforwards import feed_forwards
-from csa2glmha.reading.layers import attention_layers
 from csa2glmha.reading.sizes import Sizes
-from csa2glmha.search.choices import HIDDEN, Choice, Key, RankChoice, SkipChoice, WidthChoice
+from csa2glmha.search.choices import HIDDEN, Choice, Key, picks_of_side, sizes_of
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 #: What is done to a student before it is used: MST's mask becomes constants.
@@ -60,44 +56,25 @@ def count_costs(
         before: the teacher's.
         count: a student's.
     """
-    full = plan_layers(attention_layers(teacher), Ranks())
     modules = {name: layer.modules for name, layer in feed_forwards(teacher).items()}
-    lossless = count(Sizes(full))
+    lossless = count(sizes_of(teacher, choices, [0] * len(choices)))
 
     def cost(counted: Complexity, key: Key) -> tuple[int, int]:
         """MACs and parameters of a layer; a skipped one is not among what was counted."""
         name, side = key
         parts = modules[name] if side == HIDDEN else (name,)
-        own = [counted.modules[part] for part in parts if part in counted.modules]
-        return sum(each.macs for each in own), sum(each.params for each in own)
+        params, macs = counted.params_and_macs(part for part in parts if part in counted.modules)
+        return macs, params
 
     saved: dict[Key, list[tuple[int, int]]] = {key: [] for key in choices}
     for side in dict.fromkeys(side for _, side in choices):
         mine = {key: each for key, each in choices.items() if key[1] == side}
         for number in progress(range(max(map(len, mine.values()))), what=f"counting {side}", unit="choice"):
-            present = {key: each[number] for key, each in mine.items() if number < len(each)}
-            counted = count(sizes_of_choices(full, present.values()))
-            for key in present:
+            counted = count(sizes_of(teacher, choices, picks_of_side(choices, side, number)))
+            for key in (key for key, each in mine.items() if number < len(each)):
                 was, now = cost(lossless, key), cost(counted, key)
                 saved[key].append((was[0] - now[0], was[1] - now[1]))
     return Costs((before.macs, before.params), (lossless.macs, lossless.params), saved)
-
-
-def sizes_of_choices(full: Mapping[str, GLMHAConfig], choices: Iterable[Choice]) -> Sizes:
-    """A student at full rank but for some choices, of one side of a layer each."""
-    configs, widths, skipped = dict(full), {}, []
-    for choice in choices:
-        if isinstance(choice, RankChoice):
-            configs[choice.layer] = choice.config
-        elif choice.full:
-            continue
-        elif isinstance(choice, WidthChoice) and choice.width:
-            widths[choice.layer] = choice.width
-        else:
-            assert isinstance(choice, WidthChoice | SkipChoice)
-            skipped.append(choice.layer)
-            configs.pop(choice.layer, None)
-    return Sizes(configs, widths, tuple(skipped))
 
 
 def count_student(

@@ -24,8 +24,9 @@ from csa2glmha.initialize.pruning import MAGNITUDE, WANDA, pruned_student
 from csa2glmha.metrics.complexity import Complexity
 from csa2glmha.networks import RestorationModel
 from csa2glmha.networks.skipped import skip
-from csa2glmha.reading.feedforwards import feed_forwards, narrow_to
-from csa2glmha.reading.layers import attention_layers, replace_layers
+from csa2glmha.reading.feedforwards import feed_forwards
+from csa2glmha.reading.layers import attention_layers
+from csa2glmha.reading.sizes import Sizes
 
 #: Ranks that are tried for the same multiply-accumulates.
 RANKS = (2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48)
@@ -121,9 +122,8 @@ class LowRank:
         @functools.cache
         def macs_of(rank: int) -> int:
             student = copy.deepcopy(self.teacher)
-            replace_layers(student, baseline_configs(layers, self.kind, rank))
-            narrow_to(student, self.widths)
-            skip(student, self.skipped)
+            configs = baseline_configs(layers, self.kind, rank)
+            Sizes(configs, self.widths, tuple(self.skipped)).put_in(student)
             return self.count(student).macs
 
         ranks = [rank for rank in RANKS if rank < widest]
@@ -191,7 +191,7 @@ class Pruned:
 
     def _counted(self, widths: Mapping[str, int]) -> Complexity:
         student = copy.deepcopy(self.teacher)
-        narrow_to(student, widths)
+        Sizes(widths=widths).put_in(student)
         return self.count(student)
 
     def student(self, setting: Setting, batches: Sequence[Inputs]) -> RestorationModel:

@@ -236,9 +236,7 @@ def gather_all(teacher: nn.Module, batches: Sequence[Inputs], widths: bool = Fal
     """What all ranks need of a teacher, and all widths if they are wanted."""
     layers = attention_layers(teacher)
     statistics = gather_statistics(teacher, layers, {name: Needs() for name in layers}, batches)
-    hidden = (
-        Hidden.of(teacher, feed_forwards(teacher) if widths else {}, batches) if widths else Hidden({}, {})
-    )
+    hidden = Hidden.of(teacher, feed_forwards(teacher), batches) if widths else Hidden({}, {})
     return Known(batches, statistics, hidden)
 
 

@@ -10,26 +10,14 @@ from torch import nn
 
 from csa2glmha.config.budget import LATENCY, MACS, PARAMS, Budget
 from csa2glmha.core.errors import UsageError
-from csa2glmha.initialize.configure import layer_config, worthwhile
 from csa2glmha.metrics.complexity import Complexity, format_macs, format_params
-from csa2glmha.reading.layers import attention_layers
 from csa2glmha.reading.sizes import Sizes
 from csa2glmha.report.schema_search import Search
 from csa2glmha.search.allocate import Allocation
-from csa2glmha.search.choices import (
-    LOGITS,
-    VALUES,
-    Choice,
-    Key,
-    RankChoice,
-    SkipChoice,
-    WidthChoice,
-    combined,
-)
+from csa2glmha.search.choices import Choice, Key, sizes_of
 from csa2glmha.search.costs import Costs, CountStudent
 from csa2glmha.search.report import search_report
-from csa2glmha.search.sensitivity import Measured
-from csa2glmha.search.space import SearchSpace, least_total
+from csa2glmha.search.space import SearchSpace, least_picks, least_total
 
 #: How often a budget that can only be checked on the result is tightened before what was reached is taken.
 CORRECTIONS = 6
@@ -68,13 +56,7 @@ def check_reachable(
     if costs.lossless[index] + least_total(added) <= limit:
         return
     # The two sides of a layer share a little that each of them would save: only a count tells.
-    nothing: dict[Key, list[Measured]] = {
-        key: [Measured(0.0, 0.0)] * len(each) for key, each in choices.items()
-    }
-    space = SearchSpace(dict(choices), costs, nothing, count)
-    amounts = space.amounts(budget.kind)
-    cheapest = space.allocate(amounts, amounts, float("inf"))
-    least = _amount(count(sizes_of(teacher, space, cheapest)), budget.kind)
+    least = _amount(count(sizes_of(teacher, choices, least_picks(added))), budget.kind)
     if least > limit:
         raise unreachable(budget, least, costs.teacher[index])
 
@@ -112,7 +94,7 @@ def search_amount(teacher: nn.Module, space: SearchSpace, budget: Budget) -> Fou
         if tuple(found.picks) in tried:
             break
         tried.add(tuple(found.picks))
-        counted = space.count(sizes_of(teacher, space, found))
+        counted = space.count(sizes_of(teacher, space.choices, found.picks))
         spare = limit - _amount(counted, budget.kind)
         if spare >= 0 and (best is None or found.loss < best[0].loss):
             best = found, counted
@@ -122,28 +104,6 @@ def search_amount(teacher: nn.Module, space: SearchSpace, budget: Budget) -> Fou
     if best is None:
         raise unreachable(budget, _amount(counted, budget.kind), space.costs.teacher[index])
     return found_sizes(teacher, space, budget, best[0], best[1], {})
-
-
-def sizes_of(teacher: nn.Module, space: SearchSpace, found: Allocation) -> Sizes:
-    """The sizes of a student with the choices of an allocation."""
-    layers = attention_layers(teacher)
-    picked = {key: each[pick] for (key, each), pick in zip(space.choices.items(), found.picks, strict=True)}
-    skipped = [name for (name, _), choice in picked.items() if _is_skipped(choice)]
-    configs, widths = {}, {}
-    for (name, side), choice in picked.items():
-        if isinstance(choice, WidthChoice) and choice.width and not choice.full:
-            widths[name] = choice.width
-        if side == LOGITS and name not in skipped:
-            values = picked[name, VALUES]
-            assert isinstance(choice, RankChoice) and isinstance(values, RankChoice)
-            configs[name] = layer_config(layers[name].form, combined(choice, values))
-    return Sizes(worthwhile(layers, configs), widths, tuple(skipped))
-
-
-def _is_skipped(choice: Choice) -> bool:
-    if isinstance(choice, WidthChoice):
-        return not choice.width
-    return isinstance(choice, SkipChoice) and choice.skipped
 
 
 def _amount(counted: Complexity, kind: str) -> int:
@@ -160,4 +120,4 @@ def found_sizes(
 ) -> Found:
     """What was found, with its report; the last arguments are those of :func:`search_report`."""
     report = search_report(space, budget, found, counted, reached)
-    return Found(sizes_of(teacher, space, found), report)
+    return Found(sizes_of(teacher, space.choices, found.picks), report)

@@ -239,7 +239,7 @@ def _changes(teacher: nn.Module, missing: Mapping[str, Sequence[Choice]], known:
         for ranked, candidate in zip(ranks.get(name, ()), made.pop(name, ()), strict=True):
             yield _Change(ranked, name, candidate.module, _predicted(ranked, candidate))
         for choice in choices:
-            if isinstance(choice, WidthChoice) and choice.width:
+            if isinstance(choice, WidthChoice) and not choice.leaves_out:
                 layer = replace(layers[name], module=copy.deepcopy(layers[name].module))
                 error = narrow({name: layer}, {name: choice.width}, known.hidden)[name]
                 yield _Change(choice, layer.path, layer.module, error)

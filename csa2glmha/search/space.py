@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -60,11 +60,8 @@ class SearchSpace:
             [[_sum(amounts, option) for option in group] for group in layers],
             budget,
         )
-        picks = [0] * len(self.choices)
-        for group, pick in zip(layers, found.picks, strict=True):
-            for place, index in group[pick]:
-                picks[place] = index
-        return replace(found, picks=picks)
+        options = [group[pick] for group, pick in zip(layers, found.picks, strict=True)]
+        return replace(found, picks=_picks(options, len(self.choices)))
 
 
 _SIDES = (LOGITS, VALUES, HIDDEN)
@@ -75,8 +72,27 @@ _Option = tuple[tuple[int, int], ...]
 def least_total(amounts: Mapping[Key, Sequence[float]]) -> float:
     """The least that choices for all layers add up to; a skipped layer has no sides."""
     figures = list(amounts.values())
-    counts = {key: len(each) for key, each in amounts.items()}
-    return sum(min(_sum(figures, option) for option in group) for group in _options(counts))
+    return sum(_sum(figures, option) for option in _cheapest(amounts))
+
+
+def least_picks(amounts: Mapping[Key, Sequence[float]]) -> list[int]:
+    """The choices that add up to the least, in the same order."""
+    return _picks(_cheapest(amounts), len(amounts))
+
+
+def _cheapest(amounts: Mapping[Key, Sequence[float]]) -> list[_Option]:
+    """The way to make each layer that adds least."""
+    counts, figures = {key: len(each) for key, each in amounts.items()}, list(amounts.values())
+    return [min(group, key=lambda option: _sum(figures, option)) for group in _options(counts)]
+
+
+def _picks(options: Iterable[_Option], keys: int) -> list[int]:
+    """Of so many keys the choices, where layers are made in these ways."""
+    picks = [0] * keys
+    for option in options:
+        for place, index in option:
+            picks[place] = index
+    return picks
 
 
 def _options(counts: Mapping[Key, int]) -> list[list[_Option]]:

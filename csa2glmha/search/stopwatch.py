@@ -15,17 +15,14 @@ import torch
 from csa2glmha.bench.compare import TEACHER, THOROUGH, FileTimings, compare_files
 from csa2glmha.bench.profile import ModuleProfile, profile_modules
 from csa2glmha.bench.rounds import Patience
-from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import ExportError
 from csa2glmha.core.progress import progress, say
 from csa2glmha.export.onnx import ExportReport, export_onnx
-from csa2glmha.initialize.configure import layer_config, plan_layers
 from csa2glmha.networks import RestorationModel
 from csa2glmha.networks.foreign import users_own
-from csa2glmha.reading.layers import attention_layers
 from csa2glmha.reading.sizes import Sizes
-from csa2glmha.search.choices import HIDDEN, SIDES, Choice, Key, RankChoice, combined
-from csa2glmha.search.costs import Costs, Finish, sizes_of_choices, unchanged
+from csa2glmha.search.choices import HIDDEN, SIDES, Choice, Key, RankChoice, picks_of_side, sizes_of
+from csa2glmha.search.costs import Costs, Finish, unchanged
 from csa2glmha.search.timing import disturbed, fastest, layer_times
 
 RUNS = 12
@@ -151,21 +148,13 @@ class Stopwatch:
 
 def _networks(teacher: RestorationModel, choices: Mapping[Key, Sequence[Choice]]) -> dict[str, Sizes]:
     """By label: the one at full rank, and one for every index in the choices of a side."""
-    layers = attention_layers(teacher)
-    full = plan_layers(layers, Ranks())
-    networks = {LOSSLESS: Sizes(full)}
+    networks = {LOSSLESS: sizes_of(teacher, choices, [0] * len(choices))}
     for side in dict.fromkeys(side for _, side in choices):
-        mine = [each for key, each in choices.items() if key[1] == side]
-        for index in range(max(map(len, mine))):
-            present = [each[index] for each in mine if index < len(each) and not each[index].full]
-            if present:
-                networks[_label(side, index)] = sizes_of_choices(full, present)
-    both = dict(full)
-    for name in full:
-        logits, values = (choices[name, side][_middle(choices[name, side])] for side in SIDES)
-        assert isinstance(logits, RankChoice) and isinstance(values, RankChoice)
-        both[name] = layer_config(layers[name].form, combined(logits, values))
-    return networks | {BOTH: Sizes(both)}
+        for index in range(1, max(len(each) for (_, own), each in choices.items() if own == side)):
+            picks = picks_of_side(choices, side, index)
+            networks[_label(side, index)] = sizes_of(teacher, choices, picks)
+    middle = [_middle(each) if side in SIDES else 0 for (_, side), each in choices.items()]
+    return networks | {BOTH: sizes_of(teacher, choices, middle)}
 
 
 def _label(side: str, index: int) -> str:

@@ -9,7 +9,8 @@ from torch import nn
 from csa2glmha.config.budget import MACS, Budget
 from csa2glmha.reading.sizes import Sizes
 from csa2glmha.search.allocate import Allocation
-from csa2glmha.search.search import Found, found_sizes, sizes_of, unreachable
+from csa2glmha.search.choices import sizes_of
+from csa2glmha.search.search import Found, found_sizes, unreachable
 from csa2glmha.search.space import SearchSpace, least_total
 from csa2glmha.search.stopwatch import Times
 
@@ -52,7 +53,7 @@ def search_drop(
         found = space.allocate(amounts, losses, room)
         picks = tuple(found.picks)
         if picks not in drops:
-            drops[picks] = own - psnr_of(sizes_of(teacher, space, found))
+            drops[picks] = own - psnr_of(sizes_of(teacher, space.choices, found.picks))
             tried.append({"error": found.cost, "drop": drops[picks]})
         drop = drops[picks]
         if drop <= budget.target:
@@ -66,7 +67,7 @@ def search_drop(
         # Towards the target in proportion, and between what is known to be too little and too much.
         aim = room * max(0.25, min(4.0, budget.target / max(drop, 1e-6)))
         room = aim if low < aim < high else (low + min(high, 4 * max(low, 1e-12))) / 2
-    counted = space.count(sizes_of(teacher, space, best))
+    counted = space.count(sizes_of(teacher, space.choices, best.picks))
     return found_sizes(
         teacher, space, budget, _as_errors(space, best), counted, {"drop": lost, "tried": tried}
     )
@@ -114,7 +115,7 @@ def search_latency(
     check_time(budget, times)
 
     def milliseconds_of(found: Allocation) -> float:
-        return times.teacher * share_of(sizes_of(teacher, space, found))
+        return times.teacher * share_of(sizes_of(teacher, space.choices, found.picks))
 
     limit = budget.limit(times.teacher)
     tried = _timed(space, limit, times, milliseconds_of)
@@ -122,7 +123,7 @@ def search_latency(
     if not fitting:
         raise unreachable(budget, min(each for _, each in tried), times.teacher)
     best, milliseconds = min(fitting, key=lambda each: each[0].loss)
-    counted = space.count(sizes_of(teacher, space, best))
+    counted = space.count(sizes_of(teacher, space.choices, best.picks))
     reached = {
         "time_share": milliseconds / times.teacher,
         "milliseconds": milliseconds,

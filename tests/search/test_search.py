@@ -25,7 +25,7 @@ from csa2glmha.config.options import make_options
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
 from csa2glmha.families.restormer.network import Restormer
-from csa2glmha.initialize.configure import plan_layers
+from csa2glmha.initialize.configure import layer_config, plan_layers
 from csa2glmha.initialize.feedforward import Hidden
 from csa2glmha.initialize.residual import skippable
 from csa2glmha.metrics.complexity import count_complexity
@@ -38,9 +38,17 @@ from csa2glmha.reading.sizes import Sizes
 from csa2glmha.report.schema_search import LayerChoice, Sensitivity
 from csa2glmha.search import choices as choices_module
 from csa2glmha.search import plan
-from csa2glmha.search.allocate import Allocation
-from csa2glmha.search.choices import HIDDEN, LAYER, LOGITS, VALUES, RankChoice, all_choices, layer_choices
-from csa2glmha.search.costs import Costs, count_costs, count_student, sizes_of_choices
+from csa2glmha.search.choices import (
+    HIDDEN,
+    LAYER,
+    LOGITS,
+    VALUES,
+    RankChoice,
+    all_choices,
+    layer_choices,
+    sizes_of,
+)
+from csa2glmha.search.costs import Costs, count_costs, count_student
 from csa2glmha.search.plan import gather_all, sensitivity_cache, student_of
 from csa2glmha.search.probes import NoGradientError, errors_of_changes, errors_of_networks
 from csa2glmha.search.report import (
@@ -50,7 +58,7 @@ from csa2glmha.search.report import (
     sensitivity_report,
     uniform_curve,
 )
-from csa2glmha.search.search import check_reachable, search_amount, sizes_of
+from csa2glmha.search.search import check_reachable, search_amount
 from csa2glmha.search.sensitivity import (
     Known,
     Measured,
@@ -118,6 +126,30 @@ def test_choices_of_a_layer(teacher: RestorationModel) -> None:
                 assert all(rank * config.heads % 8 == 0 for rank in ranks)
         assert sides[LOGITS][-1].config.logits == "modes"
         assert {choice.config.rank_k for choice in sides[VALUES]} == {layer.form.head_channels}
+
+
+def test_sizes_of_picked_choices(teacher: RestorationModel) -> None:
+    """Both sides of a layer make one configuration; a layer that is left out has neither that nor a width."""
+    layers, narrowed = attention_layers(teacher), feed_forwards(teacher)
+    (skipped, kept), (gone, thin) = list(layers)[-2:], list(narrowed)[-2:]
+    choices = all_choices(layers, narrowed, [skipped, kept, gone, thin])
+    wanted = {
+        (skipped, LOGITS): 1,
+        (skipped, LAYER): 1,
+        (kept, LOGITS): -1,
+        (kept, VALUES): -1,
+        (gone, HIDDEN): -1,
+        (thin, HIDDEN): 2,
+    }
+    sizes = sizes_of(teacher, choices, [wanted.get(key, 0) for key in choices])
+    assert set(sizes.skipped) == {skipped, gone}
+    assert sizes.widths == {thin: choices[thin, HIDDEN][2].width}
+    assert sizes.widths[thin] < narrowed[thin].hidden
+    ranks = Ranks(k=0, v=choices[kept, VALUES][-1].ranks.v)
+    assert choices[kept, LOGITS][-1].ranks.k == 0 and ranks.v
+    configs = plan_layers(layers, Ranks()) | {kept: layer_config(layers[kept].form, ranks)}
+    del configs[skipped]
+    assert sizes.configs == configs
 
 
 def test_costs_of_both_sides_add_up(teacher: RestorationModel, space: SearchSpace) -> None:
@@ -196,7 +228,7 @@ def test_derivatives_foretell_errors_of_networks(
     known = gather_all(teacher, batches, widths=True)
     foretold = measure_sensitivity(teacher, some, held_out, IMAGES, known)
     for key in keys:
-        student = student_of(teacher, sizes_of_choices({}, [some[key][1]]), known)
+        student = student_of(teacher, sizes_of(teacher, {key: some[key]}, [1]), known)
         with torch.no_grad():
             errors = [float((student(x) - teacher(x)).square().mean()) for (x,) in held_out]
         assert foretold[key][0].error == 0
@@ -261,7 +293,7 @@ def test_a_skipped_layer_has_no_sides(teacher: RestorationModel, space: SearchSp
     """At the least budget everything is skipped that can be; nothing is counted twice."""
     amounts = space.amounts("macs")
     cheapest = space.allocate(amounts, amounts, space.least(amounts))
-    sizes = sizes_of(teacher, space, cheapest)
+    sizes = sizes_of(teacher, space.choices, cheapest.picks)
     assert set(sizes.skipped) == set(skippable(teacher, (smooth_images(1, 97),)))
     assert not sizes.configs and not sizes.widths
     counted = count_student(teacher, sizes, shapes).macs
@@ -410,7 +442,7 @@ def test_a_budget_of_parameters_is_counted_on_whole_students(
     added = space.costs.lossless[1] - sum(
         saved[pick][1] for saved, pick in zip(space.costs.saved.values(), cheapest, strict=True)
     )
-    sizes = sizes_of(teacher, space, Allocation(cheapest, 0.0, 0.0, 0.0))
+    sizes = sizes_of(teacher, space.choices, cheapest)
     least = count_student(teacher, sizes, shapes).params
     assert least < added
     budget = Budget("params", (least + added) / 2, absolute=True)

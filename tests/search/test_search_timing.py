@@ -18,13 +18,12 @@ from csa2glmha.bench.rounds import Latency, Patience, Ratio
 from csa2glmha.core.errors import ExportError
 from csa2glmha.export.onnx import ExportReport
 from csa2glmha.families.transposed.blocks import GDFN
-from csa2glmha.initialize.configure import layer_config
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.feedforwards import feed_forwards
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.reading.sizes import Sizes
-from csa2glmha.search.choices import HIDDEN, LOGITS, SIDES, VALUES, all_choices, combined
+from csa2glmha.search.choices import LOGITS, VALUES, all_choices, sizes_of
 from csa2glmha.search.costs import count_costs, count_student
 from csa2glmha.search.stopwatch import Stopwatch
 from csa2glmha.search.timing import disturbed, layer_times
@@ -138,8 +137,7 @@ def layer_milliseconds(model: RestorationModel) -> dict[str, float]:
 
 def test_times_foretell_students(stopwatch: Stopwatch, make_restormer: MakeRestormer) -> None:
     teacher = make_restormer(**WIDER)
-    layers = attention_layers(teacher)
-    choices = all_choices(layers, feed_forwards(teacher), ())
+    choices = all_choices(attention_layers(teacher), feed_forwards(teacher), ())
 
     def shapes(model: RestorationModel) -> tuple[tuple[int, ...], ...]:
         return model.input_shapes(*FRAME)
@@ -151,16 +149,10 @@ def test_times_foretell_students(stopwatch: Stopwatch, make_restormer: MakeResto
     for key, each in choices.items():
         assert len(times.saved[key]) == len(each) and times.saved[key][0] == 0.0
     for index in (1, 2):
-        picked = {key: each[min(index, len(each) - 1)] for key, each in choices.items()}
-        saved = sum(times.saved[key][each.index(picked[key])] for key, each in choices.items())
-        configs = {
-            name: layer_config(layer.form, combined(*(picked[name, side] for side in SIDES)))
-            for name, layer in layers.items()
-        }
-        widths = {name: choice.width for (name, side), choice in picked.items() if side == HIDDEN}
-        assert times.lossless - saved == pytest.approx(
-            50.0 * stopwatch.share(Sizes(configs, widths)), rel=1e-6
-        )
+        picks = [min(index, len(each) - 1) for each in choices.values()]
+        saved = sum(times.saved[key][pick] for key, pick in zip(choices, picks, strict=True))
+        share = stopwatch.share(sizes_of(teacher, choices, picks))
+        assert times.lossless - saved == pytest.approx(50.0 * share, rel=1e-6)
     # Layers that are alike have the same times, and not those of others.
     first, second = times.saved["encoder_level1.0.attn", VALUES], times.saved["encoder_level1.1.attn", VALUES]
     assert first == pytest.approx(second)
