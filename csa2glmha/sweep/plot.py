@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,7 +18,15 @@ STYLES = {"uniform": ("o-", "#1b4965", "one rank"), "auto": ("D--", "#e4572e", "
 #: Of a search that was left the ranks alone.
 RANKS_ALONE = ("d:", "#f2a65a", "searched, ranks alone")
 #: Lines and colours of other methods, one after the other; their points go without names.
-OTHER = (("x:", "#7f8c8d"), ("+:", "#a569bd"), ("1:", "#5d6d7e"), ("2:", "#b7950b"))
+OTHER = (
+    ("x:", "#7f8c8d"),
+    ("+:", "#a569bd"),
+    ("1:", "#5d6d7e"),
+    ("2:", "#b7950b"),
+    ("3:", "#ca6f1e"),
+    ("4:", "#148f77"),
+    ("*:", "#a93226"),
+)
 #: Lines and colours of one rank with narrower feed-forward networks, one after the other.
 NARROWER = (("s-", "#2a9d8f"), ("^-", "#8e6c8a"), ("v-", "#bc8034"), ("P-", "#5b8c5a"))
 
@@ -47,8 +55,12 @@ def plot_pareto(path: Path, points: Sequence[ParetoPoint]) -> None:
         plot.tick_params(labelsize=8)
         plot.grid(alpha=0.25)
         plot.margins(x=0.2, y=0.12)  # room for the names beside the first points
-    if plots[0].get_legend_handles_labels()[0]:
-        plots[0].legend(fontsize=8, frameon=False)
+    handles, titles = plots[0].get_legend_handles_labels()
+    if handles:
+        # Many lines leave no room for it among them.
+        beside = len(handles) > 5
+        place: dict[str, Any] = {"loc": "outside right upper"} if beside else {}
+        (figure if beside else plots[0]).legend(handles, titles, fontsize=8, frameon=False, **place)
     figure.savefig(path, format=path.suffix.lstrip("."))
 
 
@@ -65,7 +77,8 @@ class _Line(NamedTuple):
 def _draw(plot: Axes, line: _Line, scale: Scale, timed: bool) -> None:
     """Its points against MACs or time, as far as both figures are known."""
     known = sorted(
-        (cost, agreement, point.label)
+        # The legend says what is the same for a whole line.
+        (cost, agreement, point.label.partition(" ffn ")[0].removesuffix(":ffn=full"))
         for point in line.points
         for cost in [point.time_ratio if timed else point.macs_ratio]
         if cost is not None

@@ -231,7 +231,7 @@ def test_feed_forward_networks_get_narrower(tiny_restormer: Restormer, tmp_path:
     assert widths.keys() == feed_forwards(tiny_restormer).keys()
     assert all(width % 8 == 0 for width in widths.values())
     distillation = result.record.distillation
-    assert distillation is not None and [stage.stage for stage in distillation.stages] == ["layers", "end"]
+    assert distillation is not None and [stage.stage for stage in distillation.stages] == ["end"]
     result.save(tmp_path / "student.safetensors")
     loaded = csa2glmha.load(tmp_path / "student.safetensors")
     assert torch.equal(loaded(BATCHES[0]), result.student(BATCHES[0]))

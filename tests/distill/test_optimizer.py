@@ -82,7 +82,7 @@ def test_a_state_that_was_kept_goes_on_the_same() -> None:
 
     weights = started()
     optimizer = make_optimizer(MUON, weights, 1e-2)
-    before = float(loss_of(weights, torch.ones(1, 12)))
+    before = loss_of(weights, torch.ones(1, 12)).item()
     steps(weights, optimizer, 5)
     other = [nn.Parameter(weight.detach().clone()) for weight in weights]
     resumed = make_optimizer(MUON, other, 1e-2)
@@ -90,4 +90,4 @@ def test_a_state_that_was_kept_goes_on_the_same() -> None:
     steps(weights, optimizer, 3)
     steps(other, resumed, 3)
     assert all(torch.equal(weight, same) for weight, same in zip(weights, other, strict=True))
-    assert float(loss_of(weights, torch.ones(1, 12))) < before
+    assert loss_of(weights, torch.ones(1, 12)).item() < before
