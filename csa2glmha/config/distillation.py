@@ -33,7 +33,7 @@ class DistillOptions(Options):
         None, ge=16, le=4096, description="Their side in pixels; 96, for CASSI networks 128 or the mask's."
     )
     optimizer: Annotated[Literal["muon", "adam"], Affects.WEIGHTS] = Field(
-        "muon", description="muon: matrices take steps of even singular values, all else Adam's; adam."
+        "muon", description="muon: matrices take orthogonalised steps, all else Adam's; adam."
     )
     learning_rate: Annotated[float, Affects.WEIGHTS] = Field(
         2e-4, gt=0, le=1, description="Peak learning rate of the distillation."

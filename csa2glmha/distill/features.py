@@ -22,26 +22,21 @@ class Features:
     """What the blocks around attention layers make, in the student and in its teacher."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
-        own, theirs = users_own(student), users_own(teacher)
-        names = blocks_around(teacher, attention_layers(teacher))
-        self._pairs = [(own.get_submodule(name), theirs.get_submodule(name)) for name in names if name]
-        self._student: dict[str, list[Tensor]] = {}
-        self._teacher: dict[str, list[Tensor]] = {}
+        names = [name for name in blocks_around(teacher, attention_layers(teacher)) if name]
+        self._student, self._teacher = (
+            {name: users_own(network).get_submodule(name) for name in names} for network in (student, teacher)
+        )
+        self._own: dict[str, list[Tensor]] = {}
+        self._theirs: dict[str, list[Tensor]] = {}
 
     @contextmanager
     def seen(self) -> Iterator[None]:
         """Take what is made meanwhile."""
-        self._student, self._teacher = {}, {}
-        modules = {
-            f"{number} {which}": pair[which] for number, pair in enumerate(self._pairs) for which in (0, 1)
-        }
-
-        def see(name: str, _: CallArguments, output: Any) -> None:
-            number, which = name.split()
-            if isinstance(output, Tensor) and output.is_floating_point():
-                (self._teacher if which == "1" else self._student).setdefault(number, []).append(output)
-
-        with seen(modules, see):
+        self._own, self._theirs = {}, {}
+        with (
+            seen(self._student, partial(_keep, self._own)),
+            seen(self._teacher, partial(_keep, self._theirs)),
+        ):
             yield
 
     def errors(self, samples: int) -> Tensor | None:
@@ -56,12 +51,18 @@ class Features:
         """
         found = [
             difference_over_deviation(own.reshape(samples, -1), theirs.reshape(samples, -1))
-            for number, all_theirs in self._teacher.items()
-            for own, theirs in zip(self._student.get(number, []), all_theirs, strict=False)
+            for name, all_theirs in self._theirs.items()
+            for own, theirs in zip(self._own.get(name, []), all_theirs, strict=False)
             if own.shape == theirs.shape and own.shape[0] % samples == 0
         ]
-        self._student, self._teacher = {}, {}
+        self._own, self._theirs = {}, {}
         return torch.stack(found).mean(0) if found else None
+
+
+def _keep(made: dict[str, list[Tensor]], name: str, _: CallArguments, output: Any) -> None:
+    """Features of a call; whatever else a block returns has none."""
+    if isinstance(output, Tensor) and output.is_floating_point():
+        made.setdefault(name, []).append(output)
 
 
 def difference_over_deviation(output: Tensor, expected: Tensor) -> Tensor:

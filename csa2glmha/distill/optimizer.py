@@ -18,7 +18,7 @@ MOMENTUM = 0.95
 #: 3 dB between evaluations, 0.999 does not.
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-#: Matrices with fewer rows or columns are left to Adam: they have too few directions to even out.
+#: Matrices with fewer rows or columns are left to Adam: they have too few directions.
 SMALLEST = 9
 #: Coefficients of the iteration that brings all singular values near one, and how often it is done.
 QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
@@ -34,12 +34,12 @@ def make_optimizer(name: str, parameters: Sequence[nn.Parameter], learning_rate:
 
 
 class Muon(Optimizer):
-    """Matrices take steps of even singular values, all other weights those of Adam.
+    """Matrices take orthogonalised steps, all other weights those of Adam.
 
-    The momentum of a matrix is replaced by the nearest matrix whose singular values are all about one. A
-    student of closed form is already right along the directions that move its output most. What is left lies
-    along the others, where gradients are small. Steps of even singular values reach them without throwing
-    off the first.
+    A matrix steps along its momentum orthogonalised: the nearest matrix whose singular values are all about
+    one. A student of closed form is already right along the directions that move its output most. What is
+    left lies along the others, where gradients are small. Orthogonalised steps are as long along these, and
+    do not disturb the first.
 
     A matrix is the weight of a linear map or of a convolution over all channels, (O, I, kh, kw) taken as
     (O, I kh kw), with at least :data:`SMALLEST` rows and columns.
@@ -83,7 +83,7 @@ class Muon(Optimizer):
                 state["momentum"] = torch.zeros_like(parameter)
             momentum = state["momentum"].mul_(MOMENTUM).add_(parameter.grad)
             directions.append((parameter.grad + MOMENTUM * momentum).flatten(1))
-        steps = evened(torch.stack(directions))
+        steps = orthogonalised(torch.stack(directions))
         scale = RMS * max(steps.shape[1:]) ** 0.5
         for parameter, step in zip(parameters, steps, strict=True):
             parameter.sub_(step.view_as(parameter), alpha=rate * scale)
@@ -111,7 +111,7 @@ def is_matrix(weight: Tensor) -> bool:
     return min(weight.flatten(1).shape) >= SMALLEST
 
 
-def evened(matrices: Tensor) -> Tensor:
+def orthogonalised(matrices: Tensor) -> Tensor:
     """Bring the singular values of matrices near one, keeping their singular vectors.
 
     Args:

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from csa2glmha.distill.optimizer import MUON, RMS, Muon, evened, is_matrix, make_optimizer
+from csa2glmha.distill.optimizer import MUON, RMS, Muon, is_matrix, make_optimizer, orthogonalised
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(12, 40), (40, 12), (16, 16)])
-def test_singular_values_are_evened_and_their_vectors_kept(rows: int, columns: int) -> None:
+def test_singular_values_become_one_and_their_vectors_stay(rows: int, columns: int) -> None:
     least = min(rows, columns)
     left = torch.linalg.qr(torch.randn(rows, least, generator=torch.manual_seed(0)))[0]
     right = torch.linalg.qr(torch.randn(columns, least))[0]
     matrix = left @ torch.diag(torch.logspace(-1.5, 1, least)) @ right.mT
-    found = evened(torch.stack([matrix, -3 * matrix]))
+    found = orthogonalised(torch.stack([matrix, -3 * matrix]))
     values = left.mT @ found[0] @ right
     assert values.diag().min() > 0.6 and values.diag().max() < 1.3
     assert torch.allclose(values, torch.diag(values.diag()), atol=1e-4)
@@ -23,7 +23,7 @@ def test_singular_values_are_evened_and_their_vectors_kept(rows: int, columns: i
 
 
 def test_no_gradient_no_step() -> None:
-    assert torch.equal(evened(torch.zeros(1, 10, 12)), torch.zeros(1, 10, 12))
+    assert torch.equal(orthogonalised(torch.zeros(1, 10, 12)), torch.zeros(1, 10, 12))
 
 
 @pytest.mark.parametrize(
