@@ -55,7 +55,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class TimedModel:
     """A model that can be timed.
 
     Attributes:
@@ -80,7 +80,7 @@ def as_of_students(paths: Sequence[Path], settings: Settings) -> Settings:
     return replace(settings, network=options)
 
 
-def open_candidates(paths: Sequence[Path], settings: Settings) -> list[Candidate]:
+def open_candidates(paths: Sequence[Path], settings: Settings) -> list[TimedModel]:
     """Open files to compare.
 
     Raises:
@@ -104,7 +104,7 @@ def with_compiled(settings: Settings) -> Settings:
     return replace(settings, runtimes=(*asked, _COMPILED))
 
 
-def without_failed(candidates: Sequence[Candidate]) -> list[Candidate]:
+def without_failed(candidates: Sequence[TimedModel]) -> list[TimedModel]:
     """The candidates but those that PyTorch cannot compile, each run once and named."""
     kept = []
     for candidate in candidates:
@@ -125,7 +125,7 @@ def common_size(fixed: Sequence[tuple[int, int] | None], wanted: tuple[int, int]
     return next((size for size in fixed if size is not None), (DEFAULT_SIZE, DEFAULT_SIZE))
 
 
-_Opened = tuple[tuple[int, int] | None, Callable[[int, int], Candidate]]
+_Opened = tuple[tuple[int, int] | None, Callable[[int, int], TimedModel]]
 
 
 def _runtimes_of(path: Path, settings: Settings) -> list[str]:
@@ -157,14 +157,14 @@ def _open_onnx(path: Path, settings: Settings, runtime: str) -> _Opened:
     provider = provider_name(settings.provider, "--provider")
     model = OnnxModel(path, settings.threads, provider, runtime=runtime)
 
-    def make(height: int, width: int) -> Candidate:
+    def make(height: int, width: int) -> TimedModel:
         shapes = input_kind(model.facts).shapes(model.facts, height, width)
         inputs = noise(shapes)
 
         def run() -> None:
             model(*inputs)
 
-        return Candidate(path, RUNTIMES[runtime], shapes, run, runtime)
+        return TimedModel(path, RUNTIMES[runtime], shapes, run, runtime)
 
     return model.fixed_size, make
 
@@ -204,7 +204,7 @@ def _open_pytorch(path: Path, settings: Settings, runtime: str) -> _Opened:
     torch.set_num_threads(settings.threads or thread_count())
     called = _compiled(model) if runtime == "torch-compile" else model
 
-    def make(height: int, width: int) -> Candidate:
+    def make(height: int, width: int) -> TimedModel:
         shapes = model.input_shapes(height, width)
         inputs = noise(shapes)
 
@@ -213,6 +213,6 @@ def _open_pytorch(path: Path, settings: Settings, runtime: str) -> _Opened:
             # As for ONNX Runtime, the inputs come from the host and the output goes back there.
             called(*(each.to(device) for each in inputs)).cpu()
 
-        return Candidate(path, _PYTORCH[runtime], shapes, run, runtime)
+        return TimedModel(path, _PYTORCH[runtime], shapes, run, runtime)
 
     return model.fixed_size, make

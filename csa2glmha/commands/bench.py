@@ -12,8 +12,8 @@ import onnxruntime
 import torch
 
 from csa2glmha.bench.candidates import (
-    Candidate,
     Settings,
+    TimedModel,
     as_of_students,
     open_candidates,
     with_compiled,
@@ -112,12 +112,12 @@ def describe_bench(found: dict[str, Any]) -> str:
     return "\n".join((render_table(rows, header), note, *notes))
 
 
-def _others(candidates: Sequence[Candidate]) -> dict[str, str]:
+def _others(candidates: Sequence[TimedModel]) -> dict[str, str]:
     """Versions of the runtimes that not every installation has."""
     version = openvino_version() if any("openvino" in each.runs_in for each in candidates) else None
     return {} if version is None else {"openvino": version}
 
 
-def _size(candidate: Candidate) -> tuple[int, int]:
+def _size(candidate: TimedModel) -> tuple[int, int]:
     height, width = candidate.shapes[0][-2:]
     return height, width

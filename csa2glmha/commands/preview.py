@@ -45,7 +45,7 @@ _EXPORT_SECONDS_A_LAYER = 1.0
 
 
 @dataclass(frozen=True)
-class Stage:
+class PlannedStage:
     """One part of a conversion: what it is called, and about how many seconds it takes."""
 
     name: str
@@ -64,7 +64,7 @@ class Preview:
     """
 
     lines: tuple[str, ...]
-    stages: tuple[Stage, ...]
+    stages: tuple[PlannedStage, ...]
     peak: int
     free: int
 
@@ -153,7 +153,7 @@ def _stages(
     data: Data,
     options: ConvertOptions,
     search: SizeSearch[RestorationModel] | None,
-) -> list[Stage]:
+) -> list[PlannedStage]:
     size = data.evaluation_size(options.calibration_size)
     each = _seconds_a_crop(teacher, size)
     pixels = size * size
@@ -161,30 +161,32 @@ def _stages(
     if search is not None:
         trials = sum(len(choices) for choices in search.choices.values())
         passes = len({name for name, _ in search.choices}) / AT_ONCE * CROPS * _PROBE_PASSES
-        stages.append(Stage("search", (passes + trials * _CHOICE_PASSES) * each))
+        stages.append(PlannedStage("search", (passes + trials * _CHOICE_PASSES) * each))
     if not plan.exact:
         crops = options.calibration_crops
-        stages.append(Stage("statistics and initialisation", crops * _INITIALISE_PASSES * each))
+        stages.append(PlannedStage("statistics and initialisation", crops * _INITIALISE_PASSES * each))
     if plan.sizes.widths:
-        stages.append(Stage("feed-forward widths", options.calibration_crops * _WIDTH_PASSES * each))
+        stages.append(PlannedStage("feed-forward widths", options.calibration_crops * _WIDTH_PASSES * each))
     if options.refit and not plan.exact:
-        stages.append(Stage("refit of output projections", options.calibration_crops * _REFIT_PASSES * each))
+        stages.append(
+            PlannedStage("refit of output projections", options.calibration_crops * _REFIT_PASSES * each)
+        )
     trained = _training_seconds(data, options, each, pixels) if plan.distilled else 0.0
     if plan.distilled:
-        stages.append(Stage("distillation", trained))
+        stages.append(PlannedStage("distillation", trained))
     height, width = data.frame(options.input_size)
     whole = each * height * width / pixels
     candidates = 3 if plan.distilled else 2
-    stages.append(Stage("evaluation", data.held_out_images * candidates * whole))
+    stages.append(PlannedStage("evaluation", data.held_out_images * candidates * whole))
     if options.baselines:
         initialised = options.calibration_crops * _INITIALISE_PASSES * each
         compared = data.held_out_images * candidates * whole
         others = _other_methods(teacher, plan, options)
-        stages.append(Stage("other methods", others * (initialised + trained + compared)))
-    stages.append(Stage("ONNX export", len(_onnx_files(options)) * (3 * whole + 2)))
+        stages.append(PlannedStage("other methods", others * (initialised + trained + compared)))
+    stages.append(PlannedStage("ONNX export", len(_onnx_files(options)) * (3 * whole + 2)))
     if options.timing:
         layers = len(attention_layers(teacher))
-        stages.append(Stage("timing", _TIMING_SECONDS + layers * _EXPORT_SECONDS_A_LAYER + 5 * whole))
+        stages.append(PlannedStage("timing", _TIMING_SECONDS + layers * _EXPORT_SECONDS_A_LAYER + 5 * whole))
     return stages
 
 

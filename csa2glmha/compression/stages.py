@@ -17,7 +17,7 @@ from csa2glmha.distill.held_out import teacher_outputs
 from csa2glmha.distill.job import DistillJob, held_out_crops
 from csa2glmha.distill.refitting import refit_where_better
 from csa2glmha.initialize import initialise_student
-from csa2glmha.initialize.feedforward import Hidden, narrow
+from csa2glmha.initialize.feedforward import HiddenMoments, narrow
 from csa2glmha.metrics.comparisons import compare_images
 from csa2glmha.metrics.complexity import BY_VALUES, count_complexity
 from csa2glmha.metrics.evaluate import evaluate, restore
@@ -114,7 +114,7 @@ class Narrow(Always[Run[Any]]):
         hidden = None if run.known is None else run.known.hidden
         if hidden is None or not widths.keys() <= hidden.orders.keys():
             layers = feed_forwards(run.teacher)
-            hidden = Hidden.of(run.teacher, {name: layers[name] for name in widths}, run.inputs)
+            hidden = HiddenMoments.of(run.teacher, {name: layers[name] for name in widths}, run.inputs)
         run.width_errors = narrow(feed_forwards(run.student), widths, hidden)
         skip(run.student, run.sizes.skipped)
         run.known = None

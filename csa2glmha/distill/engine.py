@@ -30,7 +30,7 @@ from csa2glmha.distill.optimizer import make_optimizer
 from csa2glmha.distill.processes import Processes
 from csa2glmha.distill.result import DistillResult
 from csa2glmha.distill.settings import END, LAYERS, DistillSettings
-from csa2glmha.distill.stages import Stage, approximate_layers, make_stage
+from csa2glmha.distill.stages import Objective, approximate_layers, make_stage
 from csa2glmha.distill.state import Position, State, StateFolder
 from csa2glmha.metrics.outputs import figure_of
 
@@ -213,7 +213,7 @@ class _Training:
         at.rate, at.rate_evaluations = 1.0, 0
         at.loss = at.running_figure = None
 
-    def train(self, name: str, stage: Stage, stop: StopRequest, state: State | None) -> None:
+    def train(self, name: str, stage: Objective, stop: StopRequest, state: State | None) -> None:
         """The steps of a stage."""
         at = self.at
         settings = self.settings
@@ -256,7 +256,7 @@ class _Training:
                 if self.states is not None and time.monotonic() - self.saved >= self.states.minutes * 60:
                     self.save(optimizer)
 
-    def plan(self, name: str, stage: Stage, step_seconds: float) -> int:
+    def plan(self, name: str, stage: Objective, step_seconds: float) -> int:
         """How many steps the stage takes in all, when its share of the minutes is to be used up."""
         at, settings = self.at, self.settings
         share = settings.layer_share if name == LAYERS and END in self.names else 1.0
@@ -273,7 +273,7 @@ class _Training:
     def step(
         self,
         name: str,
-        stage: Stage,
+        stage: Objective,
         optimizer: Optimizer,
         following: Iterator[list[Batch]],
         stop: StopRequest,
@@ -309,7 +309,7 @@ class _Training:
             scaler.update()
         return bool(stopping > 0)
 
-    def gradients(self, stage: Stage, parts: list[Batch]) -> tuple[Tensor, Tensor | None]:
+    def gradients(self, stage: Objective, parts: list[Batch]) -> tuple[Tensor, Tensor | None]:
         """Add up the gradients of a step's parts; returns their mean loss and error."""
         scaler = self.processes.scaler
 

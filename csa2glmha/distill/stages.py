@@ -27,7 +27,7 @@ from csa2glmha.reading.layers import attention_layers, glmha_layers
 Backward = Callable[[Tensor], None]
 
 
-class Stage(Protocol):
+class Objective(Protocol):
     """One objective.
 
     Attributes:
@@ -57,7 +57,7 @@ def make_stage(
     settings: DistillSettings,
     processes: Processes,
     held_out: list[Inputs],
-) -> Stage:
+) -> Objective:
     """The stage of that name; ``held_out`` are inputs that its losses may be scaled by."""
     if name == LAYERS:
         return LayerStage(student, teacher, settings, processes, held_out)
@@ -115,7 +115,7 @@ class LayerStage:
         ]
 
     def accumulate(self, batch: Batch, backward: Backward) -> tuple[Tensor, None]:
-        """As :meth:`Stage.accumulate`; without the error, since the student as a whole does not run."""
+        """As :meth:`Objective.accumulate`; without the error, since the student as a whole does not run."""
         losses: list[Tensor] = []
 
         def learn(name: str, called: CallArguments, output: Tensor) -> None:
@@ -157,7 +157,7 @@ class EndStage:
         self._checkpointed = checkpoint_blocks(student) if settings.activation_checkpointing else []
 
     def accumulate(self, batch: Batch, backward: Backward) -> tuple[Tensor, Tensor]:
-        """As :meth:`Stage.accumulate`."""
+        """As :meth:`Objective.accumulate`."""
         with self._processes.autocast(), self._features.seen():
             with torch.no_grad():
                 expected = run(self._teacher, batch.inputs)

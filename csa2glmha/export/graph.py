@@ -17,7 +17,7 @@ BOOL = TensorProto.BOOL
 
 
 @dataclass(frozen=True)
-class Value:
+class GraphValue:
     """A result in the graph: its name, element type and number of axes."""
 
     name: str
@@ -42,7 +42,7 @@ class Spelling:
     parts_of_shapes: bool = True
 
 
-Operand = Value | Tensor | np.ndarray | float | int
+Operand = GraphValue | Tensor | np.ndarray | float | int
 
 
 class GraphBuilder:
@@ -57,7 +57,7 @@ class GraphBuilder:
         self.opset, self.spelling = opset, spelling or Spelling()
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[Any, ...], onnx.TensorProto] = {}
-        self._made: dict[tuple[Any, ...], list[Value]] = {}
+        self._made: dict[tuple[Any, ...], list[GraphValue]] = {}
         self._used_names: set[str] = set()
         #: What node names begin with.
         self.scope = "node"
@@ -69,7 +69,7 @@ class GraphBuilder:
         dtype: int | None = None,
         rank: int | None = None,
         **attributes: Any,
-    ) -> Value:
+    ) -> GraphValue:
         """Add a node with one result.
 
         Args:
@@ -90,9 +90,9 @@ class GraphBuilder:
         dtype: int | None = None,
         rank: int | None = None,
         **attributes: Any,
-    ) -> list[Value]:
+    ) -> list[GraphValue]:
         """As :meth:`op`, for operators with several results."""
-        values = [operand for operand in operands if isinstance(operand, Value)]
+        values = [operand for operand in operands if isinstance(operand, GraphValue)]
         if dtype is None:
             dtype = values[0].dtype
         if rank is None:
@@ -103,10 +103,10 @@ class GraphBuilder:
             name = self._unique(f"{self.scope}/{op_type}")
             results = [name if outputs == 1 else f"{name}:{index}" for index in range(outputs)]
             self._nodes.append(helper.make_node(op_type, names, results, name=name, **attributes))
-            self._made[key] = [Value(result, dtype, rank) for result in results]
+            self._made[key] = [GraphValue(result, dtype, rank) for result in results]
         return self._made[key]
 
-    def cast(self, value: Value, dtype: int) -> Value:
+    def cast(self, value: GraphValue, dtype: int) -> GraphValue:
         """``value`` in another element type."""
         if value.dtype == dtype:
             return value
@@ -115,7 +115,7 @@ class GraphBuilder:
     def model(
         self,
         inputs: dict[str, Sequence[int | str]],
-        output: Value,
+        output: GraphValue,
         output_shape: Sequence[int | str],
     ) -> onnx.ModelProto:
         """The finished model; its one output is called "output", and the inputs have its type."""
@@ -151,12 +151,12 @@ class GraphBuilder:
                         names[index] = "output"
         return kept[::-1]
 
-    def _name(self, operand: Operand | None, values: list[Value]) -> str:
+    def _name(self, operand: Operand | None, values: list[GraphValue]) -> str:
         if operand is None:
             return ""
-        return operand.name if isinstance(operand, Value) else self._constant(operand, values)
+        return operand.name if isinstance(operand, GraphValue) else self._constant(operand, values)
 
-    def _constant(self, value: Tensor | np.ndarray | float | int, values: list[Value]) -> str:
+    def _constant(self, value: Tensor | np.ndarray | float | int, values: list[GraphValue]) -> str:
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
         if array.dtype.kind == "f" or (array.ndim == 0 and values[0].dtype in (FLOAT, HALF)):
             array = array.astype(np.float16 if values[0].dtype == HALF else np.float32)

@@ -13,38 +13,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csa2glmha.export import shapes
-from csa2glmha.export.graph import BOOL, FLOAT, HALF, GraphBuilder, Operand, Value, element_type
+from csa2glmha.export.graph import BOOL, FLOAT, HALF, GraphBuilder, GraphValue, Operand, element_type
 from csa2glmha.export.lowering import primitives
-from csa2glmha.export.shapes import Size, UntranslatableError, integers
+from csa2glmha.export.shapes import AxisSize, UntranslatableError, integers
 from csa2glmha.networks import reflect_pad_to_multiple
 
 #: In place of a divisor of zero.
 _TINY = 1e-30
 
 
-def _binary(op_type: str) -> Callable[..., Value]:
-    def handler(g: GraphBuilder, a: Operand, b: Operand) -> Value:
+def _binary(op_type: str) -> Callable[..., GraphValue]:
+    def handler(g: GraphBuilder, a: Operand, b: Operand) -> GraphValue:
         return g.op(op_type, a, b, rank=max(_rank(a), _rank(b)))
 
     return handler
 
 
-def _unary(op_type: str, **attributes: Any) -> Callable[..., Value]:
-    def handler(g: GraphBuilder, x: Value) -> Value:
+def _unary(op_type: str, **attributes: Any) -> Callable[..., GraphValue]:
+    def handler(g: GraphBuilder, x: GraphValue) -> GraphValue:
         return g.op(op_type, x, **attributes)
 
     return handler
 
 
-def _reduce(op_type: str) -> Callable[..., Value]:
-    def handler(g: GraphBuilder, x: Value, dim: int | Sequence[int], keepdim: bool = False) -> Value:
+def _reduce(op_type: str) -> Callable[..., GraphValue]:
+    def handler(
+        g: GraphBuilder, x: GraphValue, dim: int | Sequence[int], keepdim: bool = False
+    ) -> GraphValue:
         axes = [axis % x.rank for axis in ([dim] if isinstance(dim, int) else dim)]
         return _reduced(g, op_type, x, axes, keepdim)
 
     return handler
 
 
-def _reduced(g: GraphBuilder, op_type: str, x: Value, axes: list[int], keepdim: bool) -> Value:
+def _reduced(g: GraphBuilder, op_type: str, x: GraphValue, axes: list[int], keepdim: bool) -> GraphValue:
     rank = x.rank if keepdim else x.rank - len(axes)
     # Axes came as an attribute before opset 18, those of the plain sum before 13.
     if g.opset < 18 and op_type != "ReduceSum":
@@ -52,31 +54,31 @@ def _reduced(g: GraphBuilder, op_type: str, x: Value, axes: list[int], keepdim: 
     return g.op(op_type, x, integers(axes), keepdims=int(keepdim), rank=rank)
 
 
-def _square(g: GraphBuilder, x: Value) -> Value:
+def _square(g: GraphBuilder, x: GraphValue) -> GraphValue:
     return g.op("Mul", x, x)
 
 
-def _rsqrt(g: GraphBuilder, x: Value) -> Value:
+def _rsqrt(g: GraphBuilder, x: GraphValue) -> GraphValue:
     return g.op("Reciprocal", g.op("Sqrt", x))
 
 
-def _clamp_min(g: GraphBuilder, x: Value, low: float) -> Value:
+def _clamp_min(g: GraphBuilder, x: GraphValue, low: float) -> GraphValue:
     return g.op("Max", x, low)
 
 
-def _clamp(g: GraphBuilder, x: Value, low: float, high: float) -> Value:
+def _clamp(g: GraphBuilder, x: GraphValue, low: float, high: float) -> GraphValue:
     return g.op("Min", g.op("Max", x, low), high)
 
 
-def _equal(g: GraphBuilder, a: Value, b: Operand) -> Value:
+def _equal(g: GraphBuilder, a: GraphValue, b: Operand) -> GraphValue:
     return g.op("Equal", a, b, dtype=BOOL)
 
 
-def _where(g: GraphBuilder, condition: Value, a: Value, b: Value) -> Value:
+def _where(g: GraphBuilder, condition: GraphValue, a: GraphValue, b: GraphValue) -> GraphValue:
     return g.op("Where", condition, a, b, dtype=a.dtype)
 
 
-def _atan2(g: GraphBuilder, y: Value, x: Value) -> Value:
+def _atan2(g: GraphBuilder, y: GraphValue, x: GraphValue) -> GraphValue:
     """The arc tangent, which is right where x > 0; half a turn is missing elsewhere."""
     dtype, y, x = x.dtype, g.cast(y, FLOAT), g.cast(x, FLOAT)
     divisor = g.op("Where", _equal(g, x, 0.0), _TINY, x, dtype=FLOAT)
@@ -85,15 +87,15 @@ def _atan2(g: GraphBuilder, y: Value, x: Value) -> Value:
     return g.cast(g.op("Add", g.op("Atan", g.op("Div", y, divisor)), turn), dtype)
 
 
-def _softmax(g: GraphBuilder, x: Value, dim: int) -> Value:
+def _softmax(g: GraphBuilder, x: GraphValue, dim: int) -> GraphValue:
     return g.op("Softmax", x, axis=dim)
 
 
-def _leaky_relu(g: GraphBuilder, x: Value, negative_slope: float = 0.01, **_: Any) -> Value:
+def _leaky_relu(g: GraphBuilder, x: GraphValue, negative_slope: float = 0.01, **_: Any) -> GraphValue:
     return g.op("LeakyRelu", x, alpha=negative_slope)
 
 
-def _gelu(g: GraphBuilder, x: Value, approximate: str = "none") -> Value:
+def _gelu(g: GraphBuilder, x: GraphValue, approximate: str = "none") -> GraphValue:
     if g.opset >= 20:
         return g.op("Gelu", x, approximate=approximate)
     if approximate != "none":
@@ -102,43 +104,47 @@ def _gelu(g: GraphBuilder, x: Value, approximate: str = "none") -> Value:
     return g.op("Mul", half, g.op("Add", bend, 1.0))
 
 
-def _float(g: GraphBuilder, x: Value) -> Value:
+def _float(g: GraphBuilder, x: GraphValue) -> GraphValue:
     return g.cast(x, FLOAT)
 
 
-def _cast_like(g: GraphBuilder, x: Value | Tensor, like: Value) -> Value | Tensor:
+def _cast_like(g: GraphBuilder, x: GraphValue | Tensor, like: GraphValue) -> GraphValue | Tensor:
     if isinstance(x, Tensor):
         return x.to(torch.float16 if like.dtype == HALF else torch.float32)
     return g.cast(x, like.dtype)
 
 
-def _square_sum(g: GraphBuilder, x: Value, dim: int) -> Value:
+def _square_sum(g: GraphBuilder, x: GraphValue, dim: int) -> GraphValue:
     return _reduced(g, "ReduceSumSquare", x, [dim % x.rank], keepdim=True)
 
 
-def _pixel_share(g: GraphBuilder, maps: Value) -> Value:
+def _pixel_share(g: GraphBuilder, maps: GraphValue) -> GraphValue:
     # Not the product of a vector: TensorRT 8.6 has that of floating-point numbers only.
     height, width = (
-        g.op("Squeeze", shapes.size_value(g, Size(maps, axis)), integers([0]), rank=0) for axis in (2, 3)
+        g.op("Squeeze", shapes.size_value(g, AxisSize(maps, axis)), integers([0]), rank=0) for axis in (2, 3)
     )
     return g.op("Reciprocal", g.cast(g.op("Mul", height, width), FLOAT))
 
 
-def _conv(g: GraphBuilder, layer: nn.Conv2d, x: Value) -> Value:
+def _conv(g: GraphBuilder, layer: nn.Conv2d, x: GraphValue) -> GraphValue:
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         raise UntranslatableError(f"padding {layer.padding_mode}, {layer.padding}")
     return _convolve(g, "Conv", layer, x, layer.padding)
 
 
-def _conv_transpose(g: GraphBuilder, layer: nn.ConvTranspose2d, x: Value) -> Value:
+def _conv_transpose(g: GraphBuilder, layer: nn.ConvTranspose2d, x: GraphValue) -> GraphValue:
     if any(layer.output_padding) or isinstance(layer.padding, str):
         raise UntranslatableError(f"padding {layer.padding}, {layer.output_padding}")
     return _convolve(g, "ConvTranspose", layer, x, layer.padding)
 
 
 def _convolve(
-    g: GraphBuilder, op_type: str, layer: nn.Conv2d | nn.ConvTranspose2d, x: Value, padding: Sequence[int]
-) -> Value:
+    g: GraphBuilder,
+    op_type: str,
+    layer: nn.Conv2d | nn.ConvTranspose2d,
+    x: GraphValue,
+    padding: Sequence[int],
+) -> GraphValue:
     x = g.cast(x, element_type(layer.weight.dtype))
     weights = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
     return g.op(
@@ -153,7 +159,7 @@ def _convolve(
     )
 
 
-def _linear(g: GraphBuilder, layer: nn.Linear, x: Value) -> Value:
+def _linear(g: GraphBuilder, layer: nn.Linear, x: GraphValue) -> GraphValue:
     """On (B, C)."""
     if x.rank != 2:
         raise UntranslatableError("Linear on more than two axes")
@@ -161,30 +167,30 @@ def _linear(g: GraphBuilder, layer: nn.Linear, x: Value) -> Value:
     return g.op("Gemm", x, *weights, transB=1)
 
 
-def _gelu_layer(g: GraphBuilder, layer: nn.GELU, x: Value) -> Value:
+def _gelu_layer(g: GraphBuilder, layer: nn.GELU, x: GraphValue) -> GraphValue:
     return _gelu(g, x, layer.approximate)
 
 
-def _prelu(g: GraphBuilder, layer: nn.PReLU, x: Value) -> Value:
+def _prelu(g: GraphBuilder, layer: nn.PReLU, x: GraphValue) -> GraphValue:
     return g.op("PRelu", x, layer.weight.view(-1, 1, 1))
 
 
-def _identity(g: GraphBuilder, layer: nn.Identity, x: Value) -> Value:
+def _identity(g: GraphBuilder, layer: nn.Identity, x: GraphValue) -> GraphValue:
     return x
 
 
-def _pixel_shuffle(g: GraphBuilder, layer: nn.PixelShuffle, x: Value) -> Value:
+def _pixel_shuffle(g: GraphBuilder, layer: nn.PixelShuffle, x: GraphValue) -> GraphValue:
     return g.op("DepthToSpace", x, blocksize=layer.upscale_factor, mode="CRD")
 
 
-def _unshuffle(g: GraphBuilder, x: Value, factor: int, channels: int) -> Value:
+def _unshuffle(g: GraphBuilder, x: GraphValue, factor: int, channels: int) -> GraphValue:
     # The operator lists the channels of one place in a block together, PyTorch the places of one channel.
     order = np.arange(channels * factor**2).reshape(factor**2, channels).T.reshape(-1)
     return g.op("Gather", g.op("SpaceToDepth", x, blocksize=factor), order, axis=1, dtype=x.dtype, rank=4)
 
 
 def _rank(operand: Operand) -> int:
-    if isinstance(operand, Value):
+    if isinstance(operand, GraphValue):
         return operand.rank
     return operand.ndim if isinstance(operand, (Tensor, np.ndarray)) else 0
 

@@ -16,9 +16,9 @@ import torch
 from torch import fx
 
 from csa2glmha.core.text import first_line
-from csa2glmha.export.graph import FLOAT, HALF, GraphBuilder, Spelling, Value
+from csa2glmha.export.graph import FLOAT, HALF, GraphBuilder, GraphValue, Spelling
 from csa2glmha.export.operators import FUNCTIONS, METHODS, MODULES
-from csa2glmha.export.shapes import Shape, Size, UntranslatableError
+from csa2glmha.export.shapes import AxisSize, Shape, UntranslatableError
 from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple
 
 #: LayerNormalization came with it, and older runtimes stop there.
@@ -66,7 +66,7 @@ def translate(
     inputs = dict(zip(network.input_names, shapes, strict=True))
     emitter = _Emitter(fx.GraphModule(network, graph), opset, spelling)
     io_type = HALF if half_io else FLOAT
-    values = [Value(name, io_type, len(shape)) for name, shape in inputs.items()]
+    values = [GraphValue(name, io_type, len(shape)) for name, shape in inputs.items()]
     half = any(parameter.dtype == torch.float16 for parameter in network.parameters())
     try:
         with torch.no_grad():
@@ -74,7 +74,7 @@ def translate(
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         # A handler, or PyTorch in its place, met arguments that it does not know.
         raise UntranslatableError(f"not translated: {error}") from error
-    if not isinstance(output, Value):
+    if not isinstance(output, GraphValue):
         raise UntranslatableError("the output does not depend on the input")
     size = shapes[0][2:] if network.scale == 1 else (f"output_{side}" for side in shapes[0][2:])
     output_shape = [shapes[0][0], network.out_channels, *size]
@@ -88,7 +88,7 @@ def _left_out(network: RestorationModel) -> dict[str, None]:
 
 
 class _Emitter(fx.Interpreter):
-    """Runs a trace with :class:`Value` in place of tensors."""
+    """Runs a trace with :class:`GraphValue` in place of tensors."""
 
     def __init__(self, module: fx.GraphModule, opset: int, spelling: Spelling | None) -> None:
         super().__init__(module, garbage_collect_values=False)
@@ -128,5 +128,7 @@ class _Emitter(fx.Interpreter):
 
 def _symbolic(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     found = []
-    fx.node.map_aggregate((args, kwargs), lambda item: found.append(isinstance(item, (Value, Size, Shape))))
+    fx.node.map_aggregate(
+        (args, kwargs), lambda item: found.append(isinstance(item, (GraphValue, AxisSize, Shape)))
+    )
     return any(found)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csa2glmha.reading.placed import Part, Place, PlacedModule
+from csa2glmha.reading.placed import Extent, Place, PlacedModule
 
 
 class ResizeLike(PlacedModule):
@@ -47,13 +47,13 @@ class Rescale(PlacedModule):
             start, length, whole = (
                 round(size * self.factor) for size in (source.start, source.length, source.whole)
             )
-            indices = _indices(Part(start, length, whole))
+            indices = _indices(Extent(start, length, whole))
             step = (source.whole - 1) / max(1, whole - 1)
             maps = _sampled(maps, axis, indices * step - source.start)
         return maps
 
 
-def _indices(part: Part) -> Tensor:
+def _indices(part: Extent) -> Tensor:
     # In single precision, as PyTorch: networks with many norms magnify the difference.
     return torch.arange(part.start, part.start + part.length, dtype=torch.float32)
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from csa2glmha.core.errors import Csa2GlmhaError, UsageError
-from csa2glmha.reading.placed import Part, Place
+from csa2glmha.reading.placed import Extent, Place
 
 # Fractions of the plastic number: multiples of these fill a square evenly, however many are taken
 # (Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018).
@@ -62,7 +62,7 @@ class Tile:
     @property
     def place(self) -> Place:
         """Where what the network sees lies in the image."""
-        rows, columns = (Part(each.start, each.length, each.whole) for each in (self.rows, self.columns))
+        rows, columns = (Extent(each.start, each.length, each.whole) for each in (self.rows, self.columns))
         return Place(rows, columns)
 
     def core(self, height: int, width: int) -> tuple[slice, slice]:

@@ -31,7 +31,7 @@ class Job:
 
 
 @dataclass
-class Found:
+class FoundJobs:
     """What is to be done.
 
     Attributes:
@@ -47,7 +47,7 @@ class Found:
 
 def find_jobs(
     sources: Sequence[Path], folder: Path, formats: Formats, overwrite: bool, skip_existing: bool = False
-) -> Found:
+) -> FoundJobs:
     """List what is to be done, and check that nothing is in the way.
 
     A file's output has its name, in ``folder``; files of folders keep their subfolders there.
@@ -75,14 +75,14 @@ def find_jobs(
     return found
 
 
-def find_inputs(sources: Sequence[Path], folder: Path, formats: Formats) -> Found:
+def find_inputs(sources: Sequence[Path], folder: Path, formats: Formats) -> FoundJobs:
     """List files and all files of folders, where one file takes the results of all.
 
     Raises:
         UsageError: none is named.
         DataError: an input is missing or of another kind, or a folder has none.
     """
-    found = Found()
+    found = FoundJobs()
     for source in sources:
         if source.is_dir():
             found.jobs += _of_folder(source, folder, formats, found.foreign)

@@ -34,7 +34,7 @@ _ADVICE = "tiles of this network cannot share maps; use --tile-mode plain"
 
 
 @dataclass(frozen=True)
-class Call:
+class LayerCall:
     """One call of a layer: the layer's name, and its calls before this one for the same tile."""
 
     layer: str
@@ -48,7 +48,7 @@ class Call:
 class _Request:
     """What a tile hands in at a layer."""
 
-    call: Call
+    call: LayerCall
     moments: Moments
 
 
@@ -81,7 +81,7 @@ class SharedMaps:
     """
 
     layers: dict[str, SharedLayer]
-    matrices: dict[Call, Tensor] = field(default_factory=dict)
+    matrices: dict[LayerCall, Tensor] = field(default_factory=dict)
     on_layer: Callable[[], object] | None = None
     _pace: _Pace = field(default_factory=_Pace)
 
@@ -141,7 +141,7 @@ class SharedMaps:
         """The output of the layer of that name, called with these arguments."""
         layer, pace = self.layers[name], self._pace
         args = layer.bind(given, named) if isinstance(layer, TakesKeywords) else positional_only(given, named)
-        call = Call(name, pace.calls[name])
+        call = LayerCall(name, pace.calls[name])
         pace.calls[name] += 1
         if pace.pass_ is None:
             if call not in self.matrices:
@@ -178,7 +178,7 @@ class SharedMaps:
             )
 
 
-def _common_call(requests: Sequence[_Request | None]) -> Call | None:
+def _common_call(requests: Sequence[_Request | None]) -> LayerCall | None:
     """The one that all tiles wait in; None: all have ended."""
     calls = {None if request is None else request.call for request in requests}
     if len(calls) > 1:

@@ -65,7 +65,7 @@ def hidden_moments(
 
 
 @dataclass(frozen=True)
-class Hidden:
+class HiddenMoments:
     """What is known of the hidden channels of feed-forward networks, by name.
 
     Attributes:
@@ -77,7 +77,9 @@ class Hidden:
     orders: Mapping[str, Removal]
 
     @classmethod
-    def of(cls, model: nn.Module, layers: Mapping[str, FeedForward], batches: Sequence[Inputs]) -> Hidden:
+    def of(
+        cls, model: nn.Module, layers: Mapping[str, FeedForward], batches: Sequence[Inputs]
+    ) -> HiddenMoments:
         """One pass of a network over its calibration inputs; see :func:`hidden_moments`."""
         moments = hidden_moments(model, layers, batches)
         orders = {}
@@ -88,7 +90,9 @@ class Hidden:
 
 
 @torch.no_grad()
-def narrow(layers: Mapping[str, FeedForward], widths: Mapping[str, int], hidden: Hidden) -> dict[str, float]:
+def narrow(
+    layers: Mapping[str, FeedForward], widths: Mapping[str, int], hidden: HiddenMoments
+) -> dict[str, float]:
     """Bring feed-forward networks to a width each, in place, with the contraction that fits best.
 
     Args:
@@ -131,4 +135,4 @@ def narrow_feed_forwards(
         The error of each one's output, as a share of its energy.
     """
     layers = {name: layer for name, layer in feed_forwards(teacher).items() if name in widths}
-    return narrow(feed_forwards(student), widths, Hidden.of(teacher, layers, batches))
+    return narrow(feed_forwards(student), widths, HiddenMoments.of(teacher, layers, batches))

@@ -72,7 +72,7 @@ class _Sum:
 _Pass = PausingCall[_Sum, Tensor, Tensor]
 
 
-class _Walk:
+class _RefitWalk:
     """A network's passes, one for each batch; one of them runs at a time."""
 
     def __init__(
@@ -145,8 +145,8 @@ def refit(
     theirs = {name: users_own(teacher).get_submodule(name) for name in layers}
     order = _common_order(teacher, theirs, student, ours, batches)
     layouts = {name: layers[name].layout for name in order}
-    walk = _Walk(student, ours, layouts, batches, order)
-    guide = _Walk(teacher, theirs, layouts, batches, order)
+    walk = _RefitWalk(student, ours, layouts, batches, order)
+    guide = _RefitWalk(teacher, theirs, layouts, batches, order)
     fits: dict[str, RefitError] = {}
     nothing = torch.zeros(())
     update: Tensor | None = None
@@ -187,7 +187,7 @@ def _common_order(
 
 
 def _moments_at(
-    name: str, weight: Tensor, walk: _Walk, guide: _Walk, update: Tensor | None, nothing: Tensor
+    name: str, weight: Tensor, walk: _RefitWalk, guide: _RefitWalk, update: Tensor | None, nothing: Tensor
 ) -> AnchoredMoments:
     """Bring all passes of both networks to a layer's sum."""
     moments = AnchoredMoments()
@@ -202,7 +202,7 @@ def _moments_at(
 
 
 @contextlib.contextmanager
-def _features(walk: _Walk, layers: Mapping[str, Output]) -> Iterator[None]:
+def _features(walk: _RefitWalk, layers: Mapping[str, Output]) -> Iterator[None]:
     """Keep what goes into the projections."""
     handles = [layer.watch(partial(walk.keep_features, name)) for name, layer in layers.items()]
     try:

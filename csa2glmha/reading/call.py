@@ -19,8 +19,8 @@ from csa2glmha.reading.recording import Call, Recording, Value
 from csa2glmha.reading.trails import stop_at, trail
 from csa2glmha.reading.wiring import (
     FLAT,
+    ArgumentPlace,
     Map,
-    Place,
     Wiring,
     layout_of,
     place_of,
@@ -198,7 +198,7 @@ def _factor(call: Call, pair: Pair, side: ReadSide, values: Side) -> Map | None:
 
 def size_places(
     call: Call, wiring: Wiring, sizes: Sequence[tuple[int, int] | None]
-) -> tuple[Place, Place] | None:
+) -> tuple[ArgumentPlace, ArgumentPlace] | None:
     """Where height and width are, if the inputs do not say and something works on maps."""
     known = [size for size in sizes if size is not None]
     if wiring.values.layout not in FLAT or not known:

@@ -13,7 +13,7 @@ from csa2glmha.attention.layout import Layout
 from csa2glmha.feedforward.form import FeedForward, Parts
 from csa2glmha.feedforward.tensors import Cut
 from csa2glmha.reading.check import TOLERANCE, difference
-from csa2glmha.reading.hidden import Hidden, NoHidden, expansion_behind, hidden_channels
+from csa2glmha.reading.hidden import HiddenChannels, NoHidden, expansion_behind, hidden_channels
 from csa2glmha.reading.linear import Unreadable, words
 from csa2glmha.reading.operands import codes, is_product, is_projection
 from csa2glmha.reading.recording import Call, Operation, Recording, Value
@@ -35,7 +35,7 @@ class Contraction:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFeedForwards:
     """What a recording shows of feed-forward networks.
 
     Attributes:
@@ -49,7 +49,7 @@ class Found:
 
 def find_feed_forwards(
     module: nn.Module, recording: Recording, second: Recording | None, attention: Collection[str]
-) -> Found:
+) -> FoundFeedForwards:
     """All feed-forward networks of a network.
 
     Args:
@@ -75,7 +75,7 @@ def find_feed_forwards(
             if not isinstance(problem, NoHidden) and any(wide):
                 refused[path] = str(problem)
     layouts = {path: _layout(every[path][0]) for path in layers}
-    return Found(_named(module, layers, layouts, attended), refused)
+    return FoundFeedForwards(_named(module, layers, layouts, attended), refused)
 
 
 def _contractions(recording: Recording) -> dict[str, list[Contraction]]:
@@ -150,7 +150,7 @@ def _read(
 
 
 def _check_alone(
-    hidden: Hidden, own: set[Operation], outputs: set[Value], consumers: dict[Value, list[Operation]]
+    hidden: HiddenChannels, own: set[Operation], outputs: set[Value], consumers: dict[Value, list[Operation]]
 ) -> None:
     """Raise Unreadable where something else sees hidden channels, or has the same parameters."""
     for value in (*hidden.values, *hidden.tensors):
@@ -174,7 +174,7 @@ def _check_weight(
         raise Unreadable(f"{name!r} is used elsewhere, too")
 
 
-def _around(contraction: Contraction, hidden: Hidden, cuts: Sequence[Cut]) -> Call:
+def _around(contraction: Contraction, hidden: HiddenChannels, cuts: Sequence[Cut]) -> Call:
     """The smallest call in which all of it happens, of a module that has all of its parameters."""
 
     def has_all(call: Call) -> bool:
@@ -196,7 +196,7 @@ def _layout(contraction: Contraction) -> Layout:
 
 
 def _whole(
-    recording: Recording, around: Call, contraction: Contraction, hidden: Hidden
+    recording: Recording, around: Call, contraction: Contraction, hidden: HiddenChannels
 ) -> tuple[Call, Layout | None]:
     """The module that is the feed-forward network, with the layout of its output; None: there is none.
 
@@ -214,7 +214,9 @@ def _whole(
     return next((each for each in found if each[0].result is found[-1][0].result), (around, None))
 
 
-def _output(recording: Recording, around: Call, contraction: Contraction, hidden: Hidden) -> Layout | None:
+def _output(
+    recording: Recording, around: Call, contraction: Contraction, hidden: HiddenChannels
+) -> Layout | None:
     """How a module lays out the contraction's output; None: it gives something else, or does more."""
     (made,) = contraction.call.outputs
     if not around.path or len(around.outputs) != 1 or not isinstance(around.result, Value):

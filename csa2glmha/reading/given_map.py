@@ -17,12 +17,12 @@ from csa2glmha.reading.operands import codes
 from csa2glmha.reading.products import OnProducts
 from csa2glmha.reading.recording import Call, Value
 from csa2glmha.reading.trails import trail
-from csa2glmha.reading.wiring import Index, Part
+from csa2glmha.reading.wiring import Index, WiringPart
 
 Result = TypeVar("Result")
 
 
-class GivenMap(Part):
+class GivenMap(WiringPart):
     """Where a module's code uses its attention map.
 
     Attributes:

@@ -65,7 +65,7 @@ class NoHidden(Unreadable):
 
 
 @dataclass(frozen=True)
-class Hidden:
+class HiddenChannels:
     """How the hidden channels of one contraction are made, in one call.
 
     Attributes:
@@ -90,7 +90,7 @@ class Hidden:
         return any(made > taken for taken, made in self.expansions)
 
 
-def hidden_channels(features: Value, axis: int) -> Hidden:
+def hidden_channels(features: Value, axis: int) -> HiddenChannels:
     """Follow the channels that a contraction takes to what expanded them.
 
     Args:
@@ -101,14 +101,14 @@ def hidden_channels(features: Value, axis: int) -> Hidden:
         NoHidden: they are no such channels.
         Unreadable: an operator mixes them, or they cannot be followed.
     """
-    walk = _Walk()
+    walk = _ChannelWalk()
     line = torch.arange(features.shape[axis], dtype=torch.int32)
     walk.see(features, along(line, axis, features.shape))
     while walk.todo:
         walk.step(walk.operations[-heapq.heappop(walk.todo)])
     n = features.shape[axis]
     tensors = [value for value in walk.channels if value.constant and value.producer is None]
-    return Hidden(
+    return HiddenChannels(
         n,
         frozenset(walk.operations.values()),
         tuple(walk.expansions),
@@ -118,7 +118,7 @@ def hidden_channels(features: Value, axis: int) -> Hidden:
     )
 
 
-class _Walk:
+class _ChannelWalk:
     """The tensors seen so far, each with the hidden channel of every number in it; -1: of none."""
 
     def __init__(self) -> None:

@@ -17,10 +17,10 @@ from csa2glmha.reading.find import Pair
 from csa2glmha.reading.linear import Unreadable
 from csa2glmha.reading.projections import ReadSide
 from csa2glmha.reading.recording import Call, Operation, Recording, Value
-from csa2glmha.reading.wiring import Index, Part
+from csa2glmha.reading.wiring import Index, WiringPart
 
 
-class LeftOut(Part):
+class LeftOut(WiringPart):
     """What the logits alone need of a module.
 
     Attributes:

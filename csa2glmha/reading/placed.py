@@ -16,7 +16,7 @@ from csa2glmha.core.errors import Csa2GlmhaError
 
 
 @dataclass(frozen=True)
-class Part:
+class Extent:
     """A part of the rows (or columns) of an image.
 
     Attributes:
@@ -28,7 +28,7 @@ class Part:
     length: int
     whole: int
 
-    def of_maps(self, size: int) -> Part:
+    def of_maps(self, size: int) -> Extent:
         """The same in feature maps that have ``size`` rows of it.
 
         Raises:
@@ -40,15 +40,15 @@ class Part:
                 f"tiles cannot share the network's maps: of {self.length} pixels it makes {size} rows or "
                 "columns, and the tiles' borders fall within one; give --tile-mode plain"
             )
-        return Part(start // self.length, size, whole // self.length)
+        return Extent(start // self.length, size, whole // self.length)
 
 
 @dataclass(frozen=True)
 class Place:
     """Where the pixels that a module sees lie in the image."""
 
-    rows: Part
-    columns: Part
+    rows: Extent
+    columns: Extent
 
 
 class PlacedModule(nn.Module):

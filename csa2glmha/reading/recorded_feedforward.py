@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from csa2glmha.attention.layout import Layout
 from csa2glmha.feedforward.form import FeedForward, Parts
 from csa2glmha.feedforward.tensors import Cut
-from csa2glmha.reading.wiring import Index, Part
+from csa2glmha.reading.wiring import Index, WiringPart
 
 
-class RecordedCut(Part):
+class RecordedCut(WiringPart):
     """As :class:`~csa2glmha.feedforward.tensors.Cut`."""
 
     tensor: str
@@ -18,7 +18,7 @@ class RecordedCut(Part):
     together: bool = False
 
 
-class RecordedFeedForward(Part):
+class RecordedFeedForward(WiringPart):
     """Where the parts of a feed-forward network are; see :class:`~csa2glmha.feedforward.form.Parts`.
 
     Attributes:

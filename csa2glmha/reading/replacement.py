@@ -14,10 +14,10 @@ from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.reading.given_map import GivenMap
 from csa2glmha.reading.left_out import LeftOut
 from csa2glmha.reading.wired import MapOnlyGLMHA, RecordedGLMHA, RecordedPointwiseGLMHA, branch_of
-from csa2glmha.reading.wiring import ON_MAPS, Part, Wiring, in_words, signature_of
+from csa2glmha.reading.wiring import ON_MAPS, Wiring, WiringPart, in_words, signature_of
 
 
-class Replacement(Part):
+class Replacement(WiringPart):
     """What takes the place of a recorded module: all that is needed to make it but the GLMHA configuration.
 
     A student's file holds one for each layer, so that its network need not be recorded again.

@@ -23,10 +23,10 @@ FLAT = ("tokens", "channel rows")
 
 #: More arguments and channels than any module has.
 Index = Annotated[int, Field(ge=0, le=2**20)]
-PartT = TypeVar("PartT", bound="Part")
+PartT = TypeVar("PartT", bound="WiringPart")
 
 
-class Part(BaseModel):
+class WiringPart(BaseModel):
     """A part of what a student's file says of a layer: stored as JSON, and checked when it is read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -48,7 +48,7 @@ class Part(BaseModel):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
-class Place(Part):
+class ArgumentPlace(WiringPart):
     """Where an argument of a call is.
 
     Attributes:
@@ -65,7 +65,7 @@ class Place(Part):
         return given if self.index is None else given[self.index]
 
 
-class Map(Part):
+class Map(WiringPart):
     """A tensor among the arguments that is a map of features.
 
     Attributes:
@@ -74,7 +74,7 @@ class Map(Part):
         order: the channel that each channel of the canonical form is; empty: all as they are.
     """
 
-    place: Place
+    place: ArgumentPlace
     layout: Layout
     order: tuple[Index, ...] = ()
 
@@ -84,7 +84,7 @@ class Map(Part):
         return maps[:, list(self.order)] if self.order else maps
 
 
-class Branch(Part):
+class Branch(WiringPart):
     """A module inside that makes something of V, which is added to the result.
 
     Attributes:
@@ -99,7 +99,7 @@ class Branch(Part):
     order: tuple[Index, ...] = ()
 
 
-class Wiring(Part):
+class Wiring(WiringPart):
     """All that connects the canonical form with one module's call.
 
     Attributes:
@@ -114,12 +114,12 @@ class Wiring(Part):
     values: Map
     output: Layout
     queries: Map | None = None
-    size: tuple[Place, Place] | None = None
+    size: tuple[ArgumentPlace, ArgumentPlace] | None = None
     factor: Map | None = None
     branch: Branch | None = None
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[ArgumentPlace, ...]:
         """All arguments that matter."""
         maps = (self.values, self.queries, self.factor)
         return (*(each.place for each in maps if each is not None), *(self.size or ()))
@@ -145,7 +145,7 @@ class Wiring(Part):
 
 
 #: One map (B, C, H, W) as the first argument, and another as the result.
-ON_MAPS = Wiring(values=Map(place=Place(position=0), layout="maps"), output="maps")
+ON_MAPS = Wiring(values=Map(place=ArgumentPlace(position=0), layout="maps"), output="maps")
 
 
 def signature_of(module: nn.Module) -> inspect.Signature:
@@ -187,27 +187,27 @@ def arguments_of(call: Call) -> tuple[Any, ...]:
     return bind(signature_of(call.module), call.args, call.kwargs)
 
 
-def place_of(call: Call, value: Value) -> Place | None:
+def place_of(call: Call, value: Value) -> ArgumentPlace | None:
     """The argument that ``value`` is in a call; None: it is none."""
     for position, given in enumerate(arguments_of(call)):
         if given is value:
-            return Place(position=position)
+            return ArgumentPlace(position=position)
         if isinstance(given, list | tuple):
             for index, each in enumerate(given):
                 if each is value:
-                    return Place(position=position, index=index)
+                    return ArgumentPlace(position=position, index=index)
     return None
 
 
-def places_of_size(call: Call, size: tuple[int, int]) -> tuple[Place, Place] | None:
+def places_of_size(call: Call, size: tuple[int, int]) -> tuple[ArgumentPlace, ArgumentPlace] | None:
     """The two integers among the arguments that are height and width."""
-    found: list[tuple[Place, int]] = []
+    found: list[tuple[ArgumentPlace, int]] = []
     for position, given in enumerate(arguments_of(call)):
         if type(given) is int:
-            found.append((Place(position=position), given))
+            found.append((ArgumentPlace(position=position), given))
         elif isinstance(given, list | tuple):
             numbers = [(index, each) for index, each in enumerate(given) if type(each) is int]
-            found += [(Place(position=position, index=index), each) for index, each in numbers]
+            found += [(ArgumentPlace(position=position, index=index), each) for index, each in numbers]
     height = [place for place, number in found if number == size[0]]
     width = [place for place, number in found if number == size[1] and place not in height[:1]]
     return (height[0], width[0]) if height and width else None

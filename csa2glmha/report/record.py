@@ -43,8 +43,8 @@ from csa2glmha.report.schema import (
     ImageFigures,
     Layer,
     ModelQuality,
-    Refit,
     RefitLayer,
+    RefitResult,
     Report,
     SkippedLayer,
     Teacher,
@@ -223,13 +223,13 @@ def _skipped(measured: Measurements) -> tuple[SkippedLayer, ...] | None:
     return found or None
 
 
-def _refit(refitted: Refitted | None) -> Refit | None:
+def _refit(refitted: Refitted | None) -> RefitResult | None:
     if refitted is None:
         return None
     layers = [
         RefitLayer(name=name, before=fit.before, after=fit.after) for name, fit in refitted.layers.items()
     ]
-    return Refit(
+    return RefitResult(
         kept=refitted.kept,
         metric=refitted.metric,
         before=refitted.before,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from csa2glmha.bench.compare import FileTimings
 from csa2glmha.export.onnx import ExportReport
-from csa2glmha.report.schema_files import Need, Onnx, Parity, Timing, Trial
+from csa2glmha.report.schema_files import Onnx, Parity, RuntimeNeed, RuntimeTrial, Timing
 
 
 def onnx_part(export: ExportReport) -> Onnx:
@@ -22,8 +22,8 @@ def onnx_part(export: ExportReport) -> Onnx:
             Parity(shape=tuple(size.shape), max_abs=size.max_abs, relative=size.relative)
             for size in export.parity
         ),
-        needs=tuple(Need.model_validate(vars(each)) for each in export.needs) or None,
-        tried=tuple(Trial.model_validate(vars(each)) for each in export.tried) or None,
+        needs=tuple(RuntimeNeed.model_validate(vars(each)) for each in export.needs) or None,
+        tried=tuple(RuntimeTrial.model_validate(vars(each)) for each in export.tried) or None,
     )
 
 

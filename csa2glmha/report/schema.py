@@ -117,7 +117,7 @@ class RefitLayer(Part):
     after: Figure
 
 
-class Refit(Part):
+class RefitResult(Part):
     """The refit of output projections; agreement with the teacher, held out. Not kept: it was worse."""
 
     kept: bool
@@ -190,7 +190,7 @@ class ModelQuality(Part):
     teacher_bands: dict[str, tuple[Figure, ...]] | None = None
 
 
-class Stage(Part):
+class DistillStage(Part):
     """A stage of the distillation; its metric before and after it."""
 
     stage: str
@@ -236,7 +236,7 @@ class Distillation(Part):
     best_step: int
     skipped: int = 0
     stopped: str = ""
-    stages: tuple[Stage, ...]
+    stages: tuple[DistillStage, ...]
     curve: tuple[CurvePoint, ...]
 
     @property
@@ -296,7 +296,7 @@ class Report(Part):
     layers: tuple[Layer, ...]
     feed_forwards: tuple[FeedForwardLayer, ...] | None = None
     skipped: tuple[SkippedLayer, ...] | None = None
-    refit: Refit | None = None
+    refit: RefitResult | None = None
     seconds: dict[str, float]
     analysis: Analysis | None = None
     data: DataUsed | None = None

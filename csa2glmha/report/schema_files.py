@@ -13,7 +13,7 @@ class Parity(Part):
     relative: Figure
 
 
-class Trial(Part):
+class RuntimeTrial(Part):
     """What a runtime made of a file; as :class:`csa2glmha.export.trial.Trial`."""
 
     runtime: str
@@ -24,7 +24,7 @@ class Trial(Part):
     note: str | None = None
 
 
-class Need(Part):
+class RuntimeNeed(Part):
     """The first version of a runtime that loads a file; as :class:`csa2glmha.export.needs.Need`."""
 
     runtime: str
@@ -51,9 +51,9 @@ class Onnx(Part):
     nodes: tuple[int, int] | None = None
     simplified: bool
     notes: tuple[str, ...] = ()
-    needs: tuple[Need, ...] | None = None
+    needs: tuple[RuntimeNeed, ...] | None = None
     parity: tuple[Parity, ...]
-    tried: tuple[Trial, ...] | None = None
+    tried: tuple[RuntimeTrial, ...] | None = None
 
 
 class Timing(Part):

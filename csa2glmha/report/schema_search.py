@@ -20,7 +20,7 @@ class BudgetAsked(Part):
     absolute: bool
 
 
-class Trial(Part):
+class SearchTrial(Part):
     """A student that a search made: its error and loss of PSNR, or its time, as a share of the teacher's."""
 
     error: float | None = None
@@ -37,7 +37,7 @@ class Reached(Part):
     drop: Figure = None
     time_share: float | None = None
     milliseconds: float | None = None
-    tried: tuple[Trial, ...] | None = None
+    tried: tuple[SearchTrial, ...] | None = None
 
 
 class PredictedPoint(Part):

@@ -30,7 +30,7 @@ def unchanged(student: ModelT) -> ModelT:
 
 
 @dataclass(frozen=True)
-class Costs:
+class ChoiceCosts:
     """Multiply-accumulates and parameters.
 
     Attributes:
@@ -45,7 +45,7 @@ class Costs:
 
 def count_costs(
     teacher: nn.Module, choices: Mapping[Key, Sequence[Choice]], before: Complexity, count: CountStudent
-) -> Costs:
+) -> ChoiceCosts:
     """Count all choices, in finished students.
 
     One network has the first choice of every layer's side, the next the second, and so on.
@@ -74,7 +74,7 @@ def count_costs(
             for key in (key for key, each in mine.items() if number < len(each)):
                 was, now = cost(lossless, key), cost(counted, key)
                 saved[key].append((was[0] - now[0], was[1] - now[1]))
-    return Costs((before.macs, before.params), (lossless.macs, lossless.params), saved)
+    return ChoiceCosts((before.macs, before.params), (lossless.macs, lossless.params), saved)
 
 
 def count_student(

@@ -27,7 +27,7 @@ from csa2glmha.distill.job import held_out_crops
 from csa2glmha.distill.refitting import refit_where_better
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import layer_config, worthwhile
-from csa2glmha.initialize.feedforward import Hidden, narrow
+from csa2glmha.initialize.feedforward import HiddenMoments, narrow
 from csa2glmha.initialize.residual import skippable
 from csa2glmha.initialize.student import Needs, gather_statistics
 from csa2glmha.metrics.complexity import Complexity, count_complexity
@@ -40,7 +40,7 @@ from csa2glmha.reading.layers import attention_layers
 from csa2glmha.reading.sizes import Sizes
 from csa2glmha.search.choices import HIDDEN, Choice, Key, all_choices
 from csa2glmha.search.costs import (
-    Costs,
+    ChoiceCosts,
     Finish,
     ModelT,
     ShapesOf,
@@ -50,7 +50,7 @@ from csa2glmha.search.costs import (
 )
 from csa2glmha.search.energy import ranks_for_shares
 from csa2glmha.search.report import describe_found
-from csa2glmha.search.search import Found, check_reachable, search_amount
+from csa2glmha.search.search import SearchResult, check_reachable, search_amount
 from csa2glmha.search.sensitivity import Known, Measured, SensitivityCache, measure_sensitivity
 from csa2glmha.search.space import SearchSpace
 from csa2glmha.search.stopwatch import Stopwatch
@@ -82,7 +82,7 @@ class SizeSearch(Generic[ModelT]):
     budget: Budget
     shapes: ShapesOf[ModelT]
     choices: dict[Key, list[Choice]]
-    costs: Costs
+    costs: ChoiceCosts
     finish: Finish[ModelT] = unchanged
 
     @classmethod
@@ -111,7 +111,7 @@ class SizeSearch(Generic[ModelT]):
         check_reachable(teacher, choices, costs, budget, count)
         return cls(teacher, data, options, budget, shapes, choices, costs, finish)
 
-    def run(self, batches: Sequence[Inputs], cache: SensitivityCache | None) -> tuple[Found, Known]:
+    def run(self, batches: Sequence[Inputs], cache: SensitivityCache | None) -> tuple[SearchResult, Known]:
         """Measure, allocate and check.
 
         Args:
@@ -132,7 +132,7 @@ class SizeSearch(Generic[ModelT]):
             return self._within_drop(known, space), known
         return search_amount(self.teacher, space, self.budget), known
 
-    def _within_drop(self, known: Known, space: SearchSpace) -> Found:
+    def _within_drop(self, known: Known, space: SearchSpace) -> SearchResult:
         """By the figures that the report gives, so that what was asked for is what it shows."""
         examples = self.data.examples(self.options.input_size, self.options.seed)
         held_out = None
@@ -155,7 +155,7 @@ class SizeSearch(Generic[ModelT]):
 
     def _within_time(
         self, batches: Sequence[Inputs], cache: SensitivityCache | None, stopwatch: Stopwatch
-    ) -> tuple[Found, Known]:
+    ) -> tuple[SearchResult, Known]:
         """Times come first: they show whether the budget can be met at all."""
         say("timing every choice in ONNX Runtime")
         times = stopwatch.times(self.choices, self.costs)
@@ -236,7 +236,7 @@ def gather_all(teacher: nn.Module, batches: Sequence[Inputs], widths: bool = Fal
     """What all ranks need of a teacher, and all widths if they are wanted."""
     layers = attention_layers(teacher)
     statistics = gather_statistics(teacher, layers, {name: Needs() for name in layers}, batches)
-    hidden = Hidden.of(teacher, feed_forwards(teacher), batches) if widths else Hidden({}, {})
+    hidden = HiddenMoments.of(teacher, feed_forwards(teacher), batches) if widths else HiddenMoments({}, {})
     return Known(batches, statistics, hidden)
 
 

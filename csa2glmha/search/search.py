@@ -15,7 +15,7 @@ from csa2glmha.reading.sizes import Sizes
 from csa2glmha.report.schema_search import Search
 from csa2glmha.search.allocate import Allocation
 from csa2glmha.search.choices import Choice, Key, sizes_of
-from csa2glmha.search.costs import Costs, CountStudent
+from csa2glmha.search.costs import ChoiceCosts, CountStudent
 from csa2glmha.search.report import search_report
 from csa2glmha.search.space import SearchSpace, least_picks, least_total
 
@@ -24,7 +24,7 @@ CORRECTIONS = 6
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search found.
 
     Attributes:
@@ -39,7 +39,7 @@ class Found:
 def check_reachable(
     teacher: nn.Module,
     choices: Mapping[Key, list[Choice]],
-    costs: Costs,
+    costs: ChoiceCosts,
     budget: Budget,
     count: CountStudent,
 ) -> None:
@@ -73,7 +73,7 @@ def unreachable(budget: Budget, least: float, teacher: float) -> UsageError:
     return UsageError(f"{budget}: cannot be reached; the smallest is {share:g} of the teacher's ({amounts})")
 
 
-def search_amount(teacher: nn.Module, space: SearchSpace, budget: Budget) -> Found:
+def search_amount(teacher: nn.Module, space: SearchSpace, budget: Budget) -> SearchResult:
     """The sizes that lose least within so many multiply-accumulates or parameters.
 
     What sides of layers cost nearly adds up; students are counted whole, and the room for the sum is narrowed
@@ -117,7 +117,7 @@ def found_sizes(
     found: Allocation,
     counted: Complexity,
     reached: Mapping[str, object],
-) -> Found:
+) -> SearchResult:
     """What was found, with its report; the last arguments are those of :func:`search_report`."""
     report = search_report(space, budget, found, counted, reached)
-    return Found(sizes_of(teacher, space.choices, found.picks), report)
+    return SearchResult(sizes_of(teacher, space.choices, found.picks), report)

@@ -26,7 +26,7 @@ from csa2glmha.core.files import open_own
 from csa2glmha.core.progress import manual_progress, say
 from csa2glmha.core.strict_json import dumps
 from csa2glmha.data.batches import Inputs
-from csa2glmha.initialize.feedforward import Hidden, narrow
+from csa2glmha.initialize.feedforward import HiddenMoments, narrow
 from csa2glmha.initialize.student import Candidate, Statistics, initialise_layers
 from csa2glmha.metrics.outputs import Outputs
 from csa2glmha.networks.skipped import Skipped
@@ -145,7 +145,7 @@ class Known:
 
     batches: Sequence[Inputs]
     statistics: Statistics
-    hidden: Hidden
+    hidden: HiddenMoments
 
 
 def measure_sensitivity(

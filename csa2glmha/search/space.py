@@ -10,7 +10,7 @@ from csa2glmha.config.budget import MACS
 from csa2glmha.metrics.outputs import IMAGES, Outputs
 from csa2glmha.search.allocate import Allocation, allocate
 from csa2glmha.search.choices import HIDDEN, LAYER, LOGITS, VALUES, Choice, Key
-from csa2glmha.search.costs import Costs, CountStudent
+from csa2glmha.search.costs import ChoiceCosts, CountStudent
 from csa2glmha.search.sensitivity import Measured
 
 #: A figure of every choice, in the order of a space's choices.
@@ -30,7 +30,7 @@ class SearchSpace:
     """
 
     choices: dict[Key, list[Choice]]
-    costs: Costs
+    costs: ChoiceCosts
     measured: dict[Key, list[Measured]]
     count: CountStudent
     outputs: Outputs = IMAGES

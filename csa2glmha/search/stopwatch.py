@@ -22,7 +22,7 @@ from csa2glmha.networks import RestorationModel
 from csa2glmha.networks.foreign import users_own
 from csa2glmha.reading.sizes import Sizes
 from csa2glmha.search.choices import HIDDEN, SIDES, Choice, Key, RankChoice, picks_of_side, sizes_of
-from csa2glmha.search.costs import Costs, Finish, unchanged
+from csa2glmha.search.costs import ChoiceCosts, Finish, unchanged
 from csa2glmha.search.timing import disturbed, fastest, layer_times
 
 RUNS = 12
@@ -101,7 +101,7 @@ class Stopwatch:
         """The time of the student of these sizes over the teacher's."""
         return self._against_teacher(self._export(STUDENT, sizes))[1]
 
-    def times(self, choices: Mapping[Key, Sequence[Choice]], costs: Costs) -> Times:
+    def times(self, choices: Mapping[Key, Sequence[Choice]], costs: ChoiceCosts) -> Times:
         """Time networks that have the first choice of every layer's side, the second, and so on.
 
         What a layer takes is read from the network's profile, relative to the nodes that all networks have
@@ -167,7 +167,7 @@ def _middle(choices: Sequence[Choice]) -> int:
 
 def _saved(
     choices: Mapping[Key, Sequence[Choice]],
-    costs: Costs,
+    costs: ChoiceCosts,
     layers: Mapping[str, Mapping[str, float]],
     scale: float,
 ) -> dict[Key, list[float]]:

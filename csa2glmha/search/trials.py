@@ -10,7 +10,7 @@ from csa2glmha.config.budget import MACS, Budget
 from csa2glmha.reading.sizes import Sizes
 from csa2glmha.search.allocate import Allocation
 from csa2glmha.search.choices import sizes_of
-from csa2glmha.search.search import Found, found_sizes, unreachable
+from csa2glmha.search.search import SearchResult, found_sizes, unreachable
 from csa2glmha.search.space import SearchSpace, least_total
 from csa2glmha.search.stopwatch import Times
 
@@ -30,7 +30,7 @@ def search_drop(
     budget: Budget,
     own: float,
     psnr_of: Callable[[Sizes], float],
-) -> Found:
+) -> SearchResult:
     """The sizes that cost least and lose at most so many decibels of PSNR to the ground truth.
 
     The loss is that before distillation. Errors to the teacher foretell it roughly, so students are built and
@@ -98,7 +98,7 @@ def search_latency(
     budget: Budget,
     times: Times,
     share_of: Callable[[Sizes], float],
-) -> Found:
+) -> SearchResult:
     """The sizes that lose least within so much time, by a model of it that is checked on what it finds.
 
     Where the model is off, the next student is to make up for as much.

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from csa2glmha.cli import cli
 from csa2glmha.commands import preview
-from csa2glmha.commands.preview import Preview, Stage, describe_preview, in_words
+from csa2glmha.commands.preview import PlannedStage, Preview, describe_preview, in_words
 from csa2glmha.core.stages import Stages
 from csa2glmha.inference.memory import training_needs, whole_needs
 from tests.conftest import MakeRestormer
@@ -104,7 +104,7 @@ def test_a_dry_run_refuses_what_the_conversion_would(teacher: Path, monkeypatch:
 
 def test_too_little_memory_is_said_with_what_to_do() -> None:
     text = describe_preview(
-        Preview(("network: x",), (Stage("distillation", 90.0),), 20_000_000_000, 8_000_000_000)
+        Preview(("network: x",), (PlannedStage("distillation", 90.0),), 20_000_000_000, 8_000_000_000)
     )
     assert "about 20.0 GB of 8.0 GB free; too much" in text and "--batch" in text
 

@@ -10,7 +10,7 @@ import torch
 
 from csa2glmha.core.errors import DataError
 from csa2glmha.data.inputs.cassi import measure
-from csa2glmha.data.inputs.recorded import Measurements, misfit
+from csa2glmha.data.inputs.recorded import RecordedMeasurements, misfit
 
 BANDS, HEIGHT, WIDTH = 28, 24, 32
 MASK = (torch.rand(HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0)) < 0.5).float()
@@ -24,11 +24,11 @@ def scene(brightness: float = 0.9, seed: int = 1) -> np.ndarray:
     return measure(brightness * cube, MASK).numpy()
 
 
-def found(folder: Path, *stored: np.ndarray, scale: float | None = None) -> Measurements:
+def found(folder: Path, *stored: np.ndarray, scale: float | None = None) -> RecordedMeasurements:
     folder.mkdir()
     for index, array in enumerate(stored):
         np.save(folder / f"{index}.npy", array)
-    return Measurements.find(folder, MASK, BANDS, scale=scale)
+    return RecordedMeasurements.find(folder, MASK, BANDS, scale=scale)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from csa2glmha.data.inputs.cassi import (
 )
 from csa2glmha.data.inputs.cubes import read_cube
 from csa2glmha.data.inputs.masks import load_mask
-from csa2glmha.data.inputs.recorded import Measurements, read_stored_measurement, scale_measurement
+from csa2glmha.data.inputs.recorded import RecordedMeasurements, read_stored_measurement, scale_measurement
 from csa2glmha.data.inputs.spectral import CubeSet, SpectralPairs
 from csa2glmha.data.inputs.synthetic import SyntheticSpectra, synthetic_spectra, wavelengths
 from csa2glmha.families.registry import build_from_state
@@ -341,7 +341,7 @@ def test_masks_from_files(tmp_path: Path) -> None:
 def test_initial_cube_of_a_recorded_measurement_has_the_stored_values(tmp_path: Path) -> None:
     stored = np.random.default_rng(0).random((3, 60), np.float32)
     scipy.io.savemat(tmp_path / "scene.mat", {"meas_real": stored, "other": stored})
-    found = Measurements.find(tmp_path, torch.ones(3, 6), 28)
+    found = RecordedMeasurements.find(tmp_path, torch.ones(3, 6), 28)
     start = initial_cube(found.read(0)[1][0])
     assert start.shape == (28, 3, 6)
     assert np.allclose(start[5], stored[:, 10:16])

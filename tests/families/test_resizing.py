@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from csa2glmha.core.errors import Csa2GlmhaError
 from csa2glmha.families.resizing import Rescale, ResizeLike
-from csa2glmha.reading.placed import Part, Place
+from csa2glmha.reading.placed import Extent, Place
 
 
 @given(
@@ -30,7 +30,7 @@ def test_a_part_of_maps_resized_like_the_image(
     length = min(length, whole - start)
     maps = torch.rand(2, 3, size, 5, generator=torch.Generator().manual_seed(0))
     expected = F.interpolate(maps, (whole, 7), mode="bilinear", align_corners=False)
-    place = Place(Part(level * start, level * length, level * whole), Part(0, 7 * level, 7 * level))
+    place = Place(Extent(level * start, level * length, level * whole), Extent(0, 7 * level, 7 * level))
     like = torch.empty(2, 1, length, 7)
     part = ResizeLike().forward_at(place, maps, like)
     torch.testing.assert_close(part, expected[:, :, start : start + length], rtol=1e-5, atol=1e-5)
@@ -48,7 +48,7 @@ def test_a_part_of_maps_rescaled(whole: int, start: int, length: int, factor: fl
     length = min(length, whole - start)
     maps = torch.rand(1, 2, 2 * whole, 6, generator=torch.Generator().manual_seed(0))
     expected = Rescale(factor)(maps)
-    place = Place(Part(2 * start, 2 * length, 2 * whole), Part(0, 6, 6))
+    place = Place(Extent(2 * start, 2 * length, 2 * whole), Extent(0, 6, 6))
     part = Rescale(factor).forward_at(place, maps[:, :, 2 * start : 2 * (start + length)])
     first, count = round(2 * start * factor), round(2 * length * factor)
     assert part.shape[2:] == (count, expected.shape[3])
@@ -60,11 +60,11 @@ def test_a_part_of_maps_rescaled(whole: int, start: int, length: int, factor: fl
 
 def test_the_whole_image_is_a_part_too() -> None:
     maps, like = torch.rand(1, 2, 4, 6), torch.empty(1, 3, 9, 11)
-    place = Place(Part(0, 9, 9), Part(0, 11, 11))
+    place = Place(Extent(0, 9, 9), Extent(0, 11, 11))
     torch.testing.assert_close(ResizeLike().forward_at(place, maps, like), ResizeLike()(maps, like))
 
 
 def test_a_part_between_the_pixels_of_maps_is_an_error() -> None:
-    assert Part(8, 16, 40).of_maps(4) == Part(2, 4, 10)
+    assert Extent(8, 16, 40).of_maps(4) == Extent(2, 4, 10)
     with pytest.raises(Csa2GlmhaError, match="of 16 pixels it makes 4 rows or columns"):
-        Part(6, 16, 40).of_maps(4)
+        Extent(6, 16, 40).of_maps(4)

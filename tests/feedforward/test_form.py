@@ -14,7 +14,7 @@ from csa2glmha.feedforward.form import FeedForward, FeedForwardReader, kept_chan
 from csa2glmha.feedforward.refit import AnchoredMoments
 from csa2glmha.initialize import initialise_student
 from csa2glmha.initialize.configure import plan_layers
-from csa2glmha.initialize.feedforward import Hidden, hidden_moments, narrow
+from csa2glmha.initialize.feedforward import HiddenMoments, hidden_moments, narrow
 from csa2glmha.initialize.outputs import FeedForwardOutput, Output, outputs_of
 from csa2glmha.initialize.refit import refit
 from csa2glmha.initialize.residual import ResidualSums, expecting, residual_order
@@ -113,7 +113,7 @@ def test_feed_forwards_of_every_family_can_be_narrowed_and_refitted(subject: Sub
     teacher = subject.build()
     student = copy.deepcopy(teacher)
     inputs = [subject.inputs(teacher, 32, 48, 2, seed) for seed in (1, 2)]
-    hidden = Hidden.of(teacher, feed_forwards(teacher), inputs)
+    hidden = HiddenMoments.of(teacher, feed_forwards(teacher), inputs)
     layers = feed_forwards(student)
     assert layers and set(hidden.moments) == set(layers)
     widths = {name: kept_channels(layer.hidden, 0.5) for name, layer in layers.items()}

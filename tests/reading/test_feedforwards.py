@@ -15,7 +15,7 @@ from csa2glmha.checkpoint import read_checkpoint
 from csa2glmha.checkpoint.student import save_student, student_metadata
 from csa2glmha.core.errors import CheckpointError
 from csa2glmha.initialize.configure import plan_widths
-from csa2glmha.initialize.feedforward import Hidden, narrow_feed_forwards
+from csa2glmha.initialize.feedforward import HiddenMoments, narrow_feed_forwards
 from csa2glmha.initialize.outputs import outputs_of
 from csa2glmha.initialize.refit import refit
 from csa2glmha.initialize.residual import skippable
@@ -212,7 +212,7 @@ def test_a_recording_of_restormer_gives_what_its_family_gives(tiny_restormer: nn
         assert set(found[name].parts.cuts) == set(layer.parts.cuts)
         assert found[name].modules == layer.modules
     pairs = ((tiny_restormer, layers), (own, found))
-    orders = [Hidden.of(model, each, batches).orders for model, each in pairs]
+    orders = [HiddenMoments.of(model, each, batches).orders for model, each in pairs]
     assert all(torch.equal(orders[0][name].order, orders[1][name].order) for name in layers)
     students = [copy.deepcopy(each) for each in (tiny_restormer, own)]
     widths = plan_widths(layers, 0.5)

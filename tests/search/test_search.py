@@ -26,7 +26,7 @@ from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import UsageError
 from csa2glmha.families.restormer.network import Restormer
 from csa2glmha.initialize.configure import layer_config, plan_layers
-from csa2glmha.initialize.feedforward import Hidden
+from csa2glmha.initialize.feedforward import HiddenMoments
 from csa2glmha.initialize.residual import skippable
 from csa2glmha.metrics.complexity import count_complexity
 from csa2glmha.metrics.outputs import IMAGES
@@ -48,7 +48,7 @@ from csa2glmha.search.choices import (
     layer_choices,
     sizes_of,
 )
-from csa2glmha.search.costs import Costs, count_costs, count_student
+from csa2glmha.search.costs import ChoiceCosts, count_costs, count_student
 from csa2glmha.search.plan import gather_all, sensitivity_cache, student_of
 from csa2glmha.search.probes import NoGradientError, errors_of_changes, errors_of_networks
 from csa2glmha.search.report import (
@@ -331,7 +331,7 @@ def test_measurements_are_kept_and_not_made_again(
     teacher: RestorationModel, space: SearchSpace, batches: list[tuple[Tensor, ...]], tmp_path: Path
 ) -> None:
     path = tmp_path / "sensitivity.jsonl"
-    known = Known(batches, gather_all(teacher, batches).statistics, Hidden({}, {}))
+    known = Known(batches, gather_all(teacher, batches).statistics, HiddenMoments({}, {}))
     some = {key: choices[:2] for key, choices in list(space.choices.items())[:3]}
 
     def measure(identity: str) -> SensitivityCache:
@@ -507,7 +507,7 @@ def test_few_choices_leave_room(
     choices = {key: [full, some, none], (key[0], VALUES): space.choices[key[0], VALUES][:1]}
     measured = {key: [Measured(0, 0), Measured(1, 1), Measured(2, 2)], (key[0], VALUES): [Measured(0, 0)]}
     saved = {key: [0.0, 10.0, 20.0], (key[0], VALUES): [0.0]}
-    costs = Costs((10, 10), (10, 10), {key: [(0, 0), (1, 1), (2, 2)], (key[0], VALUES): [(0, 0)]})
+    costs = ChoiceCosts((10, 10), (10, 10), {key: [(0, 0), (1, 1), (2, 2)], (key[0], VALUES): [(0, 0)]})
     few = SearchSpace(choices, costs, measured, space.count)
     slower = 8.0 if len(expected) == 2 else 0.0
 

@@ -227,7 +227,7 @@ class Splitter:
 
 
 @dataclass(frozen=True)
-class _Training:
+class _FurtherTraining:
     batches: TrainingBatches
     images: ImageSource
     splitter: Splitter
@@ -273,7 +273,7 @@ class FurtherData(ImageData):
 
     def training(self, size: int | None, seed: int) -> TrainingBatches:  # type: ignore[override]
         """As :meth:`Data.training`."""
-        return _Training(super().training(size, seed), self.train, self.splitter)
+        return _FurtherTraining(super().training(size, seed), self.train, self.splitter)
 
     def examples(self, size: int, seed: int) -> list[Example]:
         """As :meth:`Data.examples`."""

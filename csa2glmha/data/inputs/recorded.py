@@ -148,7 +148,7 @@ def misfit(measurement: Tensor, mask: Tensor, bands: int) -> str | None:
 
 
 @dataclass
-class Measurements:
+class RecordedMeasurements:
     """The recorded measurements of a folder, all through one mask.
 
     Attributes:
@@ -167,7 +167,7 @@ class Measurements:
     @classmethod
     def find(
         cls, folder: Path, mask: Tensor, bands: int, mat_key: str | None = None, scale: float | None = None
-    ) -> Measurements:
+    ) -> RecordedMeasurements:
         """Search a folder and its subfolders for measurements that fit the mask.
 
         Args:

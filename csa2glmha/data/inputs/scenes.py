@@ -15,7 +15,7 @@ from csa2glmha.data.folders import list_files
 from csa2glmha.data.image_set import ImageSet, skipped_note
 from csa2glmha.data.images import MemoryImages, bundled_images
 from csa2glmha.data.inputs.masks import load_mask
-from csa2glmha.data.inputs.recorded import USUAL, Measurements
+from csa2glmha.data.inputs.recorded import USUAL, RecordedMeasurements
 from csa2glmha.data.inputs.spectral import CubeSet
 from csa2glmha.data.inputs.synthetic import SyntheticSpectra
 from csa2glmha.data.sources import bundled_source
@@ -68,7 +68,7 @@ def open_scenes(
         raise UsageError(
             f"{folder} holds recorded measurements: give the mask they were taken through, --mask"
         )
-    recorded = Measurements.find(folder, aperture, bands, mat_key, scale)
+    recorded = RecordedMeasurements.find(folder, aperture, bands, mat_key, scale)
     notes += recorded.notes + skipped_note(folder, recorded.skipped)
     return recorded, aperture, True, str(folder), notes
 

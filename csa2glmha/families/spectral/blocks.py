@@ -62,7 +62,7 @@ class SpectralAttention(nn.Module):
         return maps.reshape(batch, self.heads, channels // self.heads, height * width)
 
 
-class FeedForward(nn.Module):
+class GeluFeedForward(nn.Module):
     """Feed-forward network with a depthwise 3x3 in its middle, on (B, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
@@ -85,7 +85,7 @@ class NormedFeedForward(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.fn = FeedForward(channels)
+        self.fn = GeluFeedForward(channels)
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:

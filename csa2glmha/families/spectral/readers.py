@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from csa2glmha.attention.canonical import ChannelAttention, Projection
 from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.attention.pointwise import PointwiseGLMHA
-from csa2glmha.families.spectral.blocks import FeedForward, SpectralAttention
+from csa2glmha.families.spectral.blocks import GeluFeedForward, SpectralAttention
 from csa2glmha.feedforward.form import FeedForwardReader
 from csa2glmha.reading.reader import PlainReader
 
-FEED_FORWARD_READER = FeedForwardReader(FeedForward, ("net.0", "net.2"), "net.4")
+FEED_FORWARD_READER = FeedForwardReader(GeluFeedForward, ("net.0", "net.2"), "net.4")
 
 
 class SpectralGLMHA(PointwiseGLMHA):

@@ -20,7 +20,7 @@ from csa2glmha.report.sections.axes import Axis
 
 
 @dataclass(frozen=True)
-class Size:
+class ChartSize:
     """A drawing's width and height, and that of its letters; the style sheet has the letters' too."""
 
     width: int
@@ -29,10 +29,10 @@ class Size:
 
 
 SIZES = {
-    "wide": Size(960, 360, 14.0),
-    "half": Size(480, 290, 13.5),
-    "third": Size(330, 235, 12.5),
-    "narrow": Size(360, 270, 12.5),
+    "wide": ChartSize(960, 360, 14.0),
+    "half": ChartSize(480, 290, 13.5),
+    "third": ChartSize(330, 235, 12.5),
+    "narrow": ChartSize(360, 270, 12.5),
 }
 #: The drawings of a chart that takes the page's width, half of it, a third of it.
 _DRAWINGS = {"wide": ("wide", "narrow"), "half": ("half", "narrow"), "third": ("third",)}

@@ -8,7 +8,7 @@ from csa2glmha.core.strict_json import dumps
 from csa2glmha.export import needs, trial
 from csa2glmha.report.blocks import Block, Facts, Fold, Group, Heading, Note, Table
 from csa2glmha.report.schema import Report
-from csa2glmha.report.schema_files import Need, Onnx, Timing, Trial
+from csa2glmha.report.schema_files import Onnx, RuntimeNeed, RuntimeTrial, Timing
 from csa2glmha.report.sections.numbers import TIMES, short
 
 
@@ -78,11 +78,11 @@ def _file(onnx: Onnx) -> str:
     return f"{onnx.file}{made_for}: {', '.join([*parts, simplified])}.{loads}"
 
 
-def _need(part: Need) -> needs.Need:
+def _need(part: RuntimeNeed) -> needs.Need:
     return needs.Need(part.runtime, part.version, part.note or "")
 
 
-def _trial(part: Trial) -> trial.Trial:
+def _trial(part: RuntimeTrial) -> trial.Trial:
     return trial.Trial(part.runtime, part.version, part.sizes, part.relative, part.psnr, part.note or "")
 
 
