@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from csa2glmha.core.hooks import removed_after
 from csa2glmha.networks.foreign import users_own
 from csa2glmha.reading.layers import attention_layers
 
@@ -95,11 +96,8 @@ def seen(modules: dict[str, nn.Module], see: Callable[[str, CallArguments, Tenso
         module.register_forward_hook(partial(hook, name), with_kwargs=True)
         for name, module in modules.items()
     ]
-    try:
+    with removed_after(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def blocks_around(model: nn.Module, layers: Iterable[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from csa2glmha.core.hooks import removed_after
 from csa2glmha.core.progress import manual_progress, progress, say
 from csa2glmha.core.text import listed
 from csa2glmha.data.batches import Inputs
@@ -50,15 +51,12 @@ def hidden_moments(
         return lambda _, args: seen(name, args[0])
 
     handles = [layer.contraction.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
-    try:
+    with removed_after(handles):
         total = sum(len(inputs[0]) for inputs in batches)
         with manual_progress(what="hidden channels", unit="image", total=total) as bar:
             for inputs in batches:
                 run(model, inputs)
                 bar.update(len(inputs[0]))
-    finally:
-        for handle in handles:
-            handle.remove()
     for name, moment in sums.items():
         check_finite(name, "its hidden channels are not finite", [moment])
     return {name: moment / pixels[name] for name, moment in sums.items()}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from csa2glmha.attention.layout import Layout
+from csa2glmha.core.hooks import removed_after
 from csa2glmha.core.progress import manual_progress
 from csa2glmha.data.batches import Inputs
 from csa2glmha.feedforward.refit import AnchoredMoments
@@ -205,8 +206,5 @@ def _moments_at(
 def _features(walk: _RefitWalk, layers: Mapping[str, Output]) -> Iterator[None]:
     """Keep what goes into the projections."""
     handles = [layer.watch(partial(walk.keep_features, name)) for name, layer in layers.items()]
-    try:
+    with removed_after(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from csa2glmha.core.hooks import removed_after
 from csa2glmha.data.batches import Inputs
 from csa2glmha.networks import run
 from csa2glmha.networks.foreign import users_own
@@ -85,11 +86,8 @@ def expecting(modules: Mapping[str, nn.Module], sums: Callable[[], ResidualSums]
         return hook
 
     handles = [module.register_forward_hook(told(name)) for name, module in modules.items()]
-    try:
+    with removed_after(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def skippable(model: nn.Module, inputs: Inputs) -> list[str]:

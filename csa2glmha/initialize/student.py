@@ -24,6 +24,7 @@ from csa2glmha.attention.config import GLMHAConfig
 from csa2glmha.attention.glmha import GLMHA, Generator
 from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.attention.pointwise import PointwiseGLMHA
+from csa2glmha.core.hooks import removed_after
 from csa2glmha.core.progress import manual_progress, progress
 from csa2glmha.data.batches import Inputs
 from csa2glmha.initialize.corrections import set_corrections
@@ -247,11 +248,8 @@ def _observe(
     handles = [
         layer.module.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()
     ]
-    try:
+    with removed_after(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()

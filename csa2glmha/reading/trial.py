@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from csa2glmha.core.hooks import removed_after
 from csa2glmha.core.users_code import calls_users_code, described
 from csa2glmha.feedforward.form import FeedForward
 from csa2glmha.reading.check import TOLERANCE, difference
@@ -102,13 +103,9 @@ def _run(
     handles = [
         layer.contraction.register_forward_pre_hook(hook(name, layer)) for name, layer in layers.items()
     ]
-    try:
-        with torch.random.fork_rng():  # a network that draws numbers draws the same in all runs
-            torch.manual_seed(0)
-            result = model(*inputs, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with removed_after(handles), torch.random.fork_rng():
+        torch.manual_seed(0)  # a network that draws numbers draws the same in all runs
+        result = model(*inputs, **kwargs)
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)], seen
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from csa2glmha.core.hooks import removed_after
 from csa2glmha.core.progress import progress
 from csa2glmha.data.batches import Inputs
 from csa2glmha.distill.held_out import errors, teacher_outputs
@@ -120,11 +121,8 @@ class Probe:
             own.get_submodule(name).register_forward_hook(watch(name), with_kwargs=True)
             for name in self.calls
         ]
-        try:
+        with removed_after(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @torch.no_grad()
     def error(self, name: str, change: nn.Module) -> float:

@@ -20,10 +20,11 @@ from csa2glmha.data.inputs.kind import (
     Files,
     LazyExamples,
     NetworkFacts,
+    NeverStretched,
     Source,
     image_formats,
 )
-from csa2glmha.data.inputs.refusals import refuse_cassi_options, refuse_further_inputs, refuse_no_stretch
+from csa2glmha.data.inputs.refusals import refuse_cassi_options, refuse_further_inputs
 from csa2glmha.data.labels import Labels, labels_of
 from csa2glmha.data.sources import bundled_source, fitting_degradation
 from csa2glmha.data.subset import split
@@ -38,7 +39,7 @@ USUAL_SIDE = 224
 MOST_HELD_OUT = 256
 
 
-class ClassifiedImages:
+class ClassifiedImages(NeverStretched):
     """Images, with their classes where folders tell; see :class:`csa2glmha.data.inputs.kind.InputKind`."""
 
     def takes(self, channels: int, bands: int) -> bool:
@@ -48,11 +49,6 @@ class ClassifiedImages:
     def outputs(self, network: NetworkFacts) -> Outputs:
         """Logits."""
         return LOGITS
-
-    def stretches(self, network: NetworkFacts, options: DataOptions) -> bool:
-        """Never."""
-        refuse_no_stretch(network.name, False, options)
-        return False
 
     def shapes(
         self, network: NetworkFacts, height: int, width: int, batch: int = 1

@@ -23,12 +23,13 @@ from csa2glmha.data.inputs.kind import (
     Files,
     LazyExamples,
     NetworkFacts,
+    NeverStretched,
     Read,
     Source,
     array_formats,
     image_formats,
 )
-from csa2glmha.data.inputs.refusals import refuse_cassi_options, refuse_further_inputs, refuse_no_stretch
+from csa2glmha.data.inputs.refusals import refuse_cassi_options, refuse_further_inputs
 from csa2glmha.data.inputs.stretch import NOTE as STRETCH_NOTE
 from csa2glmha.data.inputs.stretch import Stretched, stretch
 from csa2glmha.data.inputs.units import white_of_files
@@ -46,7 +47,7 @@ from csa2glmha.metrics.outputs import IMAGES, SPECTRA, Outputs
 from csa2glmha.networks.foreign import alike
 
 
-class ImageInputs:
+class ImageInputs(NeverStretched):
     """Images as they are; see :class:`csa2glmha.data.inputs.kind.InputKind`."""
 
     def takes(self, channels: int, bands: int) -> bool:
@@ -56,11 +57,6 @@ class ImageInputs:
     def outputs(self, network: NetworkFacts) -> Outputs:
         """Images or spectra, as the numbers of channels tell."""
         return SPECTRA if is_spectral(network.channels, network.bands) else IMAGES
-
-    def stretches(self, network: NetworkFacts, options: DataOptions) -> bool:
-        """Never."""
-        refuse_no_stretch(network.name, False, options)
-        return False
 
     def shapes(
         self, network: NetworkFacts, height: int, width: int, batch: int = 1

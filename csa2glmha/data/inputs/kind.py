@@ -19,6 +19,7 @@ from csa2glmha.config.data import DataOptions
 from csa2glmha.config.options import WorkOptions
 from csa2glmha.data import arrays, images
 from csa2glmha.data.batches import Data, Example, Inputs
+from csa2glmha.data.inputs.refusals import refuse_no_stretch
 from csa2glmha.data.stored import StoredImage
 from csa2glmha.metrics.outputs import Outputs
 from csa2glmha.networks import RestorationModel
@@ -216,3 +217,12 @@ class InputKind(Protocol):
     def constants(self, data: Data) -> dict[str, Tensor]:
         """Inputs that are the same for every image, by name: a student may be made for these alone."""
         ...
+
+
+class NeverStretched:
+    """Of kinds whose values say how bright things are: each input goes into the network as it is."""
+
+    def stretches(self, network: NetworkFacts, options: DataOptions) -> bool:
+        """Never."""
+        refuse_no_stretch(network.name, False, options)
+        return False

@@ -25,6 +25,7 @@ from csa2glmha.data.inputs.kind import (
     Files,
     LazyExamples,
     NetworkFacts,
+    NeverStretched,
     Read,
     Source,
     array_formats,
@@ -38,13 +39,13 @@ from csa2glmha.data.inputs.recorded import (
     scale_measurement,
     white_of_measurements,
 )
-from csa2glmha.data.inputs.refusals import refuse_image_options, refuse_no_stretch
+from csa2glmha.data.inputs.refusals import refuse_image_options
 from csa2glmha.data.inputs.scenes import open_scenes
 from csa2glmha.data.inputs.units import white_of_files
 from csa2glmha.metrics.outputs import SPECTRA, Outputs
 
 
-class CassiSnapshots:
+class CassiSnapshots(NeverStretched):
     """Snapshots through an aperture mask; see :class:`csa2glmha.data.inputs.kind.InputKind`."""
 
     def takes(self, channels: int, bands: int) -> bool:
@@ -54,11 +55,6 @@ class CassiSnapshots:
     def outputs(self, network: NetworkFacts) -> Outputs:
         """Spectra."""
         return SPECTRA
-
-    def stretches(self, network: NetworkFacts, options: DataOptions) -> bool:
-        """Never."""
-        refuse_no_stretch(network.name, False, options)
-        return False
 
     def shapes(
         self, network: NetworkFacts, height: int, width: int, batch: int = 1

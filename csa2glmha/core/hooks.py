@@ -1,0 +1,28 @@
+"""Hooks on modules, for as long as they are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch.utils.hooks import RemovableHandle
+
+
+@contextmanager
+def removed_after(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Take hooks off again at the end, come what may.
+
+    Example:
+        >>> from torch import nn
+        >>> layer = nn.Identity()
+        >>> with removed_after([layer.register_forward_hook(lambda *_: None)]):
+        ...     len(layer._forward_hooks)
+        1
+        >>> len(layer._forward_hooks)
+        0
+    """
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
