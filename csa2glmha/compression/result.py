@@ -79,7 +79,14 @@ class Compression(Generic[ModelT]):
         save_student(Path(path), self.student, self._metadata(self.student))
 
     def export(
-        self, path: str | Path, overwrite: bool = False, runtime: str = DEFAULT_TARGET.name
+        self,
+        path: str | Path,
+        overwrite: bool = False,
+        runtime: str = DEFAULT_TARGET.name,
+        *,
+        shape: Sequence[int] | None = None,
+        opset: int | None = None,
+        precision: str = "fp32",
     ) -> ExportReport:
         """Write an ONNX file that takes any height and width, and is compared with PyTorch at three sizes.
 
@@ -87,9 +94,14 @@ class Compression(Generic[ModelT]):
             path: of the file.
             overwrite: replace an existing file.
             runtime: that the file is for, as the command's `--for` has it, such as "openvino".
+            shape: (B, C, H, W) of the (first) input, the only one that the file is to take; None: any.
+            opset: version of the ONNX operators; None: the runtime's.
+            precision: "fp32" or "fp16".
 
         Raises:
-            UsageError: the runtime is not known.
+            UsageError: the runtime, the opset or the precision is not known, or the network does not take
+                the shape.
+            FrozenError: without ``shape``, of code that makes plain numbers of height or width.
             ExportError: the network cannot be exported, or its file gives something else.
             OutputError: the file exists, or cannot be written.
         """
@@ -100,9 +112,16 @@ class Compression(Generic[ModelT]):
         described = onnx_metadata(
             Path(path).stem, network.architecture, network.hyperparameters, metadata, network.inputs
         )
-        example = self._example
         return export_onnx(
-            network, Path(path), metadata=described, target=target, example=example, overwrite=overwrite
+            network,
+            Path(path),
+            metadata=described,
+            opset=opset,
+            precision=precision,
+            target=target,
+            shape=shape,
+            example=self._example,
+            overwrite=overwrite,
         )
 
     def report(self, folder: str | Path, overwrite: bool = False) -> None:

@@ -36,8 +36,9 @@ class FrozenError(ExportError):
         sizes = " and ".join(name for name in _AXES.values() if name in self.axes)
         super().__init__(
             f"{network.architecture}: its code makes plain numbers of its input's {sizes}, so a file would "
-            f"be right at one size only: csa2glmha export with --shape 1x{network.in_channels}xHxW writes "
-            "one for the size that you give; or use the PyTorch checkpoint"
+            f"be right at one size only: csa2glmha export with --shape 1x{network.in_channels}xHxW (in "
+            f"Python: shape=(1, {network.in_channels}, H, W)) writes one for the size that you give; or "
+            "use the PyTorch checkpoint"
         )
 
 

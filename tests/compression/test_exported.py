@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -40,6 +41,17 @@ def test_a_file_agrees_with_the_student_at_any_size(
     (output,) = session.run(None, {"input": image.numpy()})
     assert torch.allclose(torch.from_numpy(output), expected, atol=1e-5)
     assert "teacher_values_sha256" in session.get_modelmeta().custom_metadata_map
+
+
+def test_a_file_for_one_size_in_half_precision(tiny_restormer: Restormer, tmp_path: Path) -> None:
+    result = csa2glmha.compress(tiny_restormer, BATCHES, progress=False, **LOW)
+    path = tmp_path / "student.onnx"
+    report = result.export(path, shape=(1, 3, 24, 40), opset=18, precision="fp16")
+    assert {size.shape for size in report.parity} == {(1, 3, 24, 40)}
+    session = onnxruntime.InferenceSession(path)
+    assert session.get_inputs()[0].shape == [1, 3, 24, 40]
+    assert session.get_modelmeta().custom_metadata_map["precision"] == "fp16"
+    assert onnx.load(path).opset_import[0].version == 18
 
 
 def test_further_inputs_may_be_numbers(tmp_path: Path) -> None:
