@@ -260,11 +260,23 @@ def is_map(shape: Shape) -> bool:
 
 
 def alike(shape: Shape, first: Shape, image: Shape) -> Shape:
-    """The shape that stands to ``image`` as it stands to ``first`` now."""
+    """The shape that stands to ``image`` as it stands to ``first`` now.
+
+    A side that is a whole number of times the image's, or a whole part of it, stays that. Any other has so
+    many pixels more or fewer, as a mask that is moved along the bands of a cube.
+
+    >>> alike((1, 8, 16, 62), (1, 8, 32, 48), (1, 8, 64, 96))
+    (1, 8, 32, 110)
+    """
     if not is_map(shape):
         return (image[0], *shape[1:])
     sides = zip(shape[2:], image[2:], first[2:], strict=True)
-    return (image[0], shape[1], *(side * now // then for side, now, then in sides))
+    return (image[0], shape[1], *(_side_alike(*each) for each in sides))
+
+
+def _side_alike(side: int, now: int, then: int) -> int:
+    whole = side % then == 0 or then % side == 0
+    return side * now // then if whole else now + side - then
 
 
 def chosen_output(output: Any, index: int) -> Tensor:

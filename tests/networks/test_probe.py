@@ -94,3 +94,19 @@ def test_the_file_of_such_a_network_takes_single_images(tmp_path: Path) -> None:
 
 def test_others_get_batches() -> None:
     assert probe(builders.build(), "archs.py:build", (), Interface((), 0)).batches
+
+
+class Shifted(nn.Module):
+    """Of two inputs: an image, and a mask that is six columns wider."""
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        assert mask.shape[-1] == image.shape[-1] + 6
+        return image * mask[..., 3:-3]
+
+
+def test_a_mask_with_more_columns_has_as_many_more_for_every_image() -> None:
+    shapes = ((1, 3, 32, 48), (1, 3, 32, 54))
+    found = probe(Shifted(), "archs.py:build", shapes, Interface((), 0))
+    assert (found.multiple, found.fixed_size) == (1, None)
+    network = ForeignNetwork(Shifted(), found, Origin("archs.py:build", {}, {}))
+    assert network.input_shapes(45, 70, 2) == ((2, 3, 45, 70), (2, 3, 45, 76))
