@@ -11,8 +11,10 @@ import sys
 
 def main(source: str, target: str) -> None:
     """Simplify ``source`` into ``target``."""
-    # It takes seconds to import, and onnxsim needs it for quantised networks in training only.
-    sys.modules["torch"] = None  # type: ignore[assignment]
+    # They take seconds to import. onnxsim needs PyTorch for quantised networks in training only, sympy for
+    # formulas in a table.
+    for unused in ("torch", "sympy"):
+        sys.modules[unused] = None  # type: ignore[assignment]
     import onnx
     import onnxsim
 
