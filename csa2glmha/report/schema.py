@@ -11,10 +11,11 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from csa2glmha.metrics.logits import KL, TOP1
 from csa2glmha.metrics.outputs import SCALES, Name, Scale
 from csa2glmha.report.part import Count, Figure, Part
 from csa2glmha.report.schema_files import Onnx, Timing
-from csa2glmha.report.schema_search import Baseline, Metric, Pareto, Search
+from csa2glmha.report.schema_search import AgainstTeacher, Baseline, Metric, Pareto, Search
 
 SCHEMA = 2
 
@@ -343,6 +344,16 @@ class Report(Part):
         if own is None or other is None or not math.isfinite(own) or not math.isfinite(other):
             return None
         return other - own
+
+    def against_teacher(self, network: str) -> AgainstTeacher:
+        """How "initialisation" or "student" compares with the teacher."""
+        return AgainstTeacher(
+            psnr_to_teacher=self.figure(network, "teacher", "psnr"),
+            kl_to_teacher=self.figure(network, "teacher", KL),
+            psnr_drop=self.psnr_drop_of(network),
+            top1_to_teacher=self.figure(network, "teacher", TOP1),
+            top1_change=self.change_of(network, TOP1),
+        )
 
     @property
     def classifies(self) -> bool:

@@ -154,8 +154,15 @@ class Search(Part):
         return SCALES[self.metric or "psnr"]
 
 
-class BaselineQuality(Part):
-    """PSNR in dB to the teacher, and the change of that to the ground truth; or as in ParetoPoint."""
+class AgainstTeacher(Part):
+    """How a student compares with its teacher.
+
+    Attributes:
+        psnr_to_teacher: in dB.
+        psnr_drop: change of the PSNR to the ground truth, in dB.
+        kl_to_teacher, top1_to_teacher: of classifiers, in nats and as a share of the images.
+        top1_change: likewise, of the accuracy, as a share of the images.
+    """
 
     psnr_to_teacher: Figure
     kl_to_teacher: Figure = None
@@ -184,11 +191,11 @@ class Baseline(Part):
     ffn: Figure = None
     macs: Count
     params: Count
-    before: BaselineQuality | None
-    after: BaselineQuality | None
+    before: AgainstTeacher | None
+    after: AgainstTeacher | None
 
 
-class ParetoPoint(Part):
+class ParetoPoint(AgainstTeacher):
     """A student of a sweep, or its teacher.
 
     Attributes:
@@ -197,9 +204,6 @@ class ParetoPoint(Part):
             those that a search chose. Of a search for ranks alone it is 1.
         method: of a baseline, its name.
         time_ratio: over the teacher's time.
-        psnr_drop: change of the PSNR to the ground truth, in dB.
-        kl_to_teacher, top1_to_teacher: of classifiers, in nats and as a share of the images.
-        top1_change: likewise, of the accuracy, as a share of the images.
         folder: of its results, within the sweep's.
     """
 
@@ -211,17 +215,7 @@ class ParetoPoint(Part):
     macs_ratio: float
     params: Count
     time_ratio: float | None
-    psnr_to_teacher: Figure
-    kl_to_teacher: Figure = None
-    psnr_drop: Figure
-    top1_to_teacher: Figure = None
-    top1_change: Figure = None
     folder: str | None = None
-
-    @property
-    def to_teacher(self) -> Figure:
-        """PSNR in dB, or KL divergence in nats."""
-        return self.psnr_to_teacher if self.kl_to_teacher is None else self.kl_to_teacher
 
 
 class Pareto(Part):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from csa2glmha.metrics.logits import KL, TOP1
 from csa2glmha.report.schema import Report
-from csa2glmha.report.schema_search import Baseline, ParetoPoint
+from csa2glmha.report.schema_search import AgainstTeacher, Baseline, ParetoPoint
 from csa2glmha.report.sections.numbers import finite
 from csa2glmha.sweep.points import AUTO, FULL, Point
 
@@ -43,15 +42,16 @@ def pareto_points(
             macs_ratio=after.macs / before.macs,
             params=after.params,
             time_ratio=times.get(point.label),
-            psnr_to_teacher=finite(report.figure("student", "teacher", "psnr")),
-            psnr_drop=report.psnr_drop,
-            kl_to_teacher=finite(report.figure("student", "teacher", KL)),
-            top1_to_teacher=finite(report.figure("student", "teacher", TOP1)),
-            top1_change=report.change_of("student", TOP1),
             folder=point.folder,
+            **_figures(report.against_teacher("student")),
         )
         for baseline in report.baselines or ():
             yield from _baseline(point, baseline, before.macs)
+
+
+def _figures(quality: AgainstTeacher) -> dict[str, float | None]:
+    """What can be drawn: a student that is its teacher's equal has none in dB."""
+    return {name: finite(getattr(quality, name)) for name in AgainstTeacher.model_fields}
 
 
 def _share(point: Point) -> float | None:
@@ -75,5 +75,5 @@ def _baseline(point: Point, baseline: Baseline, teacher_macs: float) -> Iterator
         macs_ratio=baseline.macs / teacher_macs,
         params=baseline.params,
         time_ratio=None,
-        **quality.model_dump(),
+        **_figures(quality),
     )

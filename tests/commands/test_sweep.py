@@ -23,7 +23,7 @@ from csa2glmha.data.identity import describe_images
 from csa2glmha.data.images import MemoryImages, write_image
 from csa2glmha.data.sources import ImageData
 from csa2glmha.reading.feedforwards import narrowed_widths
-from csa2glmha.report.schema_search import Baseline, BaselineQuality, ParetoPoint, Sweep
+from csa2glmha.report.schema_search import AgainstTeacher, Baseline, ParetoPoint, Sweep
 from csa2glmha.report.stored import read_record
 from csa2glmha.sweep import plot
 from csa2glmha.sweep.pareto import pareto_points
@@ -131,8 +131,8 @@ def test_a_line_of_the_plot_is_one_width() -> None:
 
 def test_baselines_are_points_beside_theirs(swept: Path) -> None:
     report = read_record(swept / "rank-4")
-    close = BaselineQuality(psnr_to_teacher=40.0, psnr_drop=-0.2)
-    closer = BaselineQuality(psnr_to_teacher=44.0, psnr_drop=-0.1)
+    close = AgainstTeacher(psnr_to_teacher=40.0, psnr_drop=-0.2)
+    closer = AgainstTeacher(psnr_to_teacher=44.0, psnr_drop=-0.1)
     costs: dict[str, Any] = {"description": "", "macs": report.complexity.before.macs // 2, "params": 7}
     made = (
         Baseline(name="svd", rank=4, before=close, after=closer, **costs),

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from csa2glmha.metrics.complexity import format_macs, format_params
-from csa2glmha.metrics.logits import KL, TOP1
 from csa2glmha.report.blocks import Block, Cell, Chart, Fold, Group, Legend, Named, Note, Series, Table
 from csa2glmha.report.part import Figure
 from csa2glmha.report.schema import Report
-from csa2glmha.report.schema_search import Baseline, BaselineQuality, ParetoPoint
+from csa2glmha.report.schema_search import Baseline, ParetoPoint
 from csa2glmha.report.sections.axes import Axis, axis_of
 from csa2glmha.report.sections.numbers import MINUS, UNKNOWN, finite, fixed, percent_change, short, signed
 from csa2glmha.report.sections.scales import EXACT_KL
@@ -207,23 +206,14 @@ def baseline_blocks(report: Report) -> list[Block]:
 
 
 def _own(report: Report) -> Baseline:
-    def quality(network: str) -> BaselineQuality:
-        return BaselineQuality(
-            psnr_to_teacher=report.figure(network, "teacher", "psnr"),
-            psnr_drop=report.psnr_drop_of(network),
-            kl_to_teacher=report.figure(network, "teacher", KL),
-            top1_to_teacher=report.figure(network, "teacher", TOP1),
-            top1_change=report.change_of(network, TOP1),
-        )
-
     narrower = bool(report.feed_forwards)
     return Baseline(
         name="GLMHA, this student",
         description="guided low-rank attention" + (", narrower feed-forward networks" if narrower else ""),
         macs=report.complexity.after.macs,
         params=report.complexity.after.params,
-        before=quality("initialisation"),
-        after=quality("student"),
+        before=report.against_teacher("initialisation"),
+        after=report.against_teacher("student"),
     )
 
 
