@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -127,7 +127,7 @@ def count_complexity(model: nn.Module, *inputs: Tensor | tuple[int, ...]) -> Com
     Raises:
         UsageError: a shape is not made of positive integers, or the model does not run on these inputs.
     """
-    meta_inputs = [_meta_input(value, model) for value in inputs]
+    meta_inputs = [meta_input(value, model) for value in inputs]
     shapes = tuple(tuple(value.shape) for value in meta_inputs)
     home = next((each.device for each in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     try:
@@ -171,12 +171,18 @@ def _refusal(model: nn.Module, shapes: tuple[tuple[int, ...], ...], error: Excep
 
 def _count(model: nn.Module, inputs: Sequence[Tensor], device: torch.device) -> _OperatorCounter:
     """Run a copy of the model on a device, and count."""
-    twin = _copied(model, device).eval()
+    return count_call(copied(model, device).eval(), [each.to(device) for each in inputs], {}, device)
+
+
+def count_call(
+    twin: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device
+) -> _OperatorCounter:
+    """Count one call of a copy that is on the device, as its arguments are."""
     products = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     counter = _OperatorCounter(products)
     _follow_modules(twin, counter)
     with torch.no_grad(), device, products, counter:
-        twin(*(each.to(device) for each in inputs))
+        twin(*args, **kwargs)
     return counter
 
 
@@ -205,7 +211,8 @@ def _with_unit(count: int, decimals: int) -> str:
 # --- copies of the model, and its inputs --------------------------------------------------------------------
 
 
-def _meta_input(value: Tensor | tuple[int, ...], model: nn.Module) -> Tensor:
+def meta_input(value: Tensor | tuple[int, ...], model: nn.Module) -> Tensor:
+    """An input without values for one with them, or for a shape."""
     if isinstance(value, Tensor):
         return value.detach().to("meta")
     if not value or not all(isinstance(size, int) and size > 0 for size in value):
@@ -225,7 +232,7 @@ def _filled(inputs: Sequence[Tensor | tuple[int, ...]], alike: Sequence[Tensor])
     ]
 
 
-def _copied(model: nn.Module, device: torch.device) -> nn.Module:
+def copied(model: nn.Module, device: torch.device) -> nn.Module:
     """Copy a model with all its tensors to a device; tensors that are shared stay shared."""
     memo: dict[int, Any] = {}
     for module in model.modules():

@@ -44,8 +44,8 @@ from csa2glmha.search.costs import (
     Finish,
     ModelT,
     ShapesOf,
+    StudentCount,
     count_costs,
-    count_student,
     unchanged,
 )
 from csa2glmha.search.energy import ranks_for_shares
@@ -103,11 +103,9 @@ class SizeSearch(Generic[ModelT]):
         _check_budget(teacher, data, budget)
         choices = choices_of(teacher, data, options)
 
-        def count(sizes: Sizes) -> Complexity:
-            return count_student(teacher, sizes, shapes, finish)
-
+        count = StudentCount(teacher, shapes, finish)
         before = count_complexity(teacher, *shapes(teacher))
-        costs = count_costs(teacher, choices, before, count)
+        costs = count_costs(choices, before, count)
         check_reachable(teacher, choices, costs, budget, count)
         return cls(teacher, data, options, budget, shapes, choices, costs, finish)
 
@@ -177,7 +175,7 @@ class SizeSearch(Generic[ModelT]):
         return known, SearchSpace(choices, self.costs, measured, self._count, self.data.outputs)
 
     def _count(self, sizes: Sizes) -> Complexity:
-        return count_student(self.teacher, sizes, self.shapes, self.finish)
+        return StudentCount(self.teacher, self.shapes, self.finish)(sizes)
 
 
 def _check_budget(teacher: nn.Module, data: Data, budget: Budget) -> None:

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ from csa2glmha.search.choices import (
     layer_choices,
     sizes_of,
 )
-from csa2glmha.search.costs import ChoiceCosts, count_costs, count_student
+from csa2glmha.search.costs import ChoiceCosts, StudentCount, count_costs
 from csa2glmha.search.plan import gather_all, sensitivity_cache, student_of
 from csa2glmha.search.probes import NoGradientError, errors_of_changes, errors_of_networks
 from csa2glmha.search.report import (
@@ -109,9 +108,9 @@ def space(teacher: RestorationModel, batches: list[tuple[Tensor, ...]]) -> Searc
     choices = all_choices(attention_layers(teacher), feed_forwards(teacher), allowed)
     known = gather_all(teacher, batches, widths=True)
     measured = measure_sensitivity(teacher, choices, HELD_OUT, IMAGES, known)
-    count = partial(count_student, teacher, shapes=shapes)
+    count = StudentCount(teacher, shapes)
     before = count_complexity(teacher, *shapes(teacher))
-    return SearchSpace(choices, count_costs(teacher, choices, before, count), measured, count)
+    return SearchSpace(choices, count_costs(choices, before, count), measured, count)
 
 
 def test_choices_of_a_layer(teacher: RestorationModel) -> None:
@@ -156,7 +155,7 @@ def test_costs_of_both_sides_add_up(teacher: RestorationModel, space: SearchSpac
     layers = attention_layers(teacher)
     widths = {key: len(each) // 2 for key, each in space.choices.items() if key[1] == HIDDEN}
     half = {key[0]: space.choices[key][index].width for key, index in widths.items()}
-    both = count_student(teacher, Sizes(plan_layers(layers, Ranks(k=8, v=8)), half), shapes)
+    both = StudentCount(teacher, shapes)(Sizes(plan_layers(layers, Ranks(k=8, v=8)), half))
     saved = sum(space.costs.saved[key][index][0] for key, index in widths.items())
     for key, choices in space.choices.items():
         index = next((i for i, choice in enumerate(choices) if choice.label in ("q full k 8", "v 8")), 0)
@@ -259,7 +258,7 @@ def test_found_ranks_keep_to_the_budget_and_beat_uniform_ones(
         assert 0 <= found.report.gap < 1
         skipped = found.sizes.skipped
         assert set(found.sizes.configs) == set(attention_layers(teacher)) - set(skipped)
-        assert count_student(teacher, found.sizes, shapes).macs == found.report.reached.macs
+        assert StudentCount(teacher, shapes)(found.sizes).macs == found.report.reached.macs
 
 
 @pytest.mark.parametrize("kind", ["macs", "params"])
@@ -296,7 +295,7 @@ def test_a_skipped_layer_has_no_sides(teacher: RestorationModel, space: SearchSp
     sizes = sizes_of(teacher, space.choices, cheapest.picks)
     assert set(sizes.skipped) == set(skippable(teacher, (smooth_images(1, 97),)))
     assert not sizes.configs and not sizes.widths
-    counted = count_student(teacher, sizes, shapes).macs
+    counted = StudentCount(teacher, shapes)(sizes).macs
     assert counted == space.costs.lossless[0] + cheapest.cost
     for number, key in enumerate(space.choices):
         assert (
@@ -443,7 +442,7 @@ def test_a_budget_of_parameters_is_counted_on_whole_students(
         saved[pick][1] for saved, pick in zip(space.costs.saved.values(), cheapest, strict=True)
     )
     sizes = sizes_of(teacher, space.choices, cheapest)
-    least = count_student(teacher, sizes, shapes).params
+    least = StudentCount(teacher, shapes)(sizes).params
     assert least < added
     budget = Budget("params", (least + added) / 2, absolute=True)
     check_reachable(teacher, space.choices, space.costs, budget, space.count)
@@ -470,7 +469,7 @@ def test_time_is_checked_on_the_student_that_was_found(
     """Students turn out slower, or faster, than the model of their time says."""
 
     def share(sizes: Sizes) -> float:
-        return slower * count_student(teacher, sizes, shapes).macs / space.costs.teacher[0]
+        return slower * StudentCount(teacher, shapes)(sizes).macs / space.costs.teacher[0]
 
     found = search_latency(teacher, space, Budget("latency", 0.9), counted_times(space), share).report
     tried = found.reached.tried
@@ -484,7 +483,7 @@ def test_time_that_no_student_takes(teacher: RestorationModel, space: SearchSpac
     shares = []
 
     def share(sizes: Sizes) -> float:
-        shares.append(1.0 + 0.1 * count_student(teacher, sizes, shapes).macs / space.costs.teacher[0])
+        shares.append(1.0 + 0.1 * StudentCount(teacher, shapes)(sizes).macs / space.costs.teacher[0])
         return shares[-1]
 
     with pytest.raises(
@@ -627,7 +626,7 @@ def test_convert_within_time(wide_checkpoint: Path, measured: Path, monkeypatch:
                 return model.input_shapes(*self.frame)
 
             whole = count_complexity(self.teacher, *shapes(self.teacher)).macs
-            return count_student(self.teacher, sizes, shapes).macs / whole
+            return StudentCount(self.teacher, shapes)(sizes).macs / whole
 
     monkeypatch.setattr(plan, "Stopwatch", MadeUp)
     shares = {TEACHER: 1.0, "student": 0.5}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from csa2glmha.reading.feedforwards import feed_forwards
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.reading.sizes import Sizes
 from csa2glmha.search.choices import LOGITS, VALUES, all_choices, sizes_of
-from csa2glmha.search.costs import count_costs, count_student
+from csa2glmha.search.costs import StudentCount, count_costs
 from csa2glmha.search.stopwatch import Stopwatch
 from csa2glmha.search.timing import disturbed, layer_times
 from tests.conftest import MakeRestormer
@@ -143,8 +142,8 @@ def test_times_foretell_students(stopwatch: Stopwatch, make_restormer: MakeResto
         return model.input_shapes(*FRAME)
 
     before = count_complexity(teacher, *shapes(teacher))
-    count = partial(count_student, teacher, shapes=shapes)
-    times = stopwatch.times(choices, count_costs(teacher, choices, before, count))
+    count = StudentCount(teacher, shapes)
+    times = stopwatch.times(choices, count_costs(choices, before, count))
     assert times.teacher == 50.0
     for key, each in choices.items():
         assert len(times.saved[key]) == len(each) and times.saved[key][0] == 0.0
