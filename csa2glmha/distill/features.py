@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from csa2glmha.core.hooks import removed_after
+from csa2glmha.core.hooks import CallArguments, removed_after
 from csa2glmha.networks.foreign import users_own
 from csa2glmha.reading.layers import attention_layers
 
@@ -76,13 +76,6 @@ def difference_over_deviation(output: Tensor, expected: Tensor) -> Tensor:
     # The root has no slope at zero: there, a student that is exact would get gradients that are not finite.
     error = ((output.float() - expected).square().mean(1) + 1e-20).sqrt()
     return error / expected.std(1).clamp_min(1e-8)
-
-
-class CallArguments(NamedTuple):
-    """What a module was called with."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 @contextmanager

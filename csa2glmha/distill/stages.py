@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.core.errors import UsageError
+from csa2glmha.core.hooks import CallArguments
 from csa2glmha.data.batches import Batch, Inputs
-from csa2glmha.distill.features import FEATURE_WEIGHT, CallArguments, Features, blocks_around, seen
+from csa2glmha.distill.features import FEATURE_WEIGHT, Features, blocks_around, seen
 from csa2glmha.distill.losses import LOSSES, output_loss, truth_loss
 from csa2glmha.distill.processes import Processes
 from csa2glmha.distill.settings import LAYERS, DistillSettings

@@ -10,27 +10,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from csa2glmha.core.hooks import CallArguments
 from csa2glmha.metrics.complexity import copied, count_call, meta_input
 from csa2glmha.networks.foreign import users_own
 
 _META = torch.device("meta")
 
 
-class Arguments(NamedTuple):
-    """What a module was called with; tensors have shapes, and no values."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-#: Of modules by name, every call in one pass.
-Calls = Mapping[str, tuple[Arguments, ...]]
+#: Of modules by name, every call in one pass; tensors have shapes, and no values.
+Calls = Mapping[str, tuple[CallArguments, ...]]
 
 
 @torch.no_grad()
@@ -43,10 +37,10 @@ def calls_of(model: nn.Module, names: Iterable[str], *inputs: Tensor | tuple[int
         inputs: as of :func:`~csa2glmha.metrics.complexity.count_complexity`.
     """
     twin = copied(model, _META).eval()
-    found: defaultdict[str, list[Arguments]] = defaultdict(list)
+    found: defaultdict[str, list[CallArguments]] = defaultdict(list)
 
     def see(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found[name].append(Arguments(args, kwargs))
+        found[name].append(CallArguments(args, kwargs))
 
     own = users_own(twin)
     for name in names:
@@ -77,7 +71,7 @@ class CountedAlone:
         """MACs of all calls of ``module``, which stands where the one of that name was."""
         return sum(self._of_call(module, call) for call in self.calls[name])
 
-    def _of_call(self, module: nn.Module, call: Arguments) -> int:
+    def _of_call(self, module: nn.Module, call: CallArguments) -> int:
         key = (_alike(module), _alike_values(call))
         if key not in self._known:
             twin = copied(module, _META).eval()
@@ -105,7 +99,7 @@ def _alike(module: nn.Module) -> Hashable:
     )
 
 
-def _alike_values(call: Arguments) -> Hashable:
+def _alike_values(call: CallArguments) -> Hashable:
     leaves, structure = tree_flatten(call)
     return tuple(map(_told, leaves)), repr(structure)
 
