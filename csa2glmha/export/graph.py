@@ -16,6 +16,10 @@ FLOAT, HALF, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 BOOL = TensorProto.BOOL
 
 
+#: The names of the domain of ONNX's own operators.
+STANDARD = ("", "ai.onnx")
+
+
 @dataclass(frozen=True)
 class GraphValue:
     """A result in the graph: its name, element type and number of axes."""
@@ -186,3 +190,9 @@ def oldest_format(opsets: Sequence[onnx.OperatorSetIdProto]) -> int:
     ONNX Runtime 1.16 and 1.17 refuse a file in a newer format whatever its operators are.
     """
     return int(helper.find_min_ir_version_for(list(opsets)))
+
+
+def opset_of(proto: onnx.ModelProto) -> int | None:
+    """The version of ONNX's own operators that a file is written in; None: it uses none of them."""
+    versions = (each.version for each in proto.opset_import if each.domain in STANDARD)
+    return next(versions, None)

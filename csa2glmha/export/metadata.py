@@ -14,6 +14,7 @@ from csa2glmha.core.hub import repository_of, source_of, teacher_source
 from csa2glmha.core.strict_json import dumps
 from csa2glmha.core.text import first_line, one_line
 from csa2glmha.core.version import __version__
+from csa2glmha.export.graph import opset_of
 from csa2glmha.export.needs import needs_of
 
 LICENSE_NOTE = (
@@ -106,7 +107,7 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
     return {
         "file": str(path),
         "kind": "onnx",
-        "opset": next((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), None),
+        "opset": opset_of(proto),
         "ir_version": proto.ir_version,
         "needs": {need.runtime: need.version for need in needs},
         "needs_in_words": [need.describe() for need in needs],

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import onnx
 
+from csa2glmha.export.graph import STANDARD, opset_of
 from csa2glmha.export.tensorrt import refused
-
-_STANDARD = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ OPENVINO_KNOWS = frozenset(
 
 def needs_of(proto: onnx.ModelProto) -> tuple[Need, ...]:
     """What each runtime must be to load a file."""
-    opset = next((each.version for each in proto.opset_import if each.domain in _STANDARD), 0)
-    domains = sorted({node.domain for node in proto.graph.node} - set(_STANDARD))
+    opset = opset_of(proto) or 0
+    domains = sorted({node.domain for node in proto.graph.node} - set(STANDARD))
     own = f"where it knows the operators of {', '.join(domains)}" if domains else ""
     return (
         Need("ONNX Runtime", _first(ONNX_RUNTIME, opset, proto.ir_version), own),

@@ -17,6 +17,7 @@ from csa2glmha.core.text import first_line
 from csa2glmha.export import translate
 from csa2glmha.export.asked import Asked, Form
 from csa2glmha.export.frozen import SINGLE_IMAGES, FrozenError, check_frozen
+from csa2glmha.export.graph import opset_of
 from csa2glmha.export.half import in_half
 from csa2glmha.export.headroom import Headroom, measure_headroom
 from csa2glmha.export.lowering.rewrite import deploy, to_half
@@ -259,7 +260,7 @@ def _write(
 def _written(
     proto: onnx.ModelProto, simplified: bool, nodes: tuple[int, int], parity: tuple[SizeParity, ...]
 ) -> _Written:
-    opset, needs = int(proto.opset_import[0].version), needs_of(proto)
+    opset, needs = opset_of(proto) or 0, needs_of(proto)
     return _Written(opset, proto.ir_version, simplified, nodes, parity, needs)
 
 

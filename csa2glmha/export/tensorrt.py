@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import onnx
 from onnx import TensorProto
 
+from csa2glmha.export.graph import opset_of
 from csa2glmha.networks import RestorationModel
 
 _FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16))
@@ -54,7 +55,7 @@ _SIDES = {"min": 64, "opt": 256, "max": 1024}
 def refused(proto: onnx.ModelProto) -> list[str]:
     """What TensorRT 8.6's parser would not take of a graph, one line each."""
     found = []
-    opset = proto.opset_import[0].version
+    opset = opset_of(proto) or 0
     if opset > HIGHEST_OPSET_8_6:
         found.append(f"opset {opset}, where it knows {HIGHEST_OPSET_8_6}")
     types = _types(onnx.shape_inference.infer_shapes(proto).graph)
