@@ -287,7 +287,9 @@ def feed_forwards_are_narrowed(subject: Subject, place: Path) -> None:
     assert all(f"{width} of {layers[name].hidden}" in shown.stdout for name, width in widths.items())
     save_student(again, loaded.model, loaded.checkpoint.metadata)
     assert again.read_bytes() == path.read_bytes()
-    exported = OnnxModel(export_onnx(made, place / "narrow.onnx").path)
+    report = export_onnx(made, place / "narrow.onnx")
+    assert report.rewritten and report.notes == ()
+    exported = OnnxModel(report.path)
     for height, width in sizes(subject)[:2]:
         inputs = subject.inputs(made, height, width)
         output = run(made, inputs)
@@ -324,7 +326,9 @@ def layers_are_skipped(subject: Subject, place: Path) -> None:
     assert torch.equal(run(loaded.model, inputs), expected)
     shown = CliRunner().invoke(cli, ["inspect", str(path), "--input-size", "32"], catch_exceptions=False)
     assert all(f"{name} " in shown.stdout for name in names) and "skipped" in shown.stdout
-    exported = OnnxModel(export_onnx(made, place / "skipped.onnx").path)
+    report = export_onnx(made, place / "skipped.onnx")
+    assert report.rewritten and report.notes == ()
+    exported = OnnxModel(report.path)
     for height, width in sizes(subject)[:2]:
         inputs = subject.inputs(made, height, width)
         assert relative_error(exported(*inputs), run(made, inputs)) < ONNX_ROUNDING

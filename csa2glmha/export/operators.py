@@ -17,6 +17,7 @@ from csa2glmha.export.graph import BOOL, FLOAT, HALF, GraphBuilder, GraphValue, 
 from csa2glmha.export.lowering import primitives
 from csa2glmha.export.shapes import AxisSize, UntranslatableError, integers
 from csa2glmha.networks import reflect_pad_to_multiple
+from csa2glmha.networks.skipped import Skipped
 
 #: In place of a divisor of zero.
 _TINY = 1e-30
@@ -27,6 +28,14 @@ def _binary(op_type: str) -> Callable[..., GraphValue]:
         return g.op(op_type, a, b, rank=max(_rank(a), _rank(b)))
 
     return handler
+
+
+def _add(g: GraphBuilder, a: Operand, b: Operand) -> Operand:
+    """A sum; of a skipped layer's zero and something else it is that."""
+    for zero, other in ((a, b), (b, a)):
+        if isinstance(zero, Tensor) and not zero.ndim and not zero.item():
+            return other
+    return _binary("Add")(g, a, b)
 
 
 def _unary(op_type: str, **attributes: Any) -> Callable[..., GraphValue]:
@@ -179,6 +188,10 @@ def _identity(g: GraphBuilder, layer: nn.Identity, x: GraphValue) -> GraphValue:
     return x
 
 
+def _skipped(g: GraphBuilder, layer: Skipped, *inputs: GraphValue) -> Tensor:
+    return torch.zeros(())
+
+
 def _pixel_shuffle(g: GraphBuilder, layer: nn.PixelShuffle, x: GraphValue) -> GraphValue:
     return g.op("DepthToSpace", x, blocksize=layer.upscale_factor, mode="CRD")
 
@@ -196,7 +209,7 @@ def _rank(operand: Operand) -> int:
 
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    operator.add: _binary("Add"),
+    operator.add: _add,
     operator.sub: _binary("Sub"),
     operator.mul: _binary("Mul"),
     operator.truediv: _binary("Div"),
@@ -233,7 +246,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
 }
 # With a constant tensor on the left, operators are recorded as its methods.
 METHODS: dict[str, Callable[..., Any]] = {
-    "add": _binary("Add"),
+    "add": _add,
     "matmul": _binary("MatMul"),
     "mul": _binary("Mul"),
     "abs": _unary("Abs"),
@@ -267,4 +280,5 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.PixelShuffle: _pixel_shuffle,
     nn.PReLU: _prelu,
     nn.ReplicationPad2d: shapes.replication_pad,
+    Skipped: _skipped,
 }

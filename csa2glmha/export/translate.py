@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 import torch
-from torch import fx
+from torch import fx, nn
 
 from csa2glmha.core.text import first_line
 from csa2glmha.export.graph import FLOAT, HALF, GraphBuilder, GraphValue, Spelling
@@ -58,7 +58,7 @@ def translate(
     try:
         # A network may check its inputs' sizes; they are open here.
         with _sizes_are_open():
-            tracer = fx.Tracer(autowrap_functions=(reflect_pad_to_multiple,))
+            tracer = _Tracer(autowrap_functions=(reflect_pad_to_multiple,))
             graph = tracer.trace(network, concrete_args=_left_out(network))
     # The tracer's own errors, and whatever code that knows nothing of it makes of its stand-ins for tensors.
     except Exception as error:
@@ -85,6 +85,13 @@ def _left_out(network: RestorationModel) -> dict[str, None]:
     """The arguments that the network has beyond its inputs, such as a mask when it has one baked in."""
     arguments = list(inspect.signature(network.forward).parameters)
     return dict.fromkeys(arguments[len(network.input_names) :])
+
+
+class _Tracer(fx.Tracer):
+    """Takes modules for what they are that have a handler, as PyTorch's own are."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in MODULES or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Emitter(fx.Interpreter):

@@ -21,8 +21,6 @@ from csa2glmha.metrics.complexity import copied, count_call, meta_input
 from csa2glmha.networks.foreign import users_own
 
 _META = torch.device("meta")
-
-
 #: Of modules by name, every call in one pass; tensors have shapes, and no values.
 Calls = Mapping[str, tuple[CallArguments, ...]]
 
@@ -104,5 +102,7 @@ def _alike_values(call: CallArguments) -> Hashable:
     return tuple(map(_told, leaves)), repr(structure)
 
 
-def _told(value: object) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else repr(value)
+def _told(value: object) -> Hashable:
+    told = str(tuple(value.shape)) if isinstance(value, Tensor) else repr(value)
+    # Where one object lay another may lie later.
+    return object() if " at 0x" in told else told

@@ -94,7 +94,7 @@ def count_costs(
     saved: dict[Key, list[tuple[int, int]]] = {key: [] for key in choices}
     for side in dict.fromkeys(side for _, side in choices):
         mine = {key: each for key, each in choices.items() if key[1] == side}
-        apart = all(name in alone.calls for key in mine for name in parts[key].names)
+        apart = all(parts[key].alone and alone.calls.keys() >= set(parts[key].names) for key in mine)
         for number in progress(range(max(map(len, mine.values()))), what=f"counting {side}", unit="choice"):
             student = count.student(sizes_of(count.teacher, choices, picks_of_side(choices, side, number)))
             whole = None if apart else count_complexity(student, *count.shapes(student))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from torch import Tensor, nn
 
@@ -63,6 +65,24 @@ def test_all_calls_of_a_module_count() -> None:
     counted = CountedAlone(calls_of(model, ["layer"], (1, 3, 16, 24)))
     assert counted.macs("layer", model.layer) == count_complexity(model, (1, 3, 16, 24)).macs
     assert counted.macs("layer", nn.Conv2d(3, 3, 1)) * 9 == counted.macs("layer", model.layer)
+
+
+class Chosen(nn.Module):
+    """Calls what it keeps: which, cannot be read."""
+
+    def __init__(self, product: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.product = product
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x)
+
+
+def test_what_cannot_be_read_is_its_own_kind() -> None:
+    model = nn.Sequential(Chosen(lambda x: x), nn.ReLU())
+    counted = CountedAlone(calls_of(model, ["0"], (1, 8, 16, 16)))
+    assert counted.macs("0", Chosen(lambda x: x @ x)) == 8 * 16**3
+    assert counted.macs("0", Chosen(lambda x: x)) == 0
 
 
 def test_layers_alike_in_shape_alone_are_told_apart() -> None:
