@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -54,6 +55,12 @@ hypothesis_settings.load_profile("no clock")
 def pytest_xdist_auto_num_workers() -> int:
     """Processes to test in: as many as there is work for, of the CPUs that we may use."""
     return min(cpu_count(), 8)
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries made when they were imported stays: the garbage collector need not look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -107,6 +107,10 @@ def export_file(
     evaluated = choices.precision == "int8" or (
         choices.precision == "fp16" and not options.model_fields_set.isdisjoint(_DATA)
     )
+    if choices.shape is not None and evaluated:
+        # Crops for int8, and the images that show what a precision costs, have sizes of their own.
+        shape = "x".join(map(str, choices.shape))
+        raise UsageError(f"--shape {shape}: int8 and --data need a file that takes any size; leave it out")
     if loaded.model.fixed_size is not None and evaluated:
         raise UsageError(
             f"{model}: has a mask baked in; int8 and --data need a model that takes its mask as an input: "

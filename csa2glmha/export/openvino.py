@@ -39,6 +39,13 @@ def openvino_version() -> str | None:
     return str(openvino.__version__).split("-")[0]
 
 
+def default_precision() -> str:
+    """What OpenVINO calculates in on this CPU unless told otherwise, such as "f32" or "bf16"."""
+    import openvino
+
+    return str(openvino.Core().get_property("CPU", HINT).get_type_name())
+
+
 @dataclass(frozen=True)
 class End:
     """An input or output: what ONNX Runtime says of one."""

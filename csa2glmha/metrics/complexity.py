@@ -52,6 +52,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from csa2glmha.core.errors import Csa2GlmhaError, UsageError
 from csa2glmha.core.text import first_line
 from csa2glmha.metrics.operators import FORMULAS, FREE, HANDLERS
+from csa2glmha.metrics.remembered import remembered
 from csa2glmha.networks.foreign import named_modules
 from csa2glmha.networks.probe import noise
 
@@ -312,9 +313,13 @@ class _OperatorCounter(TorchDispatchMode):
                 output = func.decompose(*args, **kwargs)
             if output is not NotImplemented:
                 return output
-        before = self._products.get_total_flops()
-        output = func(*args, **kwargs)
-        macs = (self._products.get_total_flops() - before) // 2
+
+        def run() -> tuple[Any, int]:
+            before = self._products.get_total_flops()
+            output = func(*args, **kwargs)
+            return output, (self._products.get_total_flops() - before) // 2
+
+        output, macs = remembered(func, args, kwargs, run)
         if handler is None and not macs and name not in FREE:
             self.uncounted[name] += 1
         self._charge(name, macs, 0 if handler is None else handler(args, output))

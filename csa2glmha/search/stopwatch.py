@@ -34,7 +34,13 @@ class Machine(Protocol):
     """Where networks are exported and run."""
 
     def export(
-        self, model: RestorationModel, path: Path, *, plain: bool = False, overwrite: bool = False
+        self,
+        model: RestorationModel,
+        path: Path,
+        *,
+        plain: bool = False,
+        shape: Sequence[int] | None = None,
+        overwrite: bool = False,
     ) -> ExportReport:
         """As :func:`csa2glmha.export.onnx.export_onnx`."""
         ...
@@ -95,7 +101,8 @@ class Stopwatch:
         self._shapes = teacher.input_shapes(*frame)
         self._plain = folder / "teacher.onnx"
         say("exporting the teacher for comparison")
-        self._machine.export(teacher, self._plain, plain=True)
+        # For the one size that is timed, see compare_with_teacher.
+        self._machine.export(teacher, self._plain, plain=True, shape=self._shapes[0])
 
     def share(self, sizes: Sizes) -> float:
         """The time of the student of these sizes over the teacher's."""

@@ -50,6 +50,8 @@ def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 DATA = ["--data", "photos", "--degrade", "noise:25"]
 OWN = ["--network", "my archs.py:build"]
+#: PyTorch's exporter takes three times as long for open sizes, which `student` and its like are written for.
+ONE_SIZE = ["--shape", "1x3x32x32"]
 
 
 @pytest.fixture(scope="module")
@@ -187,9 +189,9 @@ def test_evaluate_and_distill(student: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_export_and_bench(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run("export", student, *OWN, "-o", "again.onnx", capsys=capsys)
+    code, out, err = run("export", student, *OWN, *ONE_SIZE, "-o", "again.onnx", capsys=capsys)
     assert code == 0, err
-    assert out.count("largest difference") == 3
+    assert out.count("largest difference") == 1
     code, out, err = run(
         "bench",
         "my weights.pth",
@@ -209,26 +211,21 @@ def test_export_and_bench(student: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_export_in_half_precision(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Though no rewrites are known of such a network."""
     given = ["export", student, *OWN, "--precision", "fp16", "--io", "fp16", "-o", "half.onnx"]
-    code, out, err = run(*given, capsys=capsys)
+    code, out, err = run(*given, *ONE_SIZE, capsys=capsys)
     assert code == 0, err
-    assert "without rewrites" in out and out.count("largest difference") == 3
+    assert "without rewrites" in out and out.count("largest difference") == 1
     graph = onnx.load("half.onnx").graph
     assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
     halves = [each for each in graph.initializer if each.data_type == onnx.TensorProto.FLOAT16]
     assert len(halves) > 5
 
 
-def test_eight_bits_where_no_convolution_bears_them(
-    student: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = ["export", student, *OWN, "--precision", "int8", *DATA, "-o", "bytes.onnx"]
-    assert "no convolution of this network bears eight bits" in complaint(*given, code=1, capsys=capsys)
-    assert not Path("bytes.onnx").exists()
-
-
 def test_export_in_eight_bits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(builders.build(seed=3, dim=16).state_dict(), "wide.pth")
     given = ["export", "wide.pth", *OWN, "--network-arg", "dim=16", "--precision", "int8", *DATA]
+    line = complaint(*given, *ONE_SIZE, "-o", "bytes.onnx", code=2, capsys=capsys)
+    assert "--shape 1x3x32x32: int8 and --data need a file that takes any size; leave it out" in line
+    assert not Path("bytes.onnx").exists()
     code, out, err = run(*given, "--calibration-crops", "4", "-o", "bytes.onnx", capsys=capsys)
     assert code == 0, err
     types = {each.data_type for each in onnx.load("bytes.onnx").graph.initializer}

@@ -16,14 +16,14 @@ from csa2glmha import cli
 from csa2glmha.commands.export import ExportChoices, export_file
 from csa2glmha.config.options import make_options
 from csa2glmha.config.ranks import Ranks
-from csa2glmha.core.errors import UsageError
+from csa2glmha.core.errors import ExportError, UsageError
 from csa2glmha.export.asked import Form
 from csa2glmha.export.lowering.folding import Affine, PooledNorm, UnitNorm, fold_affine, round_up
 from csa2glmha.export.lowering.primitives import shift_back
 from csa2glmha.export.lowering.rewrite import deploy, to_half
 from csa2glmha.export.metadata import inspect_onnx
 from csa2glmha.export.onnx import deployed_graph, export_onnx
-from csa2glmha.export.quantize import robust_convolutions
+from csa2glmha.export.quantize import quantize, robust_convolutions
 from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.families.mst.network import bake_mask
 from csa2glmha.families.registry import build
@@ -359,6 +359,21 @@ def test_sensitive_convolutions_stay_in_float(make_restormer: MakeRestormer) -> 
     assert not any("project_out" in name for name in chosen)
     convolutions = [node.name for node in graph.node if node.op_type == "Conv"]
     assert convolutions[0] not in chosen and convolutions[-1] not in chosen
+
+
+def test_without_convolutions_that_bear_eight_bits_the_line_says_so(
+    make_restormer: MakeRestormer, tmp_path: Path
+) -> None:
+    """The network's are all too small."""
+    path = tmp_path / "small.onnx"
+    onnx.save(
+        deployed_graph(make_restormer(dim=4, heads=(1, 1, 1, 1), num_blocks=(1, 1, 1, 0)), Form()), path
+    )
+    with pytest.raises(
+        ExportError, match="no convolution of this network bears eight bits; use --precision fp16"
+    ):
+        quantize(path, tmp_path / "bytes.onnx", [])
+    assert not (tmp_path / "bytes.onnx").exists()
 
 
 def test_int8_export_measures_its_loss(shared: Path, tmp_path: Path) -> None:

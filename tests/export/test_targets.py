@@ -15,16 +15,19 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
+from torch import Tensor
 
 from csa2glmha import cli
 from csa2glmha.config.ranks import Ranks
 from csa2glmha.core.errors import CheckpointError, UsageError
+from csa2glmha.export import trial
 from csa2glmha.export.asked import Form
 from csa2glmha.export.lowering.rewrite import deploy
-from csa2glmha.export.onnx import deployed_graph, export_onnx
+from csa2glmha.export.onnx import ExportReport, deployed_graph, export_onnx
 from csa2glmha.export.openvino import OpenVinoSession
 from csa2glmha.export.targets import TARGETS, target_of
 from csa2glmha.export.tensorrt import PROFILE, refused
+from csa2glmha.export.verify import Case, Check, cases_for
 from csa2glmha.families.registry import build
 from csa2glmha.inference import plan
 from csa2glmha.inference.model import open_model
@@ -66,16 +69,23 @@ def test_channels_last_is_the_same_network(
 def test_every_family_is_written_channels_last(
     name: str, settings: dict[str, object], ranks: Ranks | None, tmp_path: Path
 ) -> None:
+    """Students are run in OpenVINO, too, which takes seconds to compile them."""
     model = randomised(build(name, settings).eval(), ranks)
-    report = export_onnx(model, tmp_path / "model.onnx", target=target_of("openvino"))
+    target = target_of("openvino") if ranks else replace(target_of("openvino"), package="")
+    report = export_onnx(model, tmp_path / "model.onnx", target=target)
     assert report.rewritten and not report.notes
     assert "MaxPool" not in operators(onnx.load(report.path)) or name == "cidnet"
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_files_say_what_they_are_for(student: RestorationModel, tmp_path: Path, name: str) -> None:
+def test_files_say_what_they_are_for(
+    student: RestorationModel, tmp_path: Path, request: pytest.FixtureRequest, name: str
+) -> None:
     target = TARGETS[name]
-    report = export_onnx(student, tmp_path / "model.onnx", target=target)
+    if name == "openvino":
+        report = request.getfixturevalue("for_openvino")
+    else:
+        report = export_onnx(student, tmp_path / "model.onnx", target=target)
     proto = onnx.load(report.path)
     described = {entry.key: entry.value for entry in proto.metadata_props}
     assert report.opset == target.opset and described["runtime"] == target.title
@@ -154,20 +164,55 @@ def test_a_runtime_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         target_of("ncnn")
 
 
+@pytest.fixture(scope="module")
+def for_openvino(student: RestorationModel, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    """Compiling takes seconds, so tests share the file."""
+    path = tmp_path_factory.mktemp("openvino") / "model.onnx"
+    return export_onnx(student, path, target=TARGETS["openvino"])
+
+
 @needs_openvino
-def test_openvino_runs_the_file_before_it_gets_its_name(student: RestorationModel, tmp_path: Path) -> None:
-    report = export_onnx(student, tmp_path / "model.onnx", target=TARGETS["openvino"])
-    assert [trial.sizes for trial in report.tried] == ["open", "fixed"]
-    assert all(trial.relative is not None and trial.relative < 1e-4 for trial in report.tried)
-    assert all(trial.psnr is not None and trial.psnr > 30 for trial in report.tried)
+def test_openvino_runs_the_file_before_it_gets_its_name(
+    student: RestorationModel, for_openvino: ExportReport, tmp_path: Path
+) -> None:
+    assert [each.sizes for each in for_openvino.tried] == ["open", "fixed"]
+    assert all(each.relative is not None and each.relative < 1e-4 for each in for_openvino.tried)
+    assert all(each.psnr is not None and each.psnr > 30 for each in for_openvino.tried)
     report = export_onnx(student, tmp_path / "fixed.onnx", target=TARGETS["openvino"], shape=(1, 3, 16, 24))
-    assert [trial.sizes for trial in report.tried] == ["fixed"]
+    assert [each.sizes for each in report.tried] == ["fixed"]
 
 
 @needs_openvino
-def test_openvino_compiles_for_a_shape_that_comes_again(student: RestorationModel, tmp_path: Path) -> None:
-    path = export_onnx(student, tmp_path / "model.onnx", target=TARGETS["openvino"]).path
-    session = OpenVinoSession(path, 1, "f32")
+@pytest.mark.parametrize(("default", "hints"), [("f32", ["f32"]), ("bf16", ["f32", None])])
+def test_a_default_precision_of_its_own_is_tried_too(
+    student: RestorationModel,
+    for_openvino: ExportReport,
+    monkeypatch: pytest.MonkeyPatch,
+    default: str,
+    hints: list[str | None],
+) -> None:
+    tried: list[str | None] = []
+
+    def outputs(
+        path: Path, check: Check, where: str, precision: str | None, fixed: bool
+    ) -> list[tuple[Tensor, Case]]:
+        tried.append(precision)
+        return [(case.expected + (0.01 if precision is None else 0), case) for case in check.cases]
+
+    monkeypatch.setattr(trial, "_outputs", outputs)
+    monkeypatch.setattr(trial, "default_precision", lambda: default)
+    found = trial.try_file(for_openvino.path, TARGETS["openvino"], Check(cases_for(student, None), 1e-4))
+    assert tried == 2 * hints  # open sizes and fixed ones
+    for each in found:
+        assert each.relative == 0 and each.psnr is not None
+        assert (each.psnr > 60) == (default == "f32")
+
+
+@needs_openvino
+def test_openvino_compiles_for_a_shape_that_comes_again(
+    student: RestorationModel, for_openvino: ExportReport, tmp_path: Path
+) -> None:
+    session = OpenVinoSession(for_openvino.path, 1, "f32")
     for size in (16, 16, 16, 24, 16):
         image = torch.rand(1, 3, size, size)
         with torch.no_grad():
@@ -184,8 +229,8 @@ def test_a_runtime_of_onnx_files_takes_no_checkpoint(checkpoint: Path) -> None:
 
 
 @needs_openvino
-def test_openvino_restores_as_onnx_runtime(student: RestorationModel, tmp_path: Path) -> None:
-    path = export_onnx(student, tmp_path / "model.onnx", target=TARGETS["openvino"]).path
+def test_openvino_restores_as_onnx_runtime(for_openvino: ExportReport) -> None:
+    path = for_openvino.path
     image = torch.rand(1, 3, 19, 24)
     outputs = [open_model(path, runtime).run((image,)) for runtime in ("onnxruntime", "openvino-f32")]
     assert relative_difference(outputs[1], outputs[0]) < 1e-5

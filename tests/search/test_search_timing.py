@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,16 @@ class MadeUp:
         self._asked: Counter[str] = Counter()
 
     def export(
-        self, model: RestorationModel, path: Path, *, plain: bool = False, overwrite: bool = False
+        self,
+        model: RestorationModel,
+        path: Path,
+        *,
+        plain: bool = False,
+        shape: Sequence[int] | None = None,
+        overwrite: bool = False,
     ) -> ExportReport:
+        # PyTorch's exporter, of the teacher alone, writes the size that is timed.
+        assert shape == (self.shapes[0] if plain else None)
         self._exported[path] = model
         path.touch()
         notes = () if self.rewritten else ("because of this",)
