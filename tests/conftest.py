@@ -58,7 +58,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_finish() -> None:
-    """What the libraries made when they were imported stays: the garbage collector need not look through it."""
+    """What libraries made when they were imported stays: the garbage collector need not look through it."""
     gc.collect()
     gc.freeze()
 

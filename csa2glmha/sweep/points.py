@@ -101,10 +101,16 @@ def _searched(label: str, options: dict[str, Any]) -> Point:
         )
     if match["full"]:
         options = options | {"ffn": FULL}
-    if match["drop"] is not None:
-        return Point(label, AUTO, make_options(**options, rank="auto", max_drop=match["drop"]))
-    kind = "macs" if match["macs"] is not None else "params"
-    return Point(label, AUTO, make_options(**options, rank="auto", **{kind: match[kind]}))
+    budgets = {"macs": match["macs"], "params": match["params"], "max_drop": match["drop"]}
+    ((name, value),) = ((name, value) for name, value in budgets.items() if value is not None)
+    try:
+        return Point(label, AUTO, make_options(**options, rank="auto", **{name: value}))
+    except UsageError as error:
+        # The option is convert's, which nobody gave here.
+        named = f"--{name.replace('_', '-')} {value}: "
+        if not str(error).startswith(named):
+            raise
+        raise UsageError(f"--ranks {label}: {str(error).removeprefix(named)}") from error
 
 
 def _number(label: str) -> int | str:

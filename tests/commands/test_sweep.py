@@ -363,7 +363,8 @@ def test_widths_that_are_none(ranks: str, ffn: str, message: str) -> None:
         ("4,eight", "not a rank"),
         ("auto", "takes a budget"),
         ("auto:much", "neither a share"),
-        ("auto:max-drop=much", "max-drop"),
+        ("auto:max-drop=much", "^--ranks auto:max-drop=much: input should be a valid number"),
+        ("auto:1.7", "^--ranks auto:1.7: above 1 it is an amount, and too small for one"),
         ("0", "at least 1"),
     ],
 )
