@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from tensorly.decomposition import parafac
 from torch import Tensor
 
 from csa2glmha.commands import convert
@@ -199,7 +200,11 @@ def quick_factors() -> Iterator[None]:
         ) -> SeparableFactors:
             return factorize(kernels, offsets, left, right, rank, min(iterations, 5))
 
+        def quick_start(*args: Any, n_iter_max: int, **options: Any) -> Any:
+            return parafac(*args, n_iter_max=min(n_iter_max, 5), **options)
+
         patched.setattr(factors, "factorize", quick)
+        patched.setattr("csa2glmha.initialize.factorize.parafac", quick_start)
         yield
 
 
