@@ -544,3 +544,29 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(UsageError, match="--device cuda:2: there are only 2"):
         resolve_device("cuda:2")
+
+
+OTHER = {
+    "name": "svd", "description": "truncated", "rank": 8, "macs": 105_000_000_000, "params": 22_213_184,
+    "before": {"psnr_to_teacher": 30.25, "psnr_drop": -3.5}, "after": None,
+}  # fmt: skip
+
+
+def baseline_lines(values: dict[str, Any]) -> list[str]:
+    lines = markdown(values).splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("| method"))
+    return [line for line in lines[first : first + 4] if not line.startswith("|---")]
+
+
+def test_other_methods_stand_beside_the_student_as_far_as_both_came() -> None:
+    """Without distillation all figures are before it, the student's too."""
+    header, own, other = baseline_lines(report("distillation") | {"baselines": [OTHER]})
+    assert "before distillation" in header and "after it" not in header
+    assert "| 55.00 | -0.020 |" in own.replace("\u2212", "-") and "| 30.25 | -3.500 |" in other.replace(
+        "\u2212", "-"
+    )
+    distilled = OTHER | {"after": {"psnr_to_teacher": 40.5, "psnr_drop": -0.75}}
+    header, own, other = baseline_lines(report() | {"baselines": [distilled]})
+    assert "after it" in header
+    assert "| 49.50 | -0.150 | 55.00 | -0.020 |" in own.replace("\u2212", "-")
+    assert "| 30.25 | -3.500 | 40.50 | -0.750 |" in other.replace("\u2212", "-")

@@ -191,40 +191,42 @@ def baseline_blocks(report: Report) -> list[Block]:
     """Other ways to make the teacher smaller, beside this student."""
     if not report.baselines:
         return []
+    distilled = report.distillation is not None
     rows = [
-        _baseline_row(entry, report.complexity.before.macs) for entry in (_own(report), *report.baselines)
+        _baseline_row(entry, report.complexity.before.macs, distilled)
+        for entry in (_own(report), *report.baselines)
     ]
     names = ("PSNR to teacher, dB", "change to ground truth, dB")
     if report.classifies:
         names = ("KL divergence to teacher", "change of top-1 accuracy, %")
-    header = (
-        *("method", "MACs", "change", "parameters"),
-        *(f"before distillation: {names[0]}", names[1]),
-        *(f"after it: {names[0]}", names[1]),
-    )
+    header = ["method", "MACs", "change", "parameters", f"before distillation: {names[0]}", names[1]]
+    if distilled:
+        header += [f"after it: {names[0]}", names[1]]
     return [Table(header, rows, "This student and other methods")]
 
 
 def _own(report: Report) -> Baseline:
     narrower = bool(report.feed_forwards)
+    student = report.against_teacher("student")
+    distilled = report.distillation is not None
     return Baseline(
         name="GLMHA, this student",
         description="guided low-rank attention" + (", narrower feed-forward networks" if narrower else ""),
         macs=report.complexity.after.macs,
         params=report.complexity.after.params,
-        before=report.against_teacher("initialisation"),
-        after=report.against_teacher("student"),
+        before=report.against_teacher("initialisation") if distilled else student,
+        after=student if distilled else None,
     )
 
 
-def _baseline_row(entry: Baseline, teacher_macs: float) -> list[Cell]:
+def _baseline_row(entry: Baseline, teacher_macs: float, distilled: bool) -> list[Cell]:
     row: list[Cell] = [
         Named(entry.name, entry.description),
         format_macs(round(entry.macs)),
         percent_change(teacher_macs, entry.macs),
         format_params(round(entry.params)),
     ]
-    for quality in (entry.before, entry.after):
+    for quality in (entry.before, entry.after) if distilled else (entry.before,):
         if quality is None:
             row += [UNKNOWN, UNKNOWN]
         elif quality.kl_to_teacher is not None:
