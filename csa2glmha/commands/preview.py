@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from dataclasses import dataclass
 
@@ -160,7 +161,7 @@ def _stages(
     stages = []
     if search is not None:
         trials = sum(len(choices) for choices in search.choices.values())
-        passes = len({name for name, _ in search.choices}) / AT_ONCE * CROPS * _PROBE_PASSES
+        passes = math.ceil(len({name for name, _ in search.choices}) / AT_ONCE) * CROPS * _PROBE_PASSES
         stages.append(PlannedStage("search", (passes + trials * _CHOICE_PASSES) * each))
     if not plan.exact:
         crops = options.calibration_crops

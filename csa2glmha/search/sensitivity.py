@@ -34,8 +34,9 @@ from csa2glmha.reading.feedforwards import feed_forwards
 from csa2glmha.search.choices import LOGITS, Choice, Key, RankChoice, WidthChoice
 from csa2glmha.search.probes import NoGradientError, errors_of_changes, errors_of_networks
 
-#: Layers that are measured at once: as much as is lost where a search is interrupted.
-AT_ONCE = 16
+#: Layers that are measured at once: as much as is lost where a search is interrupted. For each such part the
+#: network is run forward and, for every vector, backward again, so few large parts take less time.
+AT_ONCE = 32
 #: Of the refinement of factors. A student's own are refined further.
 ITERATIONS = 25
 
