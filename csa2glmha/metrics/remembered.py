@@ -48,7 +48,8 @@ def remembered(
     given = _key((args, tuple(kwargs.items()))) if _is_functional(func) else None
     if given is None:
         return run()
-    key = func, given
+    # Operators that make a tensor of nothing take PyTorch's default type.
+    key = func, given, torch.get_default_dtype()
     known = _results.get(key)
     if known is None:
         output, macs = run()

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -361,14 +362,15 @@ def test_sensitive_convolutions_stay_in_float(make_restormer: MakeRestormer) -> 
     assert convolutions[0] not in chosen and convolutions[-1] not in chosen
 
 
-def test_without_convolutions_that_bear_eight_bits_the_line_says_so(
-    make_restormer: MakeRestormer, tmp_path: Path
-) -> None:
-    """The network's are all too small."""
+def test_without_convolutions_that_bear_eight_bits_the_line_says_so(tmp_path: Path) -> None:
+    """A network of one convolution, which is the first and the last."""
     path = tmp_path / "small.onnx"
-    onnx.save(
-        deployed_graph(make_restormer(dim=4, heads=(1, 1, 1, 1), num_blocks=(1, 1, 1, 0)), Form()), path
+    image, output = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 8, 8]) for name in "xy"
     )
+    weight = onnx.numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), "w")
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], "conv")
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [image], [output], [weight])), path)
     with pytest.raises(
         ExportError, match="no convolution of this network bears eight bits; use --precision fp16"
     ):

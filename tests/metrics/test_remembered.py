@@ -14,6 +14,7 @@ from csa2glmha.metrics.remembered import remembered as look_up
 from tests.conftest import MakeRestormer
 
 ATEN = torch.ops.aten
+META = torch.device("meta")
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +84,23 @@ def test_views_changes_and_values_are_always_run() -> None:
     real = torch.ones(2)
     count, outputs = times_run(ATEN.mul.Tensor, (real, real), (2 * real, real))
     assert count == 2 and outputs[1].tolist() == [2, 2]
+
+
+def test_the_default_type_counts() -> None:
+    shape = ([2, 3],)
+    made = []
+    for dtype in (torch.float32, torch.float64):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            made.append(look_up(ATEN.zeros.default, shape, {"device": META}, new_zeros)[0])
+        finally:
+            torch.set_default_dtype(before)
+    assert [each.dtype for each in made] == [torch.float32, torch.float64]
+
+
+def new_zeros() -> tuple[Tensor, int]:
+    return torch.zeros(2, 3, device=META), 0
 
 
 def test_no_more_than_a_number_is_kept(
