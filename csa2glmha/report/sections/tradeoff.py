@@ -194,7 +194,7 @@ def baseline_blocks(report: Report) -> list[Block]:
     distilled = report.distillation is not None
     rows = [
         _baseline_row(entry, report.complexity.before.macs, distilled)
-        for entry in (_own(report), *report.baselines)
+        for entry in (_own(report, distilled), *report.baselines)
     ]
     names = ("PSNR to teacher, dB", "change to ground truth, dB")
     if report.classifies:
@@ -205,10 +205,9 @@ def baseline_blocks(report: Report) -> list[Block]:
     return [Table(header, rows, "This student and other methods")]
 
 
-def _own(report: Report) -> Baseline:
+def _own(report: Report, distilled: bool) -> Baseline:
     narrower = bool(report.feed_forwards)
     student = report.against_teacher("student")
-    distilled = report.distillation is not None
     return Baseline(
         name="GLMHA, this student",
         description="guided low-rank attention" + (", narrower feed-forward networks" if narrower else ""),
