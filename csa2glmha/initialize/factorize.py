@@ -19,7 +19,6 @@ factors with L-BFGS.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import tensorly as tl
@@ -32,6 +31,9 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented
 ITERATIONS = 150
 #: Refinement ends where so many iterations lower the squared error by less than this share of it.
 STRIDE, LEAST_GAIN = 25, 0.005
+#: Of the CP decomposition that the refinement may start from. With 60 the refined errors are the same (45
+#: projections of a denoising Restormer: 0.999 of them), and of those of 25 iterations 0.984.
+CP_ITERATIONS = 15
 #: Relative ridge that keeps Gram matrices invertible.
 RIDGE = 1e-9
 
@@ -162,7 +164,9 @@ class _Problem:
     def moments(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """T Omega T_r^T and T_r Omega T_r^T, the latter made safely invertible."""
         cross = self.bank_right @ rows.transpose(-2, -1)
-        gram = rows @ self.right @ rows.transpose(-2, -1)
+        # Omega is symmetric, so the derivative needs no product with it beyond this one, the largest here.
+        half = (rows.detach() @ self.right) @ rows.transpose(-2, -1)
+        gram = half + half.transpose(-2, -1) - half.detach()
         diagonal = gram.diagonal(dim1=-2, dim2=-1)
         ridge = torch.diag_embed(diagonal * RIDGE + diagonal.mean(-1, keepdim=True) * RIDGE + 1e-300)
         return cross, gram + ridge
@@ -236,15 +240,14 @@ class _Problem:
         tensor = self.bank[..., :spatial].unflatten(-1, (self.channels, self.area))
         tensor = torch.einsum("hij,hjab,hac,hbd->hicd", left, tensor, channel, pixel)
         mixes, kernels = [], []
-        with tl.backend_context("pytorch"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with tl.backend_context("pytorch", local_threadsafe=True):
             for head in range(len(tensor)):
                 init = "svd" if rank <= min(tensor.shape[1:3]) and rank <= self.area else "random"
                 try:
                     _, factors = parafac(
                         tensor[head],
                         rank,
-                        n_iter_max=60,
+                        n_iter_max=CP_ITERATIONS,
                         init=init,
                         tol=1e-6,
                         random_state=0,

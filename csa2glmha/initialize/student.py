@@ -25,6 +25,7 @@ from csa2glmha.attention.glmha import GLMHA, Generator
 from csa2glmha.attention.guided import GuidedAttention
 from csa2glmha.attention.pointwise import PointwiseGLMHA
 from csa2glmha.core.hooks import removed_after
+from csa2glmha.core.parallel import in_threads
 from csa2glmha.core.progress import manual_progress, progress
 from csa2glmha.data.batches import Inputs
 from csa2glmha.initialize.corrections import set_corrections
@@ -124,20 +125,24 @@ def initialise_layers(
         needs = {name: Needs.of(configs[name]) for name in approximate}
         statistics = gather_statistics(teacher, layers, needs, batches)
     wanted: dict[str, LogitSamples] = {}
+
+    def fill(name: str) -> Iterator[None]:
+        gathered = None if statistics is None else statistics.get(name)
+        if isinstance(gathered, LayerStatistics):
+            wanted[name] = gathered.samples
+        if statistics is not None and not keep:
+            statistics.pop(name, None)  # the largest tensors here; free them as we go
+        with naming(name):
+            if analyse is not None and gathered is not None:
+                made[name][0].fit.analysis = analyse(layers[name], gathered)
+            factors = Factors(layers[name].form, gathered, iterations)
+            for candidate in made[name]:
+                _fill_any(candidate, factors)
+                check_finite(name, "its low-rank form is not finite", candidate.module.parameters())
+                yield
+
+    in_threads(fill, list(layers), what="factorising", unit="layer")
     with torch.no_grad():
-        for name in progress(layers, what="factorising", unit="layer"):
-            gathered = None if statistics is None else statistics.get(name)
-            if isinstance(gathered, LayerStatistics):
-                wanted[name] = gathered.samples
-            if statistics is not None and not keep:
-                statistics.pop(name, None)  # the largest tensors here; free them as we go
-            with naming(name):
-                if analyse is not None and gathered is not None:
-                    made[name][0].fit.analysis = analyse(layers[name], gathered)
-                factors = Factors(layers[name].form, gathered, iterations)
-                for candidate in made[name]:
-                    _fill_any(candidate, factors)
-                    check_finite(name, "its low-rank form is not finite", candidate.module.parameters())
         _correct(teacher, layers, made, wanted, batches)
     return made
 
