@@ -3,7 +3,7 @@
 A layer adds W h + rest to the stream x of its network, h its features. In a student x is not the teacher's
 any more, nor is h. W is refitted so that the sum comes close to the teacher's sum t all the same:
 
-    W' = (Y + l W)(C + l I)^-1      C = sum h h^T, Y = sum (t - x - rest) h^T, all but t of the student
+    W' = W + R (C + l I)^-1     C = sum h h^T, R = sum (t - x - rest - W h) h^T, all but t of the student
 
 So a layer also corrects what those before it did.
 """
@@ -23,42 +23,47 @@ ANCHOR = 1e-5
 class AnchoredMoments:
     """What the refit of one layer needs, summed up over images.
 
+    Products of an image are made in the network's own precision, which is enough where they are made of what
+    is missing, not of what is there; sums of them are double.
+
     Attributes:
         features: C, (d, d).
-        products: Y, (out, d).
-        target: sum of squares of what is to be reached.
+        products: R, (out, d).
+        missing: sum of squares of what is missing.
     """
 
     features: Tensor | None = None
     products: Tensor | None = None
-    target: float = 0.0
+    missing: float = 0.0
 
-    def add(self, features: Tensor, target: Tensor) -> None:
+    def add(self, features: Tensor, missing: Tensor) -> None:
         """Add images.
 
         Args:
             features: h, (B, d, pixels).
-            target: t - x - rest, (B, out, pixels).
+            missing: t - x - rest - W h, (B, out, pixels).
         """
-        h = features.detach().transpose(0, 1).flatten(1).cpu().double()
-        y = target.detach().transpose(0, 1).flatten(1).cpu().double()
-        own, products = h @ h.T, y @ h.T
-        self.features = own if self.features is None else self.features + own
-        self.products = products if self.products is None else self.products + products
-        self.target += float(y.square().sum())
+        for h, lacks in zip(features.detach(), missing.detach(), strict=True):
+            own, products = (h @ h.T).cpu().double(), (lacks @ h.T).cpu().double()
+            self.features = own if self.features is None else self.features + own
+            self.products = products if self.products is None else self.products + products
+            self.missing += float(lacks.square().sum(dtype=torch.float64))
 
-    def solve(self, weight: Tensor) -> Tensor:
-        """W', like ``weight`` (out, d); the nearer to it, the less the data say."""
+    def change(self) -> Tensor:
+        """W' - W, (out, d): the smaller, the less the data say."""
         assert self.features is not None and self.products is not None
         hold = self.features.diagonal().mean() * ANCHOR + 1e-300
         system = self.features + hold * torch.eye(len(self.features), dtype=torch.float64)
-        goal = self.products + hold * weight.detach().cpu().double()
-        solved: Tensor = torch.linalg.solve(system, goal.T)
-        return solved.T.to(weight)
+        solved: Tensor = torch.linalg.solve(system, self.products.T)
+        return solved.T
 
-    def error(self, weight: Tensor) -> float:
-        """What a weight leaves of the target, as a share of its energy."""
+    def errors(self, weight: Tensor, change: Tensor) -> tuple[float, float]:
+        """What is missing with W and with the weight after a change, as shares of what W h is to be."""
         assert self.features is not None and self.products is not None
-        w = weight.detach().cpu().double()
-        left = self.target - 2 * float((self.products * w).sum()) + float(((w @ self.features) * w).sum())
-        return max(left, 0.0) / max(self.target, 1e-300)
+        goal = max(self._missing_after(-weight.detach().cpu().double()), 1e-300)
+        return self.missing / goal, self._missing_after(change) / goal
+
+    def _missing_after(self, change: Tensor) -> float:
+        assert self.features is not None and self.products is not None
+        gained = 2 * float((self.products * change).sum())
+        return max(self.missing - gained + float(((change @ self.features) * change).sum()), 0.0)

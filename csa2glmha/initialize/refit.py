@@ -159,12 +159,13 @@ def refit(
     ):
         for name in order:
             weight = layers[name].weight.clone()
-            moments = _moments_at(name, weight, walk, guide, update, nothing)
+            moments = _moments_at(name, walk, guide, update, nothing)
             with naming(name):
-                solved = moments.solve(weight)
-            fits[name] = RefitError(moments.error(weight) ** 0.5, moments.error(solved) ** 0.5)
-            layers[name].set_weight(solved)
-            update = solved - weight
+                change = moments.change()
+            before, after = moments.errors(weight, change)
+            fits[name] = RefitError(before**0.5, after**0.5)
+            layers[name].set_weight(weight + change.to(weight))
+            update = layers[name].weight - weight
             bar.update()
         # Behind the last sum nothing is needed any more: the passes end with the block.
     return fits
@@ -188,7 +189,7 @@ def _common_order(
 
 
 def _moments_at(
-    name: str, weight: Tensor, walk: _RefitWalk, guide: _RefitWalk, update: Tensor | None, nothing: Tensor
+    name: str, walk: _RefitWalk, guide: _RefitWalk, update: Tensor | None, nothing: Tensor
 ) -> AnchoredMoments:
     """Bring all passes of both networks to a layer's sum."""
     moments = AnchoredMoments()
@@ -198,7 +199,7 @@ def _moments_at(
         assert goal is not None and seen is not None and goal.layer == seen.layer == name
         assert seen.features is not None
         target, own = (rows_of(each.stream + each.output, walk.layouts[name]) for each in (goal, seen))
-        moments.add(seen.features, target - (own - weight @ seen.features))
+        moments.add(seen.features, target - own)
     return moments
 
 
