@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
-from csa2glmha.metrics.outputs import KL_SCALE, PSNR_SCALE, Scale
+from csa2glmha.metrics.outputs import KL_SCALE, PSNR_SCALE
 from csa2glmha.report.schema_search import ParetoPoint
 from csa2glmha.report.sections.scales import is_exact, with_unit
 
@@ -31,30 +33,25 @@ OTHER = (
 NARROWER = (("s-", "#2a9d8f"), ("^-", "#8e6c8a"), ("v-", "#bc8034"), ("P-", "#5b8c5a"))
 
 
+#: Decibels below which the axis of what is lost is linear.
+_NEAR_ZERO = {"linthresh": 0.01, "linscale": 0.5}
+
+
 def plot_pareto(path: Path, points: Sequence[ParetoPoint]) -> None:
-    """Write a PNG or SVG (by the suffix) of agreement with the teacher against MACs and, if measured, time.
+    """Write a PNG or SVG (by the suffix): agreement with the teacher and, as far as they are known, what is
+    lost against the ground truth and what takes less time.
 
     Args:
         path: of the file.
         points: as sweep.json has them.
     """
-    timed = any(point.time_ratio is not None for point in points if point.kind != "teacher")
-    scale = KL_SCALE if any(point.kl_to_teacher is not None for point in points) else PSNR_SCALE
-    costs = ["MACs, share of the teacher's"]
-    if timed:
-        costs.append("time in ONNX Runtime, share of the teacher's")
-    figure = Figure(figsize=(5.6 * len(costs), 4.4), dpi=110, layout="constrained")
-    plots = figure.subplots(1, len(costs), squeeze=False)[0]
-    for index, (plot, label) in enumerate(zip(plots, costs, strict=True)):
+    panels = _panels(points)
+    figure = Figure(figsize=(5.6 * len(panels), 4.4), dpi=110, layout="constrained")
+    plots = figure.subplots(1, len(panels), squeeze=False)[0]
+    for plot, panel in zip(plots, panels, strict=True):
         for line in _lines(points):
-            _draw(plot, line, scale, timed=index == 1)
-        plot.set_xlabel(label, fontsize=9)
-        plot.set_ylabel(with_unit(scale, scale.label), fontsize=9)
-        if not scale.unit:
-            plot.set_yscale("log")
-        plot.tick_params(labelsize=8)
-        plot.grid(alpha=0.25)
-        plot.margins(x=0.2, y=0.12)  # room for the names beside the first points
+            _draw(plot, line, panel)
+        panel.dress(plot)
     handles, titles = plots[0].get_legend_handles_labels()
     if handles:
         # Many lines leave no room for it among them.
@@ -62,6 +59,58 @@ def plot_pareto(path: Path, points: Sequence[ParetoPoint]) -> None:
         place: dict[str, Any] = {"loc": "outside right upper"} if beside else {}
         (figure if beside else plots[0]).legend(handles, titles, fontsize=8, frameon=False, **place)
     figure.savefig(path, format=path.suffix.lstrip("."))
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One plot of the figure.
+
+    Attributes:
+        cost, quality: of a point, as far as they are known.
+        labels: of the two.
+        scale: of the quality: its axis, and the options of that.
+    """
+
+    cost: Callable[[ParetoPoint], float | None]
+    quality: Callable[[ParetoPoint], float | None]
+    labels: tuple[str, str]
+    scale: tuple[str, dict[str, float]] = ("linear", {})
+
+    def dress(self, plot: Axes) -> None:
+        """Set all but the points."""
+        plot.set_xlabel(self.labels[0], fontsize=9)
+        plot.set_ylabel(self.labels[1], fontsize=9)
+        kind, options = self.scale
+        plot.set_yscale(kind, **options)
+        if kind == "symlog":
+            plot.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
+        plot.tick_params(labelsize=8)
+        plot.grid(alpha=0.25)
+        plot.margins(x=0.25, y=0.12)  # room for the names beside the first points
+
+
+def _panels(points: Sequence[ParetoPoint]) -> list[_Panel]:
+    students = [point for point in points if point.kind != "teacher"]
+    scale = KL_SCALE if any(point.kl_to_teacher is not None for point in points) else PSNR_SCALE
+
+    def to_teacher(point: ParetoPoint) -> float | None:
+        # A lossless student is at infinity, as far as rounding goes.
+        return None if point.to_teacher is None or is_exact(scale, point.to_teacher) else point.to_teacher
+
+    def lost(point: ParetoPoint) -> float | None:
+        return None if point.kind == "teacher" else point.psnr_drop
+
+    macs, time = "MACs, share of the teacher's", "time in ONNX Runtime, share of the teacher's"
+    agreement = with_unit(scale, scale.label)
+    kind: tuple[str, dict[str, float]] = ("linear" if scale.unit else "log", {})
+    panels = [_Panel(lambda point: point.macs_ratio, to_teacher, (macs, agreement), kind)]
+    if any(lost(point) is not None for point in students):
+        # From thousandths of a decibel to several, of either sign.
+        label = "change of the PSNR to the ground truth, dB"
+        panels.append(_Panel(lambda point: point.macs_ratio, lost, (macs, label), ("symlog", _NEAR_ZERO)))
+    if any(point.time_ratio is not None for point in students):
+        panels.append(_Panel(lambda point: point.time_ratio, to_teacher, (time, agreement), kind))
+    return panels
 
 
 class _Line(NamedTuple):
@@ -74,17 +123,13 @@ class _Line(NamedTuple):
     named: bool = True
 
 
-def _draw(plot: Axes, line: _Line, scale: Scale, timed: bool) -> None:
-    """Its points against MACs or time, as far as both figures are known."""
+def _draw(plot: Axes, line: _Line, panel: _Panel) -> None:
+    """Its points, as far as both figures are known."""
     known = sorted(
         # The legend says what is the same for a whole line.
-        (cost, agreement, point.label.partition(" ffn ")[0].removesuffix(":ffn=full"))
+        (cost, quality, point.label.partition(" ffn ")[0].removesuffix(":ffn=full"))
         for point in line.points
-        for cost in [point.time_ratio if timed else point.macs_ratio]
-        if cost is not None
-        and (agreement := point.to_teacher) is not None
-        # A lossless student is at infinity, as far as rounding goes.
-        and not is_exact(scale, agreement)
+        if (cost := panel.cost(point)) is not None and (quality := panel.quality(point)) is not None
     )
     if not known:
         return
