@@ -19,6 +19,8 @@ from torch import Tensor
 
 #: Added to second moments, as a share of their mean diagonal, so that they can be inverted.
 RIDGE = 1e-6
+#: The matrices of a sweep are made smaller when so few of their channels are left.
+_COMPACT = 0.8
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,16 @@ def removal_order(moment: Tensor, weight: Tensor, metric: Tensor | None = None) 
     weigh = None if metric is None else metric.detach().cpu().double()
     whole = float(((weighed() @ moment) * weight).sum())
     inverse = torch.linalg.inv(moment)
-    alive = torch.ones(n, dtype=torch.bool)
+    channels, alive = torch.arange(n), torch.ones(n, dtype=torch.bool)
     order, lost = [], [0.0]
-    for _ in range(n):
+    for gone in range(n):
+        if n - gone < _COMPACT * len(channels):  # rows and columns of those that have gone are zero
+            inverse, weight, channels = inverse[alive][:, alive], weight[:, alive], channels[alive]
+            alive = torch.ones(len(channels), dtype=torch.bool)
         energy = (weighed() * weight).sum(0)
         costs = energy / inverse.diagonal().clamp_min(1e-300)
         index = int(costs.masked_fill(~alive, torch.inf).argmin())
-        order.append(index)
+        order.append(int(channels[index]))
         lost.append(lost[-1] + max(float(costs[index]), 0.0))
         alive[index] = False
         row = inverse[index] / inverse[index, index].clamp_min(1e-300)

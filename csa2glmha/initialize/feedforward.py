@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from csa2glmha.core.hooks import removed_after
-from csa2glmha.core.progress import manual_progress, progress, say
+from csa2glmha.core.parallel import in_threads
+from csa2glmha.core.progress import manual_progress, say
 from csa2glmha.core.text import listed
 from csa2glmha.data.batches import Inputs
 from csa2glmha.feedforward.choose import Removal, refitted, removal_order
@@ -80,11 +81,15 @@ class HiddenMoments:
     ) -> HiddenMoments:
         """One pass of a network over its calibration inputs; see :func:`hidden_moments`."""
         moments = hidden_moments(model, layers, batches)
-        orders = {}
-        for name in progress(moments, what="choosing channels", unit="layer"):
+        found: dict[str, Removal] = {}
+
+        def sweep(name: str) -> Iterator[None]:
             with naming(name):
-                orders[name] = removal_order(moments[name], layers[name].weight)
-        return cls(moments, orders)
+                found[name] = removal_order(moments[name], layers[name].weight)
+            yield
+
+        in_threads(sweep, list(moments), what="choosing channels", unit="layer")
+        return cls(moments, {name: found[name] for name in moments})
 
 
 @torch.no_grad()
