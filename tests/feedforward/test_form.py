@@ -246,4 +246,4 @@ def test_weights_stay_where_the_data_say_nothing() -> None:
     wanted = torch.tensor([[5.0, 1, 1], [5, 1, 1]])
     torch.testing.assert_close(weight + change.float(), wanted, atol=1e-3, rtol=1e-3)
     before, after = moments.errors(weight, change)
-    assert before == pytest.approx(0.64) and after < 1e-8
+    assert before == pytest.approx(0.64) and after < 1e-5
