@@ -338,7 +338,7 @@ def layers_are_skipped(subject: Subject, place: Path) -> None:
 def projections_are_refitted(subject: Subject, place: Path) -> None:
     """Of every attention and feed-forward layer; afterwards the student is closer to its teacher."""
     teacher, made = network(subject), copy.deepcopy(narrow_student(subject))
-    calibration = [subject.inputs(teacher, 32, 48, 2, seed) for seed in (2, 3)]
+    calibration = [subject.inputs(teacher, 16, 24, 2, seed) for seed in (2, 3)]
     layers = outputs_of(made, teacher)
     assert layers.keys() == attention_layers(teacher).keys() | feed_forwards(teacher).keys()
 

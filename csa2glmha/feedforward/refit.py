@@ -5,55 +5,21 @@ any more, nor is h. W is refitted so that the sum comes close to the teacher's s
 
     W' = W + R (C + l I)^-1     C = sum h h^T, R = sum (t - x - rest - W h) h^T, all but t of the student
 
-So a layer also corrects what those before it did. How large l is to be, the images say: each l is tried with
-a part of them left out, on which it is judged, and the best is taken with all of them. That needs sums alone,
-and some small systems of equations.
+So a layer also corrects what those before it did.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-#: l, as shares of the mean diagonal of C: how firmly the weights are held where the data say little.
-ANCHORS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-#: That of a single image, which leaves none to judge on.
-ANCHOR = 1e-3
-#: Parts of the images, each of which is left out once.
-PARTS = 4
-
-
-@dataclass
-class _Sums:
-    """Of some images: C (d, d), R (out, d), and the sum of squares of what is missing."""
-
-    features: Tensor
-    products: Tensor
-    missing: float
-
-    def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(
-            self.features + other.features, self.products + other.products, self.missing + other.missing
-        )
-
-    def __sub__(self, other: _Sums) -> _Sums:
-        return _Sums(
-            self.features - other.features, self.products - other.products, self.missing - other.missing
-        )
-
-    def change(self, anchor: float) -> Tensor:
-        """R (C + l I)^-1."""
-        hold = self.features.diagonal().mean() * anchor + 1e-300
-        system = self.features + hold * torch.eye(len(self.features), dtype=torch.float64)
-        solved: Tensor = torch.linalg.solve(system, self.products.T)
-        return solved.T
-
-    def missing_after(self, change: Tensor) -> float:
-        """The sum of squares that a change of the weights leaves."""
-        gained = 2 * float((self.products * change).sum())
-        return max(self.missing - gained + float(((change @ self.features) * change).sum()), 0.0)
+#: l, as a share of the mean diagonal of C: how firmly the weights are held where the data say little.
+#: Agreement with the teacher on held-out crops, with half of the hidden channels, at 1e-5, 1e-3 and 1e-2:
+#: of a Restormer that removes noise 42.00, 42.20 and 42.13 dB; of a Retinexformer for low light 40.35, 40.85
+#: and 41.25 (at 3e-3 41.11, without a refit 40.94).
+ANCHOR = 3e-3
 
 
 @dataclass
@@ -62,10 +28,16 @@ class AnchoredMoments:
 
     Products of an image are made in the network's own precision, which is enough where they are made of what
     is missing, not of what is there; sums of them are double.
+
+    Attributes:
+        features: C, (d, d).
+        products: R, (out, d).
+        missing: sum of squares of what is missing.
     """
 
-    _parts: list[_Sums] = field(default_factory=list)
-    _images: int = 0
+    features: Tensor | None = None
+    products: Tensor | None = None
+    missing: float = 0.0
 
     def add(self, features: Tensor, missing: Tensor) -> None:
         """Add images.
@@ -75,34 +47,26 @@ class AnchoredMoments:
             missing: t - x - rest - W h, (B, out, pixels).
         """
         for h, lacks in zip(features.detach(), missing.detach(), strict=True):
-            energy = float(lacks.square().sum(dtype=torch.float64))
-            own = _Sums((h @ h.T).cpu().double(), (lacks @ h.T).cpu().double(), energy)
-            if self._images < PARTS:
-                self._parts.append(own)
-            else:
-                self._parts[self._images % PARTS] += own
-            self._images += 1
+            own, products = (h @ h.T).cpu().double(), (lacks @ h.T).cpu().double()
+            self.features = own if self.features is None else self.features + own
+            self.products = products if self.products is None else self.products + products
+            self.missing += float(lacks.square().sum(dtype=torch.float64))
 
     def change(self) -> Tensor:
-        """W' - W, (out, d): the smaller, the less the data say; zero if no change helps on other images."""
-        whole = self._whole
-        if len(self._parts) == 1:
-            return whole.change(ANCHOR)
-        left = dict.fromkeys(ANCHORS, 0.0)
-        for part in self._parts:
-            rest = whole - part
-            for anchor in ANCHORS:
-                left[anchor] += part.missing_after(rest.change(anchor))
-        best = min(ANCHORS, key=left.__getitem__)
-        return whole.change(best) if left[best] < whole.missing else torch.zeros_like(whole.products)
+        """W' - W, (out, d): the smaller, the less the data say."""
+        assert self.features is not None and self.products is not None
+        hold = self.features.diagonal().mean() * ANCHOR + 1e-300
+        system = self.features + hold * torch.eye(len(self.features), dtype=torch.float64)
+        solved: Tensor = torch.linalg.solve(system, self.products.T)
+        return solved.T
 
     def errors(self, weight: Tensor, change: Tensor) -> tuple[float, float]:
         """What is missing with W and with the weight after a change, as shares of what W h is to be."""
-        whole = self._whole
-        goal = max(whole.missing_after(-weight.detach().cpu().double()), 1e-300)
-        return whole.missing / goal, whole.missing_after(change) / goal
+        assert self.features is not None and self.products is not None
+        goal = max(self._missing_after(-weight.detach().cpu().double()), 1e-300)
+        return self.missing / goal, self._missing_after(change) / goal
 
-    @property
-    def _whole(self) -> _Sums:
-        first, *others = self._parts
-        return sum(others, start=first)
+    def _missing_after(self, change: Tensor) -> float:
+        assert self.features is not None and self.products is not None
+        gained = 2 * float((self.products * change).sum())
+        return max(self.missing - gained + float(((change @ self.features) * change).sum()), 0.0)
