@@ -38,8 +38,9 @@ _NEAR_ZERO = {"linthresh": 0.01, "linscale": 0.5}
 
 
 def plot_pareto(path: Path, points: Sequence[ParetoPoint]) -> None:
-    """Write a PNG or SVG (by the suffix): agreement with the teacher and, as far as they are known, what is
-    lost against the ground truth and what takes less time.
+    """Write a PNG or SVG (by the suffix): agreement with the teacher against MACs.
+
+    Beside it, where they are known, the change of the PSNR to the ground truth, and agreement against time.
 
     Args:
         path: of the file.
