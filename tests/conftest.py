@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -187,12 +188,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def quick_factors() -> Iterator[None]:
-    """Factors after a few steps, for tests of everything but how close they are.
-
-    Not where a student is compared with that of another process, which takes all steps.
-    """
+@contextlib.contextmanager
+def few_steps() -> Iterator[None]:
+    """Factors are made in a few steps."""
     with pytest.MonkeyPatch.context() as patched:
 
         def quick(
@@ -208,11 +206,30 @@ def quick_factors() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def quick_factors() -> Iterator[None]:
+    """Factors after a few steps, for tests of everything but how close they are.
+
+    Not where a student is compared with that of another process, which takes all steps.
+    """
+    with few_steps():
+        yield
+
+
+@contextlib.contextmanager
+def without_export() -> Iterator[None]:
     """Conversions without the ONNX export, which takes most of their time and has tests of its own."""
-    exported = replaced(Export(lambda *_, **__: None), CONVERSION_STAGES)
-    monkeypatch.setattr(convert, "CONVERSION_STAGES", exported)
+    with pytest.MonkeyPatch.context() as patched:
+        exported = replaced(Export(lambda *_, **__: None), CONVERSION_STAGES)
+        patched.setattr(convert, "CONVERSION_STAGES", exported)
+        yield
+
+
+@pytest.fixture
+def no_export() -> Iterator[None]:
+    """Conversions without the ONNX export."""
+    with without_export():
+        yield
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor
 
 #: How much the difference between student and teacher is amplified to be visible at all.
@@ -85,6 +84,9 @@ def plot_spectra(path: Path, teacher: Tensor, student: Tensor, ground_truth: Ten
 
     They are the most colourful pixels that are apart from each other.
     """
+    # Here, for it is slow to import, and photographs have no spectra.
+    from matplotlib.figure import Figure
+
     pixels = colourful_pixels(teacher, PIXELS_SHOWN)
     figure = Figure(figsize=(3.4 * (1 + len(pixels)), 3.2), dpi=110, layout="constrained")
     image, *plots = figure.subplots(1, 1 + len(pixels))

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import spearmanr
 from torch import nn
 
 from csa2glmha.core.errors import OutputError
@@ -296,4 +295,7 @@ def _correlation(pairs: npt.NDArray[np.float64]) -> float | None:
     """Spearman's, of (N, 2) values; None where one of the two does not change."""
     if any(np.ptp(column) == 0 for column in pairs.T):
         return None
+    # Here, for it is slow to import, and few commands come this far.
+    from scipy.stats import spearmanr
+
     return float(spearmanr(pairs[:, 0], pairs[:, 1]).statistic)

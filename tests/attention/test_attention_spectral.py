@@ -33,6 +33,8 @@ from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_layers
 from tests.conftest import TINY_RESTORMER, batches
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 BANDS, SIZE = 8, 16
 DISPERSED = SIZE + 2 * (BANDS - 1)
 

@@ -39,6 +39,8 @@ from csa2glmha.networks import RestorationModel
 from csa2glmha.reading.layers import attention_layers, glmha_layers
 from csa2glmha.reading.reader import PlainReader
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 
 @dataclass(frozen=True)
 class Shape:

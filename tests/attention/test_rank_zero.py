@@ -23,6 +23,8 @@ from csa2glmha.reading.layers import attention_layers, glmha_layers
 from tests.conftest import smooth_images
 from tests.subjects import SUBJECTS
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 #: Families that read images.
 TINY: dict[str, dict[str, Any]] = {name: dict(SUBJECTS[name].tiny) for name in ("restormer", "mst_plus_plus")}
 

@@ -16,6 +16,8 @@ from csa2glmha.data import write_image
 from tests.commands.test_cli import complaint, run
 from tests.networks import builders
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 SIDE = 32
 OWN = ["--network", "archs.py:classifier"]
 SHORT = ["--rank", "2", "--distill-steps", "4", "--calibration-crops", "8", "--no-latency"]

@@ -18,6 +18,8 @@ from csa2glmha.data.inputs.cassi import initial_cube, shifted_mask
 from csa2glmha.families.registry import build
 from tests.command_line import complaint, run
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 BANDS, HEIGHT, WIDTH = 6, 24, 32
 QUICK = ["--calibration-crops", "4", "--calibration-size", "16", "--crop", "16", "--no-latency"]
 QUICK += ["--distill-steps", "4", "--batch", "2", "--rank", "2"]

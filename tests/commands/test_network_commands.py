@@ -11,13 +11,10 @@ import pytest
 import torch
 
 from csa2glmha import cli
-from csa2glmha.commands import convert
-from csa2glmha.compression.exporting import Export
-from csa2glmha.compression.files import CONVERSION_STAGES, replaced
 from csa2glmha.data import read_image, write_image
 from csa2glmha.data.crops import TrainingCrops
 from tests.commands.test_cli import QUICK, complaint, run
-from tests.conftest import smooth_images
+from tests.conftest import smooth_images, without_export
 from tests.networks import builders
 
 pytestmark = pytest.mark.usefixtures("quick_factors")
@@ -76,9 +73,7 @@ def interrupted_and_resumed(command: list[str], folder: Path) -> None:
 def resumed(folder: Path) -> Path:
     """A student of such a conversion, without its ONNX file."""
     command = ["convert", "weights.pth", *OWN, *RANGE, "--rank", "2", *DATA, *TRAINED, "-o", "out"]
-    with pytest.MonkeyPatch.context() as patch:
-        exported = replaced(Export(lambda *_, **__: None), CONVERSION_STAGES)
-        patch.setattr(convert, "CONVERSION_STAGES", exported)
+    with without_export():
         interrupted_and_resumed(command, folder)
     return folder / "out"
 

@@ -20,6 +20,8 @@ from csa2glmha.networks.probe import probe
 from tests.commands.test_cli import QUICK, run
 from tests.networks import builders
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 OWN = ["--network", "archs.py:Routed"]
 
 

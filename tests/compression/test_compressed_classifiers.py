@@ -13,6 +13,8 @@ from csa2glmha.reading.layers import glmha_layers
 from tests.conftest import smooth_images
 from tests.networks import builders
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 
 def batches(count: int, seed: int) -> list[torch.Tensor]:
     return list(smooth_images(count, seed).split(2))

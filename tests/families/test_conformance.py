@@ -10,6 +10,8 @@ from tests import conformance
 from tests.conformance import CHECKS, Check
 from tests.subjects import SUBJECTS, family_names, subject_of
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("family", family_names())

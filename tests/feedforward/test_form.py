@@ -26,6 +26,8 @@ from tests.networks import Block as NetworkBlock
 from tests.networks import Network, forms, image
 from tests.subjects import SUBJECTS, Subject
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 
 class Gated(nn.Module):
     """A gate and a value, with biases everywhere."""

@@ -22,6 +22,8 @@ from csa2glmha.reading.network import read_network
 from tests.conftest import MakeRestormer
 from tests.subjects import SUBJECTS
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 #: V is multiplied by what a module makes of the mask and of a number, and no layer makes queries and keys: a
 #: function is given their weights.
 _REFUSED = {"mst"}

@@ -17,6 +17,8 @@ from csa2glmha.reading.layers import attention_layers, glmha_layers
 from csa2glmha.reading.own import narrowed, read_own
 from tests.networks import Block, Network, forms, image, refused
 
+pytestmark = pytest.mark.usefixtures("quick_factors")
+
 
 class MapThenTopK(nn.Module):
     """Two attentions, of which one is refused."""
