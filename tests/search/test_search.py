@@ -579,6 +579,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results")
 
 
+@pytest.mark.usefixtures("no_export")
 def test_convert_within_macs(
     wide_checkpoint: Path, measured: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -600,6 +601,7 @@ def test_convert_within_macs(
     assert "measurements are there already" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_export")
 def test_convert_within_decibels(wide_checkpoint: Path, measured: Path) -> None:
     found = convert(wide_checkpoint, max_drop=0.05, output=measured / "drop", latency=False, **QUICK)
     # The loss that was evaluated is the one that the report shows.
@@ -610,6 +612,7 @@ def test_convert_within_decibels(wide_checkpoint: Path, measured: Path) -> None:
     assert after["after"]["macs"] < after["before"]["macs"]
 
 
+@pytest.mark.usefixtures("no_export")
 def test_convert_within_time(wide_checkpoint: Path, measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are the machine's; here they are made up: a millisecond for every 100 000 MACs."""
 
@@ -647,6 +650,7 @@ def test_convert_within_time(wide_checkpoint: Path, measured: Path, monkeypatch:
         convert(wide_checkpoint, latency=0.1, output=measured / "none", **QUICK)
 
 
+@pytest.mark.usefixtures("no_export")
 def test_what_cannot_be_reached_names_what_can(wide_checkpoint: Path, measured: Path) -> None:
     with pytest.raises(UsageError, match="the smallest is") as caught:
         convert(wide_checkpoint, macs="0.1", output=measured / "least", **QUICK)
@@ -659,6 +663,7 @@ def test_what_cannot_be_reached_names_what_can(wide_checkpoint: Path, measured: 
     assert after["after"]["macs"] <= float(share) * after["before"]["macs"]
 
 
+@pytest.mark.usefixtures("no_export")
 def test_a_share_of_energy_gives_every_layer_its_rank(wide_checkpoint: Path, tmp_path: Path) -> None:
     quick = QUICK | {"latency": False, "distill": False}
     some = convert(wide_checkpoint, **(quick | {"rank": 0.9, "output": tmp_path / "some"})).report
