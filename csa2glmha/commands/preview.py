@@ -24,18 +24,18 @@ from csa2glmha.search.plan import CROPS, SizeSearch
 from csa2glmha.search.probes import VECTORS
 from csa2glmha.search.sensitivity import AT_ONCE
 
-# Passes of one crop through the teacher that the stages take. Foretold and measured: initialisation of
-# Restormer of 2.6 M parameters 28 and 24 seconds on two cores, of 26 M 3 minutes and 3.5 on one of them, of
-# MST-S 19 and 7 seconds (it needs no factors refined); 20 steps of distillation of Restormer of 0.8 and 2.6 M
-# parameters and MST-S 12 and 12, 20 and 18, 22 and 35 seconds.
+# Passes of one crop through the teacher that the stages take. Foretold and measured seconds on two cores:
+# initialisation of Restormer of 2.6 M parameters 28 and 23, of 26 M 180 and 210 (on one core), of MST-S 19
+# and 7 (it needs no factors refined); 20 steps of distillation of Restormer of 0.8 and 2.6 M parameters and
+# of MST-S 12 and 12, 20 and 18, 22 and 35.
 _INITIALISE_PASSES = 2.5
 #: One pass, and products of all hidden channels.
 _WIDTH_PASSES = 2.0
-#: One pass of each network, the student's attention twice, and products of all features in double precision.
+#: One pass of each network, the student's attention twice, and products of all features.
 _REFIT_PASSES = 5.0
-# Of a search: for the vectors of a crop, each of which goes back through the network; and for a choice, whose
-# factors take as long on a large image as on a small one. Of the 2.6 M 148 seconds and 145, of the 26 M 53
-# minutes and 39 on one core.
+# Of a search: for the vectors of a crop, each of which goes back through the network; and for a choice. Its
+# factors take as long whatever the image's size. Restormer of 2.6 M parameters: 148 seconds foretold and 145
+# measured; of 26 M: 53 minutes and 39 (on one core).
 _PROBE_PASSES, _CHOICE_PASSES = 2.0 * VECTORS, 0.7
 #: A training step: the teacher's pass, the student's, and back.
 _STEP_PASSES = 4.0

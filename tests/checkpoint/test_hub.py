@@ -30,8 +30,6 @@ from csa2glmha.report.stored import parse_report
 from tests.command_line import complaint, run
 from tests.hub_server import TOKEN, Hub, Repository, commit_of
 
-pytestmark = pytest.mark.usefixtures("quick_factors")
-
 NAME = "some-lab/de.noisers"
 
 

@@ -27,8 +27,6 @@ from csa2glmha.sweep.folders import finished_report
 from csa2glmha.sweep.points import parse_points
 from tests.pages import example_report
 
-pytestmark = pytest.mark.usefixtures("quick_factors")
-
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, tiny_restormer: Restormer) -> Path:

@@ -15,8 +15,6 @@ from csa2glmha.core.stages import Stages
 from csa2glmha.inference.memory import training_needs, whole_needs
 from tests.conftest import MakeRestormer
 
-pytestmark = pytest.mark.usefixtures("quick_factors")
-
 
 @pytest.fixture
 def teacher(tmp_path: Path, make_restormer: MakeRestormer) -> Path:

@@ -22,8 +22,6 @@ from csa2glmha.export.onnx import ExportReport, export_onnx
 from csa2glmha.export.openvino import openvino_version
 from csa2glmha.export.targets import TARGETS, Target
 
-pytestmark = pytest.mark.usefixtures("quick_factors")
-
 QUICK = {"rank": "full", "timing": False, "input_size": 32}
 
 

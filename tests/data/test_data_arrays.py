@@ -22,8 +22,6 @@ from csa2glmha.data.inputs.cubes import read_cube
 from csa2glmha.data.inputs.scenes import folder_kind
 from csa2glmha.data.inputs.spectral import CubeSet
 
-pytestmark = pytest.mark.usefixtures("quick_factors")
-
 CUBE = np.random.default_rng(0).random((5, 7, 4))
 
 

@@ -30,8 +30,6 @@ from csa2glmha.families.restormer.network import Restormer
 from tests.conftest import MakeRestormer
 from tests.inference.test_restore import blurring_onnx
 
-pytestmark = pytest.mark.usefixtures("quick_factors")
-
 
 def photos(folder: Path, count: int, side: int = 16) -> Path:
     folder.mkdir()

@@ -29,8 +29,6 @@ from csa2glmha.inference.memory import used_bytes
 from csa2glmha.inference.plan import TileOptions
 from tests.inference.test_restore import Picky
 
-pytestmark = pytest.mark.usefixtures("quick_factors")
-
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 28, 4), np.uint8)
 RGB, ALPHA = PICTURE[..., :3], PICTURE[..., 3]
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -24,8 +24,6 @@ from csa2glmha.inference.plan import TileOptions
 from tests.command_line import complaint, run
 from tests.conftest import MakeRestormer
 
-pytestmark = pytest.mark.usefixtures("quick_factors")
-
 BANDS = 8
 QUICK = ["--calibration-crops", "4", "--calibration-size", "16", "--crop", "16", "--no-latency", "--rank"]
 QUICK += ["2", "--input-size", "32", "--no-distill"]

@@ -17,8 +17,6 @@ from csa2glmha.families.cidnet.network import CIDNet
 from csa2glmha.networks import RestorationModel
 from tests.subjects import randomise, scene
 
-pytestmark = pytest.mark.usefixtures("quick_factors")
-
 TINY = {"channels": [8, 8, 12, 16], "heads": [2, 2, 4], "ffn_expansion_factor": 2.5}
 
 

@@ -30,8 +30,6 @@ from csa2glmha.networks import RestorationModel, reflect_pad_to_multiple, run
 from csa2glmha.reading.layers import attention_layers, glmha_layers, replace_layers
 from tests.subjects import SUBJECTS, image_alone, randomise
 
-pytestmark = pytest.mark.usefixtures("quick_factors")
-
 # The receptive field of the deepest of these networks reaches 69 pixels: for Restormer's levels, with two
 # 3x3 convolutions a block and one to change level, 1 + 2 (2 + 1) + 2 (4 + 2) + 2 (8 + 4) + (16 + 8) + 2.
 OVERLAP = 72

@@ -17,8 +17,6 @@ from csa2glmha.reading.layers import attention_layers
 from csa2glmha.reading.network import read_network
 from tests.networks import Block, Network, beside, forms, image, refused
 
-pytestmark = pytest.mark.usefixtures("quick_factors")
-
 FORMS: dict[str, tuple[Block, str]] = {
     "maps": (forms.MapAttention, ""),
     "dilated": (forms.DilatedAttention, ""),

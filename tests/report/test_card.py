@@ -16,8 +16,6 @@ from csa2glmha.report.command_line import _PATHS, _option, command_line
 from csa2glmha.report.stored import parse_report
 from tests.report.test_report_document import report
 
-pytestmark = pytest.mark.usefixtures("quick_factors")
-
 HOSTILE = "a: 'b' \"c\" #d\n---\nlicense: mit\n{%x%} `|*[\x00\x1b[31m\ud800 &x *y !z"
 
 

@@ -39,8 +39,6 @@ from csa2glmha.report.schema import SCHEMA
 from csa2glmha.report.stored import parse_report, read_record
 from tests.conftest import MakeRestormer
 
-pytestmark = pytest.mark.usefixtures("quick_factors")
-
 REPORT: dict[str, Any] = {
     "schema": SCHEMA,
     "tool": "csa2glmha 0.1.0",

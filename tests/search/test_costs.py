@@ -18,8 +18,6 @@ from tests.conformance import network
 from tests.networks import Network, feedforwards, image
 from tests.subjects import family_names, subject_of
 
-pytestmark = pytest.mark.usefixtures("quick_factors")
-
 
 def check_costs(teacher: nn.Module, shapes: tuple[tuple[int, ...], ...]) -> None:
     """Choices save what the counts of whole students say."""
