@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +14,9 @@ from csa2glmha.export.openvino import HINT, OpenVinoSession, default_precision, 
 from csa2glmha.export.targets import Target
 from csa2glmha.export.tensorrt import PROFILE, STRONGLY_TYPED, refused
 from csa2glmha.export.verify import Case, Check
+
+#: In dB. bf16 gives 58 and more for a denoiser; at 40 a restored image of 31 dB loses half a dB.
+_CLOSE = 40.0
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,11 @@ def _read_for_tensorrt(path: Path) -> Trial:
 def _tried(path: Path, check: Check, trial: Trial) -> Trial:
     where, fixed = trial.describe(), trial.sizes == "fixed"
     outputs = _outputs(path, check, where, "f32", fixed)
-    exact = max(_relative(*each) for each in outputs)
-    if not exact <= check.tolerance:  # written so that NaN fails
+    try:
+        exact = max(case.differences(output)[1] for output, case in outputs)
+    except ExportError as error:
+        raise ExportError(f"{where}: {error}") from error
+    if exact > check.tolerance:
         raise ExportError(
             f"{where}: the output in float32 differs from PyTorch's by {exact:.1e} of its range, tolerance "
             f"{check.tolerance:.1e}: another version of it may do better, or use ONNX Runtime"
@@ -104,7 +109,9 @@ def _tried(path: Path, check: Check, trial: Trial) -> Trial:
         except ExportError as error:
             note = f"its default precision fails ({error}): set {HINT} to f32"
             return replace(trial, relative=exact, note=note)
-    return replace(trial, relative=exact, psnr=min(_psnr(*each) for each in outputs))
+    psnr = min(case.psnr(output) for output, case in outputs)
+    note = "" if psnr >= _CLOSE else f"that is far from float32: set {HINT} to f32"
+    return replace(trial, relative=exact, psnr=psnr, note=note)
 
 
 def _outputs(
@@ -121,16 +128,3 @@ def _outputs(
         return found
     except (CheckpointError, RuntimeError) as error:
         raise ExportError(f"{where}: {error}") from error
-
-
-def _relative(output: Tensor, case: Case) -> float:
-    spread = float(case.expected.max() - case.expected.min())
-    worst = float((output - case.expected).abs().max())
-    return worst / spread if spread else (0.0 if worst == 0 else math.inf)
-
-
-def _psnr(output: Tensor, case: Case) -> float:
-    """In dB, of the range of PyTorch's output."""
-    spread = float(case.expected.max() - case.expected.min())
-    error = float((output - case.expected).square().mean()) / max(spread**2, 1e-30)
-    return -10 * math.log10(error) if error > 0 else math.inf

@@ -43,6 +43,32 @@ class Case:
     inputs: tuple[Tensor, ...]
     expected: Tensor
 
+    def differences(self, output: Tensor) -> tuple[float, float]:
+        """The largest difference of another output, and its share of the range of PyTorch's.
+
+        Infinite where one of the two has a value that is no number.
+
+        Raises:
+            ExportError: it has another shape; the message goes on from what made it.
+        """
+        if output.shape != self.expected.shape:
+            shapes = tuple(output.shape), tuple(self.inputs[0].shape), tuple(self.expected.shape)
+            raise ExportError("gives an output of shape {} for input {}, PyTorch {}".format(*shapes))
+        largest = float((output - self.expected).abs().max())
+        if math.isnan(largest):
+            return math.inf, math.inf
+        spread = float(self.expected.max() - self.expected.min())
+        # A constant output has no range to measure by: then only equality will do.
+        return largest, largest / spread if spread else (0.0 if largest == 0 else math.inf)
+
+    def psnr(self, output: Tensor) -> float:
+        """That of another output to PyTorch's, in dB, of the range of PyTorch's; minus infinity of NaN."""
+        spread = float(self.expected.max() - self.expected.min())
+        error = float((output - self.expected).square().mean()) / max(spread**2, 1e-30)
+        if math.isnan(error):
+            return -math.inf
+        return -10 * math.log10(error) if error > 0 else math.inf
+
 
 def check_example(model: RestorationModel, example: Sequence[Tensor] | None) -> None:
     """Raise DataError where inputs to compare on have not the channels that the model's have."""
@@ -184,13 +210,7 @@ def _compare(runtime: OnnxModel, case: Case) -> SizeParity:
         output = runtime(*case.inputs)
     except DataError as error:
         raise ExportError(f"the ONNX graph does not run: {error}; use the PyTorch checkpoint") from error
-    if output.shape != case.expected.shape:
-        raise ExportError(
-            f"the ONNX graph gives an output of shape {tuple(output.shape)} for input {shape}, "
-            f"PyTorch {tuple(case.expected.shape)}: use the PyTorch checkpoint"
-        )
-    max_abs = float((output - case.expected).abs().max())
-    spread = float(case.expected.max() - case.expected.min())
-    # A constant output has no range to measure by: then only equality will do.
-    relative = max_abs / spread if spread != 0 else (0.0 if max_abs == 0 else float("inf"))
-    return SizeParity(shape, max_abs, relative)
+    try:
+        return SizeParity(shape, *case.differences(output))
+    except ExportError as error:
+        raise ExportError(f"the ONNX graph {error}: use the PyTorch checkpoint") from error

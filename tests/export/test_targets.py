@@ -19,7 +19,7 @@ from torch import Tensor
 
 from csa2glmha import cli
 from csa2glmha.config.ranks import Ranks
-from csa2glmha.core.errors import CheckpointError, UsageError
+from csa2glmha.core.errors import CheckpointError, ExportError, UsageError
 from csa2glmha.export import trial
 from csa2glmha.export.asked import Form
 from csa2glmha.export.lowering.rewrite import deploy
@@ -206,6 +206,44 @@ def test_a_default_precision_of_its_own_is_tried_too(
     for each in found:
         assert each.relative == 0 and each.psnr is not None
         assert (each.psnr > 60) == (default == "f32")
+
+
+@needs_openvino
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_value_that_is_no_number_is_refused_at_any_size(
+    student: RestorationModel, for_openvino: ExportReport, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    check = Check(cases_for(student, None), 1e-4)
+    results = [(case.expected.clone(), case) for case in check.cases]
+    results[place][0][0, 0, 0, 0] = float("nan")
+    monkeypatch.setattr(trial, "_outputs", lambda *_: results)
+    with pytest.raises(ExportError, match=r"the output in float32 differs .* by inf"):
+        trial.try_file(for_openvino.path, TARGETS["openvino"], check)
+    monkeypatch.setattr(trial, "_outputs", lambda *_: [(case.expected[:, :1], case) for case in check.cases])
+    with pytest.raises(
+        ExportError, match=r"open sizes: gives an output of shape \(2, 1, .*, PyTorch \(2, 3,"
+    ):
+        trial.try_file(for_openvino.path, TARGETS["openvino"], check)
+
+
+@needs_openvino
+@pytest.mark.parametrize(("wrong", "said"), [(0.002, False), (0.1, True), (float("nan"), True)])
+def test_a_default_precision_that_is_far_off_is_named(
+    student: RestorationModel,
+    for_openvino: ExportReport,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: float,
+    said: bool,
+) -> None:
+    def outputs(
+        path: Path, check: Check, where: str, precision: str | None, fixed: bool
+    ) -> list[tuple[Tensor, Case]]:
+        return [(case.expected + (wrong if precision is None else 0), case) for case in check.cases]
+
+    monkeypatch.setattr(trial, "_outputs", outputs)
+    monkeypatch.setattr(trial, "default_precision", lambda: "bf16")
+    found = trial.try_file(for_openvino.path, TARGETS["openvino"], Check(cases_for(student, None), 1e-4))
+    assert all(("set INFERENCE_PRECISION_HINT to f32" in each.describe()) == said for each in found)
 
 
 @needs_openvino
