@@ -394,8 +394,9 @@ def export(
     show_line(f"loads in: {'; '.join(need.describe() for need in result.needs)}")
     for note in result.notes:
         show_line(f"note: {note}")
-    kept = "kept" if result.simplified else "no smaller, left as it was"
-    show_line(f"onnxsim: {result.nodes[0]} nodes before, {result.nodes[1]} after: {kept}")
+    if result.nodes[0]:
+        kept = "kept" if result.simplified else "no smaller, left as it was"
+        show_line(f"onnxsim: {result.nodes[0]} nodes before, {result.nodes[1]} after: {kept}")
     if result.headroom is not None:
         show_line(result.headroom.describe())
     if loss is not None:

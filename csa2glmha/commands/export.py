@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
+from torch import Tensor
 
 from csa2glmha.checkpoint.student import LoadedModel, load_model, weight_bytes
 from csa2glmha.config.data import CalibrationOptions, DataOptions
@@ -26,8 +28,11 @@ from csa2glmha.export.onnx import PRECISIONS, ExportReport, check_opset, export_
 from csa2glmha.export.quantize import quantize
 from csa2glmha.export.runtime import OnnxModel
 from csa2glmha.export.targets import DEFAULT_TARGET, target_of
+from csa2glmha.export.trial import try_file
+from csa2glmha.export.verify import Check, cases_for
 from csa2glmha.metrics.evaluate import evaluate, restore
 from csa2glmha.metrics.outputs import PSNR_SCALE, Scale
+from csa2glmha.networks import RestorationModel
 from csa2glmha.report.metrics import AGREEMENT, PSNR, Metric
 
 #: Held-out images that the loss of a lower precision is measured on, at most.
@@ -161,6 +166,11 @@ def _check_choices(choices: ExportChoices) -> None:
         raise UsageError(f"--precision {precision}: unknown; give {', '.join(PRECISIONS)}")
     check_opset(opset, choices.plain)
     target_of(choices.target)
+    if choices.target == "tensorrt" and precision == "int8":
+        raise UsageError(
+            "--precision int8: TensorRT takes eight bits in a form of its own; give --precision fp16, or let "
+            "TensorRT quantise the float file"
+        )
     if choices.half_io and precision != "fp16":
         raise UsageError(f"--io fp16: goes with --precision fp16, not {precision}; leave it out")
 
@@ -210,9 +220,6 @@ def _output_file(model: Path, output: Path | None, stem: str) -> Path:
 
 
 def _export(loaded: LoadedModel, output: Path, choices: ExportChoices) -> ExportReport:
-    example = bundled_images(3)[0][1]
-    if loaded.model.in_channels != 3:
-        example = example[:1].repeat(loaded.model.in_channels, 1, 1)
     arguments: dict[str, Any] = {
         "opset": choices.opset,
         "plain": choices.plain,
@@ -220,11 +227,17 @@ def _export(loaded: LoadedModel, output: Path, choices: ExportChoices) -> Export
         "half_io": choices.half_io,
         "target": target_of(choices.target),
         "shape": choices.shape,
+        "metadata": metadata_of(loaded),
+        "example": _example(loaded.model),
+        "overwrite": choices.overwrite,
     }
-    metadata = metadata_of(loaded)
-    return export_onnx(
-        loaded.model, output, metadata=metadata, example=(example,), overwrite=choices.overwrite, **arguments
-    )
+    return export_onnx(loaded.model, output, **arguments)
+
+
+def _example(model: RestorationModel) -> tuple[Tensor]:
+    """A photograph, with the channels that the model takes."""
+    photograph = bundled_images(3)[0][1]
+    return (photograph if model.in_channels == 3 else photograph[:1].repeat(model.in_channels, 1, 1),)
 
 
 def _export_int8(
@@ -235,10 +248,13 @@ def _export_int8(
     report = _export(loaded, exact, replace(choices, precision="fp32"))
     say(f"calibrating int8 on {options.calibration_crops} crops: {data.source}")
     count = quantize(exact, output, crops)
-    note = f"{count} convolutions in int8, the rest in float32"
-    needs = needs_of(onnx.load(output))
-    notes, size = (*report.notes, note), output.stat().st_size
-    return replace(report, parity=(), notes=notes, size_bytes=size, needs=needs)
+    proto, size = onnx.load(output), output.stat().st_size
+    note = f"{count} convolutions in int8, the rest in float32; {len(proto.graph.node)} nodes"
+    # The float file was tried already, and nobody gets that one.
+    check = Check(cases_for(loaded.model, _example(loaded.model)), tolerance=math.inf)
+    tried = try_file(output, target_of(choices.target), check, lossy=True)
+    notes, needs = (*report.notes, note), needs_of(proto)
+    return replace(report, parity=(), nodes=(0, 0), notes=notes, size_bytes=size, needs=needs, tried=tried)
 
 
 def _headroom(file: Path, data: Data, options: WorkOptions) -> Headroom | None:

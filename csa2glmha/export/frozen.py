@@ -34,11 +34,12 @@ class FrozenError(ExportError):
     def __init__(self, network: RestorationModel, axes: Iterable[str]) -> None:
         self.axes = frozenset(axes)
         sizes = " and ".join(name for name in _AXES.values() if name in self.axes)
+        channels = network.in_channels
         super().__init__(
-            f"{network.architecture}: its code makes plain numbers of its input's {sizes}, so a file would "
-            f"be right at one size only: csa2glmha export with --shape 1x{network.in_channels}xHxW (in "
-            f"Python: shape=(1, {network.in_channels}, H, W)) writes one for the size that you give; or "
-            "use the PyTorch checkpoint"
+            f"{network.architecture}: its code makes plain numbers of its input's {sizes}, or decides by "
+            "them, so a file would be right at some sizes only: csa2glmha export with "
+            f"--shape 1x{channels}xHxW (in Python: shape=(1, {channels}, H, W)) writes one for the size "
+            "that you give; or use the PyTorch checkpoint"
         )
 
 
@@ -62,8 +63,8 @@ def check_frozen(file: Path, network: RestorationModel, check: Check, refusal: E
         refusal: why it was refused.
 
     Raises:
-        FrozenError: it is right at that size, and changing a single one of batch, height and width makes it
-            wrong.
+        FrozenError: it is right at that size, and changing batch, height or width, or both of these, makes
+            it wrong.
     """
     try:
         runtime = OnnxModel(file)
@@ -72,14 +73,16 @@ def check_frozen(file: Path, network: RestorationModel, check: Check, refusal: E
     first, *others = check.cases
     if not check.agrees(runtime, first):
         return
-    frozen = set()
+    frozen: set[str] = set()
     for case in others:
         if check.agrees(runtime, case):
             continue
-        for axis, name in _AXES.items():
+        for axes in ((0,), (2,), (3,), (2, 3)):  # both, where the code decides by the area
             shape = list(first.inputs[0].shape)
-            shape[axis] = case.inputs[0].shape[axis]
-            if not check.agrees(runtime, case_of(network, case.inputs, shape)):
-                frozen.add(name)
+            for axis in axes:
+                shape[axis] = case.inputs[0].shape[axis]
+            names = {_AXES[axis] for axis in axes}
+            if not names & frozen and not check.agrees(runtime, case_of(network, case.inputs, shape)):
+                frozen |= names
     if frozen:
         raise FrozenError(network, frozen) from refusal

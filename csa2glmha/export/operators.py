@@ -19,15 +19,33 @@ from csa2glmha.export.shapes import AxisSize, UntranslatableError, integers
 from csa2glmha.networks import reflect_pad_to_multiple
 from csa2glmha.networks.skipped import Skipped
 
+#: Reductions that give one of the values.
+_EXTREMES = ("ReduceMax", "ReduceMin")
 #: In place of a divisor of zero.
 _TINY = 1e-30
 
 
 def _binary(op_type: str) -> Callable[..., GraphValue]:
     def handler(g: GraphBuilder, a: Operand, b: Operand) -> GraphValue:
+        a, b = _promoted(g, (a, b))
         return g.op(op_type, a, b, rank=max(_rank(a), _rank(b)))
 
     return handler
+
+
+def _promoted(g: GraphBuilder, operands: Sequence[Operand]) -> list[Operand]:
+    """Operands of one type: of half precision and float32 it is float32, as in PyTorch."""
+    types = {each.dtype for each in operands if isinstance(each, GraphValue)}
+    if types != {HALF, FLOAT}:
+        return list(operands)
+    return [g.cast(each, FLOAT) if isinstance(each, GraphValue) else each for each in operands]
+
+
+def _matmul(g: GraphBuilder, a: Operand, b: Operand) -> GraphValue:
+    """A product; of two results in float32, since its sums may be over pixels."""
+    if isinstance(a, GraphValue) and isinstance(b, GraphValue):
+        a, b = g.cast(a, FLOAT), g.cast(b, FLOAT)
+    return _binary("MatMul")(g, a, b)
 
 
 def _add(g: GraphBuilder, a: Operand, b: Operand) -> Operand:
@@ -50,7 +68,11 @@ def _reduce(op_type: str) -> Callable[..., GraphValue]:
         g: GraphBuilder, x: GraphValue, dim: int | Sequence[int], keepdim: bool = False
     ) -> GraphValue:
         axes = [axis % x.rank for axis in ([dim] if isinstance(dim, int) else dim)]
-        return _reduced(g, op_type, x, axes, keepdim)
+        if op_type in _EXTREMES:
+            return _reduced(g, op_type, x, axes, keepdim)
+        # Sums may be over pixels, too many for half precision; a mean is no larger than what it is of.
+        result = _reduced(g, op_type, g.cast(x, FLOAT), axes, keepdim)
+        return g.cast(result, x.dtype) if op_type == "ReduceMean" else result
 
     return handler
 
@@ -97,7 +119,7 @@ def _atan2(g: GraphBuilder, y: GraphValue, x: GraphValue) -> GraphValue:
 
 
 def _softmax(g: GraphBuilder, x: GraphValue, dim: int) -> GraphValue:
-    return g.op("Softmax", x, axis=dim)
+    return g.cast(g.op("Softmax", g.cast(x, FLOAT), axis=dim), x.dtype)
 
 
 def _leaky_relu(g: GraphBuilder, x: GraphValue, negative_slope: float = 0.01, **_: Any) -> GraphValue:
@@ -196,6 +218,10 @@ def _pixel_shuffle(g: GraphBuilder, layer: nn.PixelShuffle, x: GraphValue) -> Gr
     return g.op("DepthToSpace", x, blocksize=layer.upscale_factor, mode="CRD")
 
 
+def _cat(g: GraphBuilder, parts: Sequence[GraphValue], dim: int = 0) -> GraphValue:
+    return g.op("Concat", *_promoted(g, parts), axis=dim)
+
+
 def _unshuffle(g: GraphBuilder, x: GraphValue, factor: int, channels: int) -> GraphValue:
     # The operator lists the channels of one place in a block together, PyTorch the places of one channel.
     order = np.arange(channels * factor**2).reshape(factor**2, channels).T.reshape(-1)
@@ -213,11 +239,11 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     operator.sub: _binary("Sub"),
     operator.mul: _binary("Mul"),
     operator.truediv: _binary("Div"),
-    operator.matmul: _binary("MatMul"),
-    torch.matmul: _binary("MatMul"),
+    operator.matmul: _matmul,
+    torch.matmul: _matmul,
     operator.getitem: shapes.item_of,
     getattr: shapes.shape_of,
-    torch.cat: shapes.cat,
+    torch.cat: _cat,
     operator.pow: _binary("Pow"),
     torch.atan2: _atan2,
     torch.cos: _unary("Cos"),
@@ -240,6 +266,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     primitives.pixel_share: _pixel_share,
     primitives.square_sum: _square_sum,
     primitives.cast_like: _cast_like,
+    primitives.channel_product: _binary("MatMul"),
     primitives.common_source: shapes.common_source,
     primitives.unshuffle: _unshuffle,
     primitives.shift_back: shapes.shift_back,
@@ -247,7 +274,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
 # With a constant tensor on the left, operators are recorded as its methods.
 METHODS: dict[str, Callable[..., Any]] = {
     "add": _add,
-    "matmul": _binary("MatMul"),
+    "matmul": _matmul,
     "mul": _binary("Mul"),
     "abs": _unary("Abs"),
     "amax": _reduce("ReduceMax"),

@@ -91,8 +91,10 @@ def robust_convolutions(graph: onnx.GraphProto) -> list[str]:
 
     def rare_large_values(name: str) -> bool:
         if kind(name) == "Mul":
-            return any(kind(factor) == "Gelu" for factor in producers[name].input)
-        return kind(name) == "Gelu"
+            return any(rare_large_values(factor) for factor in producers[name].input)
+        # Before opset 20 a GELU is x / 2 times the sum of one and Erf.
+        bends = kind(name) == "Add" and any(kind(term) == "Erf" for term in producers[name].input)
+        return bends or kind(name) == "Gelu"
 
     def feeds_attention(name: str) -> bool:
         for node in consumers.get(name, []):

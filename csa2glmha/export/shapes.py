@@ -150,11 +150,6 @@ def split(g: GraphBuilder, x: GraphValue, sizes: Sequence[int], dim: int = 0) ->
     return g.ops("Split", len(sizes), x, integers(sizes), axis=dim)
 
 
-def cat(g: GraphBuilder, parts: Sequence[GraphValue], dim: int = 0) -> GraphValue:
-    """``torch.cat(parts, dim)``."""
-    return g.op("Concat", *parts, axis=dim)
-
-
 def same(g: GraphBuilder, x: GraphValue, *_: Any, **__: Any) -> GraphValue:
     """What changes nothing of a result, ``contiguous`` for one."""
     return x
@@ -194,6 +189,7 @@ def interpolate(
     """``F.interpolate``, bilinear: to a size, or by a factor that is whole or one over a whole number."""
     if mode != "bilinear" or antialias or recompute_scale_factor:
         raise UntranslatableError(f"interpolation {mode}")
+    places = "align_corners" if align_corners else "half_pixel"
     if size is not None:
         sides = vector(g, size)
     else:
@@ -202,11 +198,16 @@ def interpolate(
         op_type, number = ("Mul", scale_factor) if scale_factor >= 1 else ("Div", 1 / scale_factor)
         if number != int(number):
             raise UntranslatableError(f"interpolation by {scale_factor}")
+        if scale_factor < 1 and not align_corners:
+            # PyTorch finds the places by the factor, not by the sizes: of an odd side they differ.
+            if int(number) & (int(number) - 1):
+                raise UntranslatableError(f"interpolation by {scale_factor}, which is rounded")
+            scales = np.array([1, 1, scale_factor, scale_factor], dtype=np.float32)
+            return g.op("Resize", maps, None, scales, mode="linear", coordinate_transformation_mode=places)
         sides = g.op(op_type, sides, integers([int(number)]))
     sizes = g.op(
         "Concat", vector(g, [AxisSize(maps, 0), AxisSize(maps, 1)]), sides, dtype=INT64, rank=1, axis=0
     )
-    places = "align_corners" if align_corners else "half_pixel"
     return g.op("Resize", maps, None, None, sizes, mode="linear", coordinate_transformation_mode=places)
 
 

@@ -51,8 +51,14 @@ class Trial:
         return "; ".join([*parts, *([self.note] if self.note else [])])
 
 
-def try_file(path: Path, target: Target, check: Check) -> tuple[Trial, ...]:
+def try_file(path: Path, target: Target, check: Check, lossy: bool = False) -> tuple[Trial, ...]:
     """What the target's runtime made of the file; ONNX Runtime has run it before.
+
+    Args:
+        path: the file.
+        target: that it is for.
+        check: inputs, and the outputs of PyTorch.
+        lossy: the file is not to agree with PyTorch in float32, as one in eight bits is not.
 
     Raises:
         ExportError: the runtime is installed, and its output in float32 differs or there is none.
@@ -67,7 +73,7 @@ def try_file(path: Path, target: Target, check: Check) -> tuple[Trial, ...]:
     if version is None:
         return (Trial(target.title, note=": it is not installed; pip install csa2glmha[openvino]"),)
     sizes = ("fixed",) if _is_fixed(path) else ("open", "fixed")
-    return tuple(_tried(path, check, Trial(target.title, version, each)) for each in sizes)
+    return tuple(_tried(path, check, Trial(target.title, version, each), lossy) for each in sizes)
 
 
 def _is_fixed(path: Path) -> bool:
@@ -90,8 +96,11 @@ def _read_for_tensorrt(path: Path) -> Trial:
     return Trial("TensorRT", note=f", read only: {verdict}; try {command}")
 
 
-def _tried(path: Path, check: Check, trial: Trial) -> Trial:
+def _tried(path: Path, check: Check, trial: Trial, lossy: bool) -> Trial:
     where, fixed = trial.describe(), trial.sizes == "fixed"
+    if lossy:
+        outputs = _outputs(path, check, where, None, fixed)
+        return replace(trial, psnr=min(case.psnr(output) for output, case in outputs))
     outputs = _outputs(path, check, where, "f32", fixed)
     try:
         exact = max(case.differences(output)[1] for output, case in outputs)

@@ -26,6 +26,7 @@ from csa2glmha.export.metadata import inspect_onnx
 from csa2glmha.export.onnx import deployed_graph, export_onnx
 from csa2glmha.export.quantize import quantize, robust_convolutions
 from csa2glmha.export.runtime import OnnxModel
+from csa2glmha.export.targets import TARGETS
 from csa2glmha.families.mst.network import bake_mask
 from csa2glmha.families.registry import build
 from csa2glmha.families.transposed.blocks import ChannelLayerNorm
@@ -351,8 +352,11 @@ def test_half_precision_on_the_real_denoiser(shared: Path, tmp_path: Path) -> No
 # --- Eight bits -------------------------------------------------------------------------------------
 
 
-def test_sensitive_convolutions_stay_in_float(make_restormer: MakeRestormer) -> None:
-    graph = deployed_graph(make_restormer(dim=16), Form()).graph
+@pytest.mark.parametrize("opset", [17, 20])
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "web"])
+def test_sensitive_convolutions_stay_in_float(make_restormer: MakeRestormer, target: str, opset: int) -> None:
+    form = Form(opset, spelling=TARGETS[target].spelling)
+    graph = deployed_graph(make_restormer(dim=16), form).graph
     chosen = robust_convolutions(graph)
     assert any("ffn" in name for name in chosen)
     assert any("down" in name for name in chosen) and any("up" in name for name in chosen)
@@ -393,7 +397,7 @@ def test_int8_export_measures_its_loss(shared: Path, tmp_path: Path) -> None:
         options,
     )
     assert loss is not None and loss.exact is not None and loss.lower is not None
-    assert -0.2 < loss.lower - loss.exact < 0.05
+    assert -0.1 < loss.lower - loss.exact < 0.05
     found = inspect_onnx(report.path)
     assert found["metadata"]["precision"] == "int8"
     assert found["custom_operators"] == []

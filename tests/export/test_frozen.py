@@ -39,7 +39,12 @@ def test_where_the_batch_is_a_plain_number_the_file_takes_single_images(
 
 
 @pytest.mark.parametrize(
-    ("build", "sizes"), [(frozen.Rows, {"height"}), (frozen.Windows, {"height", "width"})]
+    ("build", "sizes"),
+    [
+        (frozen.Rows, {"height"}),
+        (frozen.Windows, {"height", "width"}),
+        (frozen.Pools, {"height", "width"}),
+    ],
 )
 def test_where_sides_are_plain_numbers_the_line_names_the_option_for_one_size(
     build: type[nn.Module], sizes: set[str], tmp_path: Path
@@ -53,3 +58,15 @@ def test_where_sides_are_plain_numbers_the_line_names_the_option_for_one_size(
     image = torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert torch.allclose(OnnxModel(file)(image), model(image), atol=1e-5)
+
+
+def test_where_the_code_decides_at_a_large_size_it_is_said(tmp_path: Path) -> None:
+    report = export_onnx(foreign(frozen.PoolsLater()), tmp_path / "model.onnx")
+    said = "the network's code runs other operators at 1064 x 1080 pixels than at 40 x 56"
+    assert any(said in note and "--shape" in note for note in report.notes)
+
+
+def test_other_operators_of_the_same_function_are_no_obstacle(tmp_path: Path) -> None:
+    report = export_onnx(foreign(frozen.Pieces()), tmp_path / "model.onnx")
+    assert not any("other operators" in note for note in report.notes)
+    assert report.parity[-1].shape == (1, 3, 168, 184) and report.parity[-1].relative < 1e-4

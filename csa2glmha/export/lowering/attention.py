@@ -22,6 +22,7 @@ from csa2glmha.export.lowering.folding import (
 )
 from csa2glmha.export.lowering.primitives import (
     cast_like,
+    channel_product,
     maps_like,
     maps_of_last,
     pixel_share,
@@ -146,10 +147,10 @@ class DeployedCore(Laid):
         """The output (B, out_channels, H, W) from :meth:`folded` and values (B, channels, H, W)."""
         matrix = cast_like(folded, values)
         if self.channels_last:
-            rows = rows_last(values, channels) @ matrix.transpose(1, 2)
+            rows = channel_product(rows_last(values, channels), matrix.transpose(1, 2))
             y = maps_of_last(rows, like, self.output.shape[1])
         else:
-            y = maps_like(matrix @ values.flatten(2), like)
+            y = maps_like(channel_product(matrix, values.flatten(2)), like)
         return y if self.output_bias is None else y + cast_like(self.output_bias.view(1, -1, 1, 1), y)
 
 
