@@ -22,7 +22,8 @@ from csa2glmha.core.errors import UsageError
 from csa2glmha.core.progress import say
 from csa2glmha.core.text import first_line
 from csa2glmha.data.open import input_kind
-from csa2glmha.export.runtime import ONNX_RUNTIME, RUNTIMES, OnnxModel, provider_name
+from csa2glmha.export.openvino import COMPILED_AT
+from csa2glmha.export.runtime import CPU_PROVIDER, ONNX_RUNTIME, RUNTIMES, OnnxModel, provider_name
 
 DEFAULT_SIZE = 256
 #: Execution providers of ONNX Runtime that are also devices of PyTorch.
@@ -104,6 +105,31 @@ def with_compiled(settings: Settings) -> Settings:
     return replace(settings, runtimes=(*asked, _COMPILED))
 
 
+def check_compiled(candidates: Sequence[TimedModel]) -> None:
+    """Run what is to be compiled once.
+
+    Raises:
+        UsageError: PyTorch does not compile it.
+    """
+    for candidate in candidates:
+        if candidate.runs_in != _COMPILED:
+            continue
+        try:
+            candidate.run()
+        except Exception as error:  # whatever the compiler and its many stages raise
+            raise UsageError(
+                f"--runtime {_COMPILED}: PyTorch does not compile {candidate.path}: {first_line(error)}"
+            ) from error
+
+
+def warm(candidates: Sequence[TimedModel]) -> None:
+    """Run what is compiled for a size when that comes again, so that no timed run has to wait for it."""
+    for candidate in candidates:
+        if candidate.runs_in in RUNTIMES and candidate.runs_in != ONNX_RUNTIME:
+            for _ in range(COMPILED_AT):
+                candidate.run()
+
+
 def without_failed(candidates: Sequence[TimedModel]) -> list[TimedModel]:
     """The candidates but those that PyTorch cannot compile, each run once and named."""
     kept = []
@@ -155,6 +181,11 @@ def _open(path: Path, settings: Settings, runtime: str) -> _Opened:
 
 def _open_onnx(path: Path, settings: Settings, runtime: str) -> _Opened:
     provider = provider_name(settings.provider, "--provider")
+    if runtime != ONNX_RUNTIME and provider != CPU_PROVIDER:
+        raise UsageError(
+            f"--provider {settings.provider}: is ONNX Runtime's, {RUNTIMES[runtime]} runs on the CPU here; "
+            "leave out one of the two"
+        )
     model = OnnxModel(path, settings.threads, provider, runtime=runtime)
 
     def make(height: int, width: int) -> TimedModel:

@@ -15,7 +15,9 @@ from csa2glmha.bench.candidates import (
     Settings,
     TimedModel,
     as_of_students,
+    check_compiled,
     open_candidates,
+    warm,
     with_compiled,
     without_failed,
 )
@@ -43,7 +45,10 @@ def run_bench(paths: Sequence[Path], settings: Settings, patience: Patience) -> 
     # Compiled PyTorch that was not asked for by its own name may fail.
     implied = with_compiled(settings)
     candidates = open_candidates(paths, implied)
-    candidates = candidates if implied == settings else without_failed(candidates)
+    if implied == settings:
+        check_compiled(candidates)
+    else:
+        candidates = without_failed(candidates)
     sizes = {candidate.shapes[0][-2:] for candidate in candidates}
     if len(sizes) > 1:
         say("these models take inputs of different sizes: the ratios compare different work")
@@ -51,6 +56,7 @@ def run_bench(paths: Sequence[Path], settings: Settings, patience: Patience) -> 
         measure_apart(candidate.path, replace(settings, size=_size(candidate), runtimes=(candidate.runs_in,)))
         for candidate in progress(candidates, what="memory", unit="model")
     ]
+    warm(candidates)
     with manual_progress(what="timing", unit="round", total=None) as bar:
         timings = time_in_turns([candidate.run for candidate in candidates], patience, bar.update)
     return {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from csa2glmha.export.graph import STANDARD, opset_of
+from csa2glmha.export.graph import STANDARD, every_node, opset_of
 from csa2glmha.export.tensorrt import refused
 
 
@@ -69,7 +69,9 @@ TENSORRT = (
 )
 #: The oldest that files were tried in. It reads any opset; what it does not know is an operator.
 OPENVINO = "2024.6"
-#: Operators that it was right with, in files of all families.
+#: The newest opset of files that it was tried with.
+OPENVINO_OPSET = 21
+#: Operators that 2024.6 was right with: in files of all families, and those of other networks one by one.
 OPENVINO_KNOWS = frozenset(
     (
         *("Abs", "Add", "Atan", "Cast", "Clip", "Concat", "Conv", "ConvTranspose", "Cos"),
@@ -80,6 +82,12 @@ OPENVINO_KNOWS = frozenset(
         *("ReduceMin", "ReduceSum", "ReduceSumSquare", "Reshape", "Resize", "Shape", "Sigmoid"),
         *("Sin", "Slice", "Softmax", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Tanh"),
         *("Transpose", "Unsqueeze", "Where"),
+        *("ArgMax", "AveragePool", "BatchNormalization", "Ceil", "Constant", "CumSum", "Dropout"),
+        *("Einsum", "Elu", "Exp", "Flatten", "Floor", "GatherND", "GlobalAveragePool"),
+        *("GlobalMaxPool", "GridSample", "HardSigmoid", "HardSwish", "Identity"),
+        *("InstanceNormalization", "Log", "LogSoftmax", "LpNormalization", "Mean", "Mish", "ReduceL1"),
+        *("ReduceLogSumExp", "ReduceProd", "Relu", "Round", "Selu", "Sign", "Softplus", "Sum"),
+        *("ThresholdedRelu", "Tile", "TopK"),
     )
 )
 
@@ -87,11 +95,11 @@ OPENVINO_KNOWS = frozenset(
 def needs_of(proto: onnx.ModelProto) -> tuple[Need, ...]:
     """What each runtime must be to load a file."""
     opset = opset_of(proto) or 0
-    domains = sorted({node.domain for node in proto.graph.node} - set(STANDARD))
+    domains = sorted({node.domain for node in every_node(proto.graph)} - set(STANDARD))
     own = f"where it knows the operators of {', '.join(domains)}" if domains else ""
     return (
         Need("ONNX Runtime", _first(ONNX_RUNTIME, opset, proto.ir_version), own),
-        _openvino(proto),
+        _openvino(proto, opset),
         _tensorrt(proto, opset, domains),
     )
 
@@ -102,8 +110,10 @@ def _first(releases: Sequence[Release], opset: int, ir_version: int) -> str | No
     )
 
 
-def _openvino(proto: onnx.ModelProto) -> Need:
-    untried = sorted({node.op_type for node in proto.graph.node} - OPENVINO_KNOWS)
+def _openvino(proto: onnx.ModelProto, opset: int) -> Need:
+    if opset > OPENVINO_OPSET:
+        return Need("OpenVINO", None, f"not tried with opset {opset}")
+    untried = sorted({node.op_type for node in every_node(proto.graph)} - OPENVINO_KNOWS)
     if untried:
         return Need("OpenVINO", None, f"not tried with {', '.join(untried[:4])}")
     return Need("OpenVINO", OPENVINO, "the oldest that was tried")
@@ -112,7 +122,7 @@ def _openvino(proto: onnx.ModelProto) -> Need:
 def _tensorrt(proto: onnx.ModelProto, opset: int, domains: Sequence[str]) -> Need:
     if domains:
         return Need("TensorRT", None, f"operators of {', '.join(domains)}")
-    if any(node.op_type == "QuantizeLinear" for node in proto.graph.node):
+    if any(node.op_type == "QuantizeLinear" for node in every_node(proto.graph)):
         return Need("TensorRT", None, "of eight bits it takes those with a zero point of 0")
     if not any(entry.key == "rewritten" for entry in proto.metadata_props):  # it is not ours
         return Need("TensorRT", _first(TENSORRT, opset, 0), "by its opset alone")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from csa2glmha.core.text import first_line
 if TYPE_CHECKING:
     import openvino
 
+#: Of all inputs.
+Shapes = tuple[tuple[int, ...], ...]
 HINT = "INFERENCE_PRECISION_HINT"
 _TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT16: "tensor(float16)",
@@ -28,6 +31,8 @@ _TYPES: dict[int, str] = {
 #: So often a shape must come before the network is compiled for it. That takes seconds, and pays where a
 #: shape stays: at fixed sizes OpenVINO takes 0.7 of the time of open ones.
 COMPILED_AT = 2
+#: So many shapes are kept compiled: photographs are upright or lie. Each holds memory for its maps.
+_KEPT = 2
 
 
 def openvino_version() -> str | None:
@@ -97,8 +102,8 @@ class OpenVinoSession:
         self._inputs = [_end(each) for each in proto.graph.input if each.name not in constants]
         self._outputs = [_end(each) for each in proto.graph.output]
         self._meta = Meta({entry.key: entry.value for entry in proto.metadata_props})
-        self._seen: tuple[tuple[tuple[int, ...], ...], int] = ((), 0)
-        self._for_shape: openvino.CompiledModel | None = None
+        self._seen: collections.Counter[Shapes] = collections.Counter()
+        self._for_shapes: dict[Shapes, openvino.CompiledModel] = {}
         self._open = None if fixed else self._compile(())
 
     def get_inputs(self) -> list[End]:
@@ -118,17 +123,19 @@ class OpenVinoSession:
         found = compiled({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         return [np.array(found[name]) for name in outputs]
 
-    def _compiled_for(self, shapes: tuple[tuple[int, ...], ...]) -> openvino.CompiledModel:
-        last, times = self._seen
-        times = times + 1 if shapes == last else 1
-        self._seen = (shapes, times)
-        if times == 1:
-            self._for_shape = None
-        if self._for_shape is None and (self._fixed or times >= COMPILED_AT):
-            self._for_shape = self._compile(shapes)
-        return self._for_shape or self._open
+    def _compiled_for(self, shapes: Shapes) -> openvino.CompiledModel:
+        self._seen[shapes] += 1
+        known = self._for_shapes.pop(shapes, None)
+        if known is None and (self._fixed or self._seen[shapes] % COMPILED_AT == 0):
+            while len(self._for_shapes) >= _KEPT:  # before another one takes memory
+                del self._for_shapes[next(iter(self._for_shapes))]
+            known = self._compile(shapes)
+        if known is None:
+            return self._open
+        self._for_shapes[shapes] = known  # the last one used is the last one given up
+        return known
 
-    def _compile(self, shapes: tuple[tuple[int, ...], ...]) -> openvino.CompiledModel:
+    def _compile(self, shapes: Shapes) -> openvino.CompiledModel:
         """For these shapes of the inputs; for open sizes, where there are none."""
         try:
             model = self._core.read_model(str(self._path))

@@ -91,9 +91,10 @@ def _read_for_tensorrt(path: Path) -> Trial:
         else "operators and types are those of TensorRT 8.6 and 10"
     )
     described = {each.key: each.value for each in proto.metadata_props}
-    types = STRONGLY_TYPED if described.get("precision") == "fp16" else ""
+    half = described.get("precision") == "fp16"
+    types, since = (STRONGLY_TYPED, "from 10 on, ") if half else ("", "")
     command = " ".join(part for part in ("trtexec --onnx=FILE", types, described.get(PROFILE, "")) if part)
-    return Trial("TensorRT", note=f", read only: {verdict}; try {command}")
+    return Trial("TensorRT", note=f", read only: {verdict}; {since}try {command}")
 
 
 def _tried(path: Path, check: Check, trial: Trial, lossy: bool) -> Trial:

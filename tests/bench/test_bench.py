@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import random
@@ -17,7 +18,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from csa2glmha.bench import compare, memory
-from csa2glmha.bench.candidates import Settings, open_candidates, with_compiled, without_failed
+from csa2glmha.bench.candidates import (
+    Settings,
+    check_compiled,
+    open_candidates,
+    warm,
+    with_compiled,
+    without_failed,
+)
 from csa2glmha.bench.compare import compare_files
 from csa2glmha.bench.profile import profile_modules, read_profile
 from csa2glmha.bench.rounds import Latency, Patience, Ratio, time_in_turns
@@ -28,6 +36,7 @@ from csa2glmha.core.errors import CheckpointError, UsageError
 from csa2glmha.core.strict_json import dumps
 from csa2glmha.data.inputs.cassi import shifted_mask
 from csa2glmha.export.onnx import export_onnx
+from csa2glmha.export.openvino import OpenVinoSession
 from csa2glmha.export.runtime import provider_name
 from csa2glmha.families.mst.network import bake_mask
 from csa2glmha.families.registry import build
@@ -291,6 +300,30 @@ def test_every_file_runs_in_the_runtimes_that_take_it(checkpoint: Path, tmp_path
         open_candidates([file], Settings(runtimes=("torch",)))
 
 
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+def test_openvino_is_compiled_before_it_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = identity_onnx(tmp_path / "a.onnx", 8, 8)
+    with pytest.raises(UsageError, match=r"^--provider azure: is ONNX Runtime's, OpenVINO runs on the CPU"):
+        monkeypatch.setattr(
+            "csa2glmha.export.runtime.ort.get_available_providers",
+            lambda: ["AzureExecutionProvider", "CPUExecutionProvider"],
+        )
+        open_candidates([file], Settings((8, 8), provider="azure", runtimes=("openvino",)))
+    (candidate,) = open_candidates([file], Settings((8, 8), runtimes=("openvino",)))
+    compiled: list[object] = []
+    right = OpenVinoSession._compile
+
+    def counted(self: OpenVinoSession, shapes: Any) -> Any:
+        compiled.append(shapes)
+        return right(self, shapes)
+
+    monkeypatch.setattr(OpenVinoSession, "_compile", counted)
+    warm([candidate])
+    assert compiled == [((1, 3, 8, 8),)]
+    candidate.run()
+    assert len(compiled) == 1
+
+
 def test_compiling_needs_a_compiler(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("csa2glmha.bench.candidates.shutil.which", lambda name: None)
     with pytest.raises(UsageError, match="torch-compile: no C\\+\\+ compiler"):
@@ -316,6 +349,12 @@ def test_pytorch_by_name_is_compiled_too(
     found = without_failed(open_candidates([checkpoint], wanted))
     assert [each.runtime for each in found] == ["PyTorch", *([] if fails else ["PyTorch, compiled"])]
     assert ("does not compile it, left out: no such operator" in capsys.readouterr().err) == fails
+    named = open_candidates([checkpoint], Settings((16, 16), runtimes=("torch-compile",)))
+    if fails:
+        with pytest.raises(UsageError, match=r"^--runtime torch-compile: PyTorch does not compile .*no such"):
+            check_compiled(named)
+    else:
+        check_compiled(named)
     # Nobody asked for minutes of compiling.
     assert with_compiled(Settings()) == Settings()
     monkeypatch.setattr("csa2glmha.bench.candidates.shutil.which", lambda name: None)

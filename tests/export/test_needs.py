@@ -91,6 +91,14 @@ def test_of_files_of_others() -> None:
     unknown = needs_of(one_operator("Celu", 17, 8))
     assert unknown[1] == Need("OpenVINO", None, "not tried with Celu")
     assert unknown[2].note == "by its opset alone"
+    newer = needs_of(one_operator("Relu", 26, 13))
+    assert newer[1] == Need("OpenVINO", None, "not tried with opset 26")
+    assert needs_of(one_operator("Relu", 21, 10))[1].version == "2024.6"
+    branch = helper.make_graph([helper.make_node("Far", [], ["z"], domain="far.away")], "b", [], [])
+    inside = one_operator("Relu", 17, 8)
+    inside.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch))
+    assert [need.version for need in needs_of(inside)] == ["1.12", None, None]
+    assert "operators of far.away" in needs_of(inside)[0].describe()
     quantised = needs_of(one_operator("QuantizeLinear", 17, 8))
     assert quantised[2].version is None
 

@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -259,6 +260,28 @@ def test_openvino_compiles_for_a_shape_that_comes_again(
         assert relative_difference(torch.from_numpy(found), expected) < 1e-5
     with pytest.raises(CheckpointError, match="no such file"):
         OpenVinoSession(tmp_path / "missing.onnx")
+
+
+@needs_openvino
+def test_openvino_keeps_what_it_compiled_for_upright_and_lying_images(
+    for_openvino: ExportReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = OpenVinoSession(for_openvino.path, 1, "f32")
+    compiled: list[tuple[int, ...]] = []
+    right = OpenVinoSession._compile
+
+    def counted(self: OpenVinoSession, shapes: tuple[tuple[int, ...], ...]) -> Any:
+        compiled.append(shapes[0][2:])
+        return right(self, shapes)
+
+    monkeypatch.setattr(OpenVinoSession, "_compile", counted)
+    for size in [(16, 24), (24, 16)] * 4 + [(16, 24)] * 3:
+        session.run(["output"], {"input": torch.rand(1, 3, *size).numpy()})
+    assert compiled == [(16, 24), (24, 16)]
+    for _ in range(2):  # the one that was used longest ago makes room
+        session.run(["output"], {"input": torch.rand(1, 3, 8, 8).numpy()})
+    session.run(["output"], {"input": torch.rand(1, 3, 16, 24).numpy()})
+    assert compiled == [(16, 24), (24, 16), (8, 8)]
 
 
 def test_a_runtime_of_onnx_files_takes_no_checkpoint(checkpoint: Path) -> None:
