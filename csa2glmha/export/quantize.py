@@ -64,6 +64,7 @@ def quantize(source: Path, target: Path, inputs: Sequence[Inputs]) -> int:
         logging.disable(disabled)
         logging.root.handlers[:] = handlers  # it adds one, and all that we say would be said twice
     quantised = onnx.load(target)
+    del quantised.graph.value_info[:]  # shapes that it inferred; see plain.clean
     # The quantiser declares its own operators' domain, of which it uses none here.
     used = {node.domain or "" for node in quantised.graph.node}
     declared = [entry for entry in quantised.opset_import if entry.domain in used]

@@ -1,6 +1,8 @@
 """The runtimes that files are made for: how the network is spelled for each, and what is wrong with it.
 
-All that depends on a runtime or its version is in this table. Spellings were found by measuring.
+Spellings were found by measuring. Faults are worked around for all versions of a runtime, so nothing here
+asks for the one that is installed. What each version reads is in :mod:`csa2glmha.export.needs`, and
+TensorRT's operators are in :mod:`csa2glmha.export.tensorrt`.
 """
 
 from __future__ import annotations
@@ -35,7 +37,6 @@ class Target:
         title: as people know it.
         opset: version of the ONNX operators, unless another one is asked for.
         spelling: of the network.
-        loads: what loads such files.
         package: the Python package that runs them; "" where it is not run here.
         how: to try the file where no package runs it.
         faults: what is known to be wrong.
@@ -45,7 +46,6 @@ class Target:
     title: str
     opset: int
     spelling: Spelling
-    loads: str
     package: str = ""
     how: str = ""
     faults: tuple[Fault, ...] = ()
@@ -88,13 +88,12 @@ _TENSORRT_FAULTS = (
 TARGETS = {
     target.name: target
     for target in (
-        Target("onnxruntime", "ONNX Runtime", 21, Spelling(), "ONNX Runtime 1.18 and later", "onnxruntime"),
+        Target("onnxruntime", "ONNX Runtime", 21, Spelling(), "onnxruntime"),
         Target(
             "openvino",
             "OpenVINO",
             17,
             Spelling(channels_last=True, blocks=False),
-            "OpenVINO 2024.6 and later",
             "openvino",
             faults=_OPENVINO_FAULTS,
         ),
@@ -103,7 +102,6 @@ TARGETS = {
             "TensorRT",
             17,
             Spelling(blocks=False, parts_of_shapes=False),
-            "TensorRT 8.6 and later, DirectML",
             how="trtexec --onnx=FILE",
             faults=_TENSORRT_FAULTS,
         ),
@@ -112,7 +110,6 @@ TARGETS = {
             "ONNX Runtime web",
             20,
             Spelling(blocks=False),
-            "onnxruntime-web 1.18 and later",
             how="npm install onnxruntime-web",
         ),
     )
