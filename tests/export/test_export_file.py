@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from csa2glmha.commands import export as file
 from csa2glmha.core.errors import DataError
 from csa2glmha.data import write_image
 from csa2glmha.export.metadata import inspect_onnx
+from csa2glmha.export.openvino import openvino_version
 from tests.command_line import complaint, run
 from tests.conftest import MakeRestormer
 
@@ -80,6 +82,10 @@ def test_the_output_is_known_by_its_suffix(
         (["--plain", "--opset", "17"], "opset 17 cannot be written plainly: choose one from 18 to"),
         (["--precision", "int8", "--opset", "999"], "opset 999 cannot be written"),
         (["--precision", "int8", "--io", "fp16"], "--io fp16: goes with --precision fp16, not int8"),
+        (
+            ["--precision", "int8", "--for", "tensorrt"],
+            "--precision int8: TensorRT takes eight bits in a form",
+        ),
         (["--io", "fp16"], "--io fp16: goes with --precision fp16, not fp32"),
     ],
 )
@@ -108,8 +114,12 @@ def test_int8_says_what_it_is_calibrated_on(
     for index in range(3):
         write_image(tmp_path / "mine" / f"{index}.png", torch.rand(3, 40, 40))
     (tmp_path / "mine" / "broken.png").write_bytes(b"no image")
-    arguments = [student, "--precision", "int8", "--data", tmp_path / "mine", *QUICK]
+    arguments = [student, "--precision", "int8", "--data", tmp_path / "mine", "--for", "openvino", *QUICK]
     out, err = exported(*arguments, "-o", tmp_path / "c.onnx", capsys=capsys)
+    # Of the file in eight bits, which no difference in float32 is asked of.
+    assert "largest difference in f32" not in out and "onnxsim" not in out
+    assert ("in its default precision" in out) == (openvino_version() is not None)
+    assert f"; {len(onnx.load(tmp_path / 'c.onnx').graph.node)} nodes" in out
     assert "noise:50" not in err + out, "a folder of the user's holds inputs, as in all commands"
     assert "1 file skipped" in err and "dB to float32" in out
 
