@@ -171,6 +171,10 @@ def prepare_conversion(checkpoint: Path, options: ConvertOptions, workspace: Wor
     check_training(options, device)
     loaded = load_model(checkpoint, options.weights, options)
     plan = plan_conversion(loaded, options)
+    if options.resume and not plan.distilled:
+        raise UsageError(
+            "--resume: this conversion does not distil, there is nothing to resume; leave it out"
+        )
     data = open_data(loaded.model, options)
     search = check_data(loaded.model, data, options)
     workspace.check(checkpoint, loaded.model, options)
@@ -188,7 +192,7 @@ def begin(checkpoint: Path, options: ConvertOptions, workspace: Workspace) -> Fi
     layers = {name: config.to_json() for name, config in plan.sizes.configs.items()}
     source = {"the teacher": loaded.checkpoint.sha256, **weights_of(loaded)}
     identity = identity_of(options, data, {**source, "layers": layers})
-    state = workspace.begin(identity, options, plan.distilled)
+    state = workspace.begin(identity, options)
     for note in (*loaded.checkpoint.notes, *data.notes):
         say(note)
     teacher = loaded.model.to(prepared.device).requires_grad_(False)
@@ -231,7 +235,9 @@ def preview_conversion(checkpoint: Path, options: ConvertOptions) -> Preview:
         where += " (holds results already: give --overwrite, or another folder)"
     teacher = prepared.loaded.model.to(prepared.device).requires_grad_(False)
     plan = prepared.plan
-    return preview(teacher, plan, prepared.data, options, prepared.search, where)
+    return preview(
+        teacher, plan, prepared.data, options, prepared.search, where, _finish(prepared.data, options)
+    )
 
 
 def _finish(data: Data, options: ConvertOptions) -> Finish[RestorationModel]:

@@ -19,6 +19,7 @@ from csa2glmha.networks import RestorationModel, run
 from csa2glmha.reading.feedforwards import feed_forwards
 from csa2glmha.reading.layers import attention_layers
 from csa2glmha.report.document import render_table
+from csa2glmha.search.costs import Finish, unchanged
 from csa2glmha.search.methods import methods
 from csa2glmha.search.plan import CROPS, SizeSearch
 from csa2glmha.search.probes import VECTORS
@@ -79,6 +80,7 @@ def preview(
     options: ConvertOptions,
     search: SizeSearch[RestorationModel] | None,
     output: str,
+    finish: Finish[RestorationModel] = unchanged,
 ) -> Preview:
     """Look ahead; one crop goes through the teacher to see how fast this machine is.
 
@@ -89,6 +91,7 @@ def preview(
         options: of the conversion.
         search: of ranks; None: they are given, or follow from shares of energy.
         output: where the results would go.
+        finish: what is done to the student before it is used.
     """
     device = next(teacher.parameters()).device
     frame = data.frame(options.input_size)
@@ -97,7 +100,7 @@ def preview(
     lines = [
         f"network: {teacher.architecture}, {format_params(before.params)} parameters, "
         f"{format_macs(before.macs)}MAC at {frame[0]} x {frame[1]}",
-        _aim(teacher, plan, shapes, before.macs, options),
+        _aim(teacher, plan, frame, before.macs, options, finish),
         f"data: {data.source}: {data.training_images} images to learn from, {data.held_out_images} held out",
         *(f"note: {note}" for note in (*data.notes, *([BY_VALUES] if before.by_values else []))),
         f"device: {device}",
@@ -133,16 +136,18 @@ def in_words(seconds: float) -> str:
 def _aim(
     teacher: RestorationModel,
     plan: Plan,
-    shapes: tuple[tuple[int, ...], ...],
+    frame: tuple[int, int],
     macs: int,
     options: ConvertOptions,
+    finish: Finish[RestorationModel],
 ) -> str:
     widths = f", {options.ffn_share:g} of the feed-forward networks' channels" if plan.sizes.widths else ""
     if options.measured:
         return f"ranks: {options.ranks_in_words()}, of every layer{widths}"
     student = copy.deepcopy(teacher)
     plan.sizes.put_in(student)
-    after = count_complexity(student, *shapes)
+    student = finish(student)
+    after = count_complexity(student, *student.input_shapes(*frame))
     saved = (
         f"{format_params(after.params)} parameters, {format_macs(after.macs)}MAC ({after.macs / macs:.2f})"
     )

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from csa2glmha.checkpoint.student import STUDENT_FILE, save_student, weight_bytes
 from csa2glmha.config.deployment import RUNTIME_NAMES
 from csa2glmha.config.options import ConvertOptions, WorkOptions
-from csa2glmha.core.errors import OutputError, UsageError
+from csa2glmha.core.errors import OutputError
 from csa2glmha.core.files import check_not_inputs, check_room, prepare_output_dir
 from csa2glmha.core.locks import exclusive_folder
 from csa2glmha.core.progress import say
@@ -128,30 +128,25 @@ class Workspace:
         files = 2 + len(set(FILES_FOR) & set(options.runtimes))
         check_room(self.folder, files * weight_bytes(teacher), [*self.files, self.states.path])
 
-    def begin(self, identity: Mapping[str, Any], options: WorkOptions, distilled: bool) -> State | None:
+    def begin(self, identity: Mapping[str, Any], options: WorkOptions) -> State | None:
         """Make the folder; returns the state to resume from, if that is wanted and there is one.
 
         Args:
             identity: what a state must share.
             options: of the conversion.
-            distilled: the student is trained.
 
         Raises:
             OutputError: something is in the way.
             CheckpointError, UsageError: states cannot be used.
         """
-        if options.resume and not distilled:
-            raise UsageError(
-                "--resume: this conversion does not distil, there is nothing to resume; leave it out"
-            )
         self.states = StateFolder(self.states.path, identity, options.state_minutes, say)
-        state = find_state(self.states, options)
         finished = (self.folder / REPORT_FILES[0]).exists()
-        if options.resume and state is None and not options.overwrite and finished:
+        if options.resume and not self.states.steps() and not options.overwrite and finished:
             raise OutputError(
                 f"--resume: {self.folder} holds a finished conversion; pass --overwrite to start over, or "
                 "choose another folder with -o"
             )
+        state = find_state(self.states, options)
         # A run that is killed early leaves a log without a state.
         names = [name for name in OUTPUT_FILES if name != LOG_FILE or not options.resume]
         prepare_output_dir(self.folder, names, options.overwrite or state is not None)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from csa2glmha.core.errors import NetworkError
 from csa2glmha.core.users_code import calls_users_code
@@ -279,19 +278,30 @@ def _side_alike(side: int, now: int, then: int) -> int:
     return side * now // then if whole else now + side - then
 
 
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors in what a network returns, in their order; classes derived from tuple or dict, too."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (tuple, list, Mapping)):
+        for each in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(each)
+    elif is_dataclass(output) and not isinstance(output, type):
+        for each in vars(output).values():
+            yield from _tensors(each)
+
+
 def chosen_output(output: Any, index: int) -> Tensor:
-    """One of the tensors that a network returns, alone or in tuples, lists and dicts.
+    """One of the tensors that a network returns, alone or in tuples, lists, dicts and dataclasses.
 
     Raises:
         NetworkError: there is none of that number.
     """
-    tensors = [output]
-    if isinstance(output, (tuple, list, Mapping)):
-        tensors = [each for each in tree_leaves(output) if isinstance(each, Tensor)]
-    elif is_dataclass(output):
-        tensors = [each for each in vars(output).values() if isinstance(each, Tensor)]
+    tensors = list(_tensors(output))
     if not tensors:
-        raise NetworkError(f"the network makes no tensor, but a {type(output).__name__} without one")
+        kind = type(output).__name__
+        raise NetworkError(
+            f"the network makes no tensor, but a {kind} without one: return tensors, alone or in dicts"
+        )
     if not -len(tensors) <= index < len(tensors):
         found = "1 output" if len(tensors) == 1 else f"{len(tensors)} outputs"
         raise NetworkError(f"--output-index {index}: the network makes {found}; give a smaller number")

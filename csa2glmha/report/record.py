@@ -246,7 +246,7 @@ def _analysis(fits: dict[str, LayerFit]) -> Analysis | None:
 def _evaluated_on(data: Data, height: int, width: int) -> str:
     if data.outputs.name == "logits":
         return f"held-out images, resized and cut to {height} x {width} pixels"
-    return f"central {height} x {width} pixels of held-out images"
+    return f"central {height} x {width} pixels of held-out images, smaller ones whole"
 
 
 def _data(data: Data, measured: Measurements) -> DataUsed:

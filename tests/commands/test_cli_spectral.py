@@ -16,6 +16,7 @@ from csa2glmha.checkpoint.student import load
 from csa2glmha.data.images import write_image
 from csa2glmha.data.inputs.cassi import initial_cube, shifted_mask
 from csa2glmha.families.registry import build
+from csa2glmha.metrics.complexity import format_macs, format_params
 from tests.command_line import complaint, run
 
 pytestmark = pytest.mark.usefixtures("quick_factors")
@@ -100,6 +101,18 @@ def test_convert_bakes_the_mask_in(converted: Path) -> None:
     assert f"row {pixel['row']}, column {pixel['column']}" in page
     text = (converted / "report.md").read_text()
     assert "constants of the mask" in text and "spectral angle to ground truth" in text
+
+
+def test_a_dry_run_foretells_the_student_with_the_mask_baked_in(
+    converted: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    after = json.loads((converted / "report.json").read_text())["complexity"]["after"]
+    options = ["--rank", 2, "--crop", 16, "--calibration-size", 16, "--dry-run", "-o", "elsewhere"]
+    code, out, err = run("convert", place / "mst.pth", *data_of(place), *options, capsys=capsys)
+    assert code == 0, err
+    foretold = f"{format_params(after['params'])} parameters, {format_macs(after['macs'])}MAC"
+    assert f"which leaves {foretold}" in out
 
 
 def test_onnx_has_one_input_and_agrees_with_the_student(converted: Path, place: Path) -> None:

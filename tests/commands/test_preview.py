@@ -84,6 +84,12 @@ def test_a_lossless_conversion_has_nothing_to_train(teacher: Path, monkeypatch: 
     assert "distillation" not in text and "timing" not in text and "statistics" not in text
 
 
+def test_a_dry_run_refuses_what_the_conversion_does(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(teacher.parent)
+    code, text = dry(teacher, "--degrade", "noise:25", "--no-distill", "--resume")
+    assert code != 0 and "--resume: this conversion does not distil" in text
+
+
 def test_a_dry_run_says_that_results_are_there(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(teacher.parent)
     (teacher.parent / "made").mkdir()

@@ -34,22 +34,21 @@ def test_results_go_where_checkpoint_and_ranks_say(options: dict[str, object], n
 def test_results_of_before_are_in_the_way_unless_overwritten(tmp_path: Path) -> None:
     place = Workspace(tmp_path / "out")
     assert not place.taken
-    place.begin({}, make_options(), distilled=False)
+    place.begin({}, make_options())
     (place.folder / "report.md").write_text("mine")
     assert place.taken
     with pytest.raises(OutputError, match="already holds"):
-        place.begin({}, make_options(), distilled=False)
+        place.begin({}, make_options())
     assert (place.folder / "report.md").read_text() == "mine"
-    place.begin({}, make_options(overwrite=True), distilled=False)
+    place.begin({}, make_options(overwrite=True))
 
 
-def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+def test_nothing_to_resume_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = Workspace(tmp_path)
-    with pytest.raises(UsageError, match="does not distil"):
-        place.begin({}, make_options(resume=True), distilled=False)
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(OutputError, match="finished conversion"):
-        place.begin({}, make_options(resume=True), distilled=True)
+        place.begin({}, make_options(resume=True))
+    assert "starting from the beginning" not in capsys.readouterr().err
 
 
 def test_files_of_two_students_are_never_mixed(tmp_path: Path, tiny_restormer: Restormer) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from csa2glmha.core.errors import NetworkError, UsageError
 from csa2glmha.export.onnx import export_onnx
 from csa2glmha.networks.builder import Origin
-from csa2glmha.networks.foreign import ForeignNetwork, Interface
+from csa2glmha.networks.foreign import ForeignNetwork, Interface, chosen_output
 from csa2glmha.networks.probe import probe
 from tests.networks import builders
 
@@ -26,6 +28,39 @@ class Behind(nn.Module):
 
     def forward(self, x: Tensor) -> object:
         return self.made(self.layer(x))
+
+
+class Output(dict[str, object]):
+    """As libraries have them: a dict with further ways to its values."""
+
+
+class Pair(tuple[object, ...]):
+    pass
+
+
+@dataclass
+class Result:
+    label: str
+    restored: object
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda y: Output(loss=None, restored=y),
+        lambda y: Pair((None, y)),
+        lambda y: UserDict(restored=Output(inner=[y])),
+        lambda y: Result("a", {"b": y}),
+    ],
+    ids=["dict", "tuple", "user dict", "dataclass"],
+)
+def test_tensors_are_found_in_classes_of_libraries(made: Callable[[Tensor], object]) -> None:
+    network = Behind(made)
+    found = probe(network, "archs.py:build", (), Interface((), 0))
+    image = torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        assert torch.equal(chosen_output(network(image), -1), network.layer(image))
+    assert found.out_channels == 3
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def _curve_table(result: Distillation) -> list[Block]:
         for point in result.curve
     ]
     header = ("stage", "step", "minutes", "loss", column(scale))
-    return [
-        Table(header, rows, "The curve of the distillation"),
-        Note("The losses of the two stages are in units of their own."),
-    ]
+    table = Table(header, rows, "The curve of the distillation")
+    if len({point.stage for point in result.curve}) == 1:
+        return [table]
+    return [table, Note("The losses of the two stages are in units of their own.")]
