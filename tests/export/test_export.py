@@ -268,7 +268,7 @@ def test_failed_export_leaves_the_earlier_file(tiny: Tiny, tmp_path: Path) -> No
     path.write_bytes(b"earlier")
     other = copy.deepcopy(tiny)
     other.conv.weight.data *= float("nan")
-    with pytest.raises(ExportError, match="nan"):
+    with pytest.raises(ExportError, match="by inf of its range"):
         export_onnx(other, path, plain=True, overwrite=True)
     assert path.read_bytes() == b"earlier"
     assert names_in(tmp_path) == ["tiny.onnx"]
