@@ -60,13 +60,20 @@ def branches_at(network: RestorationModel, height: int, width: int, batch: int =
     bare = copy.deepcopy(network).to("meta")
     step = _STEP * network.size_multiple
 
-    def steps_of(count: int) -> list[str] | None:
-        return _operators(bare, network.input_shapes(height + count * step, width + count * step, batch))
+    def shapes_at(count: int) -> Sequence[tuple[int, ...]]:
+        return network.input_shapes(height + count * step, width + count * step, batch)
 
-    first = steps_of(0)
-    if first is None or steps_of(_STEPS) in (None, first):
+    first = _run(bare, shapes_at(0), None)
+    if first is None:
         return None
-    count = _smallest(lambda count: steps_of(count) != first, _STEPS)
+
+    def differs(count: int) -> bool | None:
+        found = _run(bare, shapes_at(count), first.names)
+        return None if found is None else found.differs
+
+    if not differs(_STEPS):
+        return None
+    count = _smallest(lambda count: differs(count) is True, _STEPS)
     return height + count * step, width + count * step
 
 
@@ -80,25 +87,41 @@ def _smallest(differs: Callable[[int], bool], high: int) -> int:
 
 
 @torch.no_grad()
-def _operators(bare: RestorationModel, shapes: Sequence[tuple[int, ...]]) -> list[str] | None:
-    """What runs at these input shapes, in order; None where it cannot be run without values."""
-    recorder = _Recorder()
+def _run(
+    bare: RestorationModel, shapes: Sequence[tuple[int, ...]], expected: list[str] | None
+) -> _Recorder | None:
+    """Run the network at these input shapes; None where it cannot be run without values."""
+    recorder = _Recorder(expected)
     try:
         with recorder:
             bare(*(torch.empty(shape, device="meta") for shape in shapes))
     # The user's code, and operators that know nothing of tensors without values, raise what they like.
     except Exception:
-        return None
-    return recorder.names
+        return recorder if recorder.differs else None
+    recorder.differs |= expected is not None and len(recorder.names) != len(expected)
+    return recorder
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self) -> None:
+    """The names of what runs, in order.
+
+    Args:
+        expected: what ran at another size. The first thing that differs ends the run, since a loop over the
+            windows of a large image may take minutes.
+    """
+
+    def __init__(self, expected: list[str] | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
+        self.differs = False
+        self._expected = expected
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.names.append(str(func))
+        name, at = str(func), len(self.names)
+        if self._expected is not None and self._expected[at : at + 1] != [name]:
+            self.differs = True
+            raise RuntimeError("other operators")
+        self.names.append(name)
         return func(*args, **(kwargs or {}))
