@@ -296,7 +296,8 @@ def chosen_output(output: Any, index: int) -> Tensor:
     Raises:
         NetworkError: there is none of that number.
     """
-    tensors = list(_tensors(output))
+    held = isinstance(output, (tuple, list, Mapping)) or is_dataclass(output)
+    tensors = list(_tensors(output)) if held else [output]  # a symbolic trace's stand-in is no tensor
     if not tensors:
         kind = type(output).__name__
         raise NetworkError(
