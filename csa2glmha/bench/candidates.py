@@ -105,6 +105,16 @@ def with_compiled(settings: Settings) -> Settings:
     return replace(settings, runtimes=(*asked, _COMPILED))
 
 
+def _compile_error(candidate: TimedModel) -> Exception | None:
+    """What the first run of a candidate that PyTorch is to compile raises."""
+    try:
+        if candidate.runs_in == _COMPILED:
+            candidate.run()
+    except Exception as error:  # whatever the compiler and its many stages raise
+        return error
+    return None
+
+
 def check_compiled(candidates: Sequence[TimedModel]) -> None:
     """Run what is to be compiled once.
 
@@ -112,11 +122,8 @@ def check_compiled(candidates: Sequence[TimedModel]) -> None:
         UsageError: PyTorch does not compile it.
     """
     for candidate in candidates:
-        if candidate.runs_in != _COMPILED:
-            continue
-        try:
-            candidate.run()
-        except Exception as error:  # whatever the compiler and its many stages raise
+        error = _compile_error(candidate)
+        if error is not None:
             raise UsageError(
                 f"--runtime {_COMPILED}: PyTorch does not compile {candidate.path}: {first_line(error)}"
             ) from error
@@ -134,10 +141,8 @@ def without_failed(candidates: Sequence[TimedModel]) -> list[TimedModel]:
     """The candidates but those that PyTorch cannot compile, each run once and named."""
     kept = []
     for candidate in candidates:
-        try:
-            if candidate.runs_in == _COMPILED:
-                candidate.run()
-        except Exception as error:  # whatever the compiler and its many stages raise
+        error = _compile_error(candidate)
+        if error is not None:
             say(f"{candidate.path}: PyTorch does not compile it, left out: {first_line(error)}")
             continue
         kept.append(candidate)

@@ -188,6 +188,13 @@ def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from every_node(inner)
 
 
+def types_of(proto: onnx.ModelProto) -> dict[str, int]:
+    """The element types of results and inputs, as far as ONNX's inference knows them."""
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    return {each.name: each.type.tensor_type.elem_type for each in values}
+
+
 def element_type(dtype: torch.dtype) -> int:
     """ONNX's name of a PyTorch floating-point type."""
     return HALF if dtype == torch.float16 else FLOAT

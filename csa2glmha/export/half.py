@@ -8,6 +8,7 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 
 from csa2glmha.core.errors import ExportError
 from csa2glmha.core.text import first_line
+from csa2glmha.export.graph import types_of
 
 #: What stays in float32, so that sums over many pixels neither overflow nor lose digits: norms, statistics,
 #: maps, and what sizes are computed with.
@@ -39,7 +40,7 @@ def _exact_nodes(proto: onnx.ModelProto) -> list[str]:
     They are products of two results, whose sums may be over pixels, what is done with them on the way to a
     softmax, and casts from whole numbers: 256 x 256 pixels are more than half precision goes up to.
     """
-    graph, types = proto.graph, _types(proto)
+    graph, types = proto.graph, types_of(proto)
     weights = {each.name for each in graph.initializer}
     constants = weights | {name for node in graph.node if node.op_type == "Constant" for name in node.output}
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
@@ -86,7 +87,7 @@ def in_half(proto: onnx.ModelProto, half_io: bool) -> onnx.ModelProto:
 def _remove_round_trips(half: onnx.ModelProto) -> None:
     """Let what stays in float32 read another such result itself, not what is left of it in float16."""
     graph = half.graph
-    types = _types(half)
+    types = types_of(half)
     casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
     exact = {
         wide: source
@@ -105,10 +106,3 @@ def _remove_round_trips(half: onnx.ModelProto) -> None:
         kept = [node for node in graph.node if node.op_type != "Cast" or node.output[0] in read]
         del graph.node[:]
         graph.node.extend(kept)
-
-
-def _types(proto: onnx.ModelProto) -> dict[str, int]:
-    """The element types of results and inputs, as far as ONNX's inference knows them."""
-    graph = onnx.shape_inference.infer_shapes(proto).graph
-    values = (*graph.value_info, *graph.input, *graph.output)
-    return {each.name: each.type.tensor_type.elem_type for each in values}

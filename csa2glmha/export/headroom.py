@@ -17,6 +17,7 @@ from csa2glmha.core.environment import thread_count
 from csa2glmha.core.errors import ExportError
 from csa2glmha.core.text import first_line
 from csa2glmha.data.batches import Inputs
+from csa2glmha.export.graph import types_of
 
 #: The largest number in half precision.
 LIMIT = float(torch.finfo(torch.float16).max)
@@ -96,10 +97,7 @@ _LARGEST = "largest values"
 def _watch(proto: onnx.ModelProto) -> list[str]:
     """Make the largest magnitude of every result in half precision an output; names of the operators."""
     graph = proto.graph
-    inferred = onnx.shape_inference.infer_shapes(proto).graph
-    kinds = {
-        value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)
-    }
+    kinds = types_of(proto)
     nodes, parts, names = [], [], []
     for node in graph.node:
         for result in node.output:
